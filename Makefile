@@ -33,7 +33,7 @@ demo:
 	@.venv/bin/lab demo
 
 demo-kernel:
-	@.venv/bin/lab --instance kernel -i inventory/lab -i inventory/lab-kernel demo
+	@.venv/bin/lab --instance kernel -i inventory/lab/hosts.yml -i inventory/lab-kernel demo
 
 serve: payload/.venv/.ready bundle  ## only the API, on this machine: the gateway, a real model, a key, and what to paste
 	@payload/.venv/bin/llm-serve run --engine naive --model .lab/bundle/models/smollm2-135m-instruct

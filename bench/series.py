@@ -4,7 +4,7 @@
 The pages of exporters and gateways are read from a host of the running lab, twice, 15 s apart. Debian's prometheus, with the
 estate's rules, then scrapes them as those of 5 and of 20 hosts, with each number moving on as it did between the two. It
 scrapes each second instead of each 15, so that two hours' samples, 480 of each series, come in 8 minutes: memory and disk
-are of the samples, whatever their times are. Needs `lab -i inventory/lab -i inventory/lab-metrics demo` with site.yml run.
+are of the samples, whatever their times are. Needs `lab -i inventory/lab demo` with site.yml run.
 
     .venv/bin/python bench/series.py --instance scale --host llm1 --names 5 20
 """

@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--restore", action="store_true", help="restore every host to `floor`")
     start.add_argument("--like", metavar="INSTANCE", help="copy them from another lab of this checkout")
     start.add_argument("--bundle", type=Path, default=CHECKOUT / ".lab" / "bundle", metavar="DIR")
-    opened = verbs.add_parser("open", help="a port of 127.0.0.1 to the edge, a demo key, and .lab/env")
+    opened = verbs.add_parser("open", help="a port of 127.0.0.1 to the edge, demo keys, and .lab/env")
     opened.add_argument("--close", action="store_true", help="stop forwarding")
     shown = verbs.add_parser(
         "demo", help="bundle, stick, bootstrap, site.yml, a question: what `make lab` does"
@@ -260,6 +260,8 @@ def open_or_close(instance: Instance, close: bool) -> int:
             return 0
         opened = door.open_door(instance)
     print(f"{opened.url} leads to the edge; for a client:  source {opened.env_file}")
+    for label, value in demo.pages(instance, opened):
+        print(f"{label:13}  {value}")
     return 0
 
 

@@ -51,9 +51,21 @@ def demo(instance: Instance, bundle: Path, question: str, steps: Steps) -> None:
         ("host", f"{door.on(instance, 'serve')} (edge {door.on(instance, 'edge')}, {opened.url})"),
         ("bundle serial", door.output(instance, control, "cat", "/var/lib/llmkeep/serial").strip()),
         ("for your client", f"source {os.path.relpath(opened.env_file)}"),
+        *pages(instance, opened),
     ):
         table.add_row(label, value)
     output.print(table)
+
+
+def pages(instance: Instance, opened: door.Door) -> list[tuple[str, str]]:
+    """Where a browser on this machine finds the pages, which keys open them, and whom it has to trust."""
+    rows = []
+    if instance.lab.in_group("chat"):
+        rows.append(("chat page", f"{opened.url}/, by the key in {os.path.relpath(opened.key_file)}"))
+    if opened.operator_key_file:
+        key = os.path.relpath(opened.operator_key_file)
+        rows.append(("operator page", f"{opened.url}/operator/, by the key in {key}"))
+    return [*rows, ("to trust", f"the authority in {os.path.relpath(opened.ca)}")] if rows else []
 
 
 def start_hosts(instance: Instance, steps: Steps) -> None:

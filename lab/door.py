@@ -1,4 +1,4 @@
-"""`lab open`: a port of this machine, a key and three shell variables, for any OpenAI client."""
+"""`lab open`: a port of this machine, keys and three shell variables, for browsers and any OpenAI client."""
 
 import json
 import os
@@ -14,32 +14,41 @@ from lab.instance import Instance
 
 EDGE_PORT = 443
 KEY_DAYS = 30
-SUBJECT = "demo@lab"
+ROLE = "developer"  # asks, by the API and on the chat page
+OPERATOR = "operator"  # sees the operator page
 
 
 @dataclass(frozen=True)
 class Door:
-    """What a client needs: base URL without /v1, the CA's certificate, a file with the key, variables."""
+    """What a client needs: base URL without /v1, the CA's certificate, a file with the key, variables.
+
+    `operator_key_file`: a key for the operator page, where the lab has one.
+    """
 
     url: str
     ca: Path
     key_file: Path
     env_file: Path
+    operator_key_file: Path | None = None
 
 
 def open_door(instance: Instance) -> Door:
-    """Forward a port to the edge, fetch the CA's certificate, create a key; what exists already is reused."""
+    """Forward a port to the edge, fetch the CA's certificate, create the keys; what exists already is reused."""
     instance.require_up()
+    operator_key_file = instance.folder / "demo-operator-key"
     door = Door(
         url=f"https://localhost:{forward(instance)}",
         ca=instance.folder / "ca.pem",
         key_file=instance.folder / "demo-key",
         env_file=instance.env_file,
+        operator_key_file=operator_key_file if instance.lab.in_group("prometheus") else None,
     )
     edge = on(instance, "edge")
     door.ca.write_text(output(instance, edge, "cat", "/etc/llmkeep/pki/root.pem"), encoding="ascii")
-    if not key_is_good(instance, door.key_file):
-        make_key(instance, door.key_file)
+    live = live_keys(instance) if door.key_file.exists() else set()
+    for key_file, role in ((door.key_file, ROLE), (door.operator_key_file, OPERATOR)):
+        if key_file and key_id(key_file) not in live:
+            make_key(instance, key_file, role)
     assignments = {"LLMKEEP_URL": door.url, "LLMKEEP_CA": door.ca, "LLMKEEP_API_KEY_FILE": door.key_file}
     lines = [f"export {name}={shlex.quote(str(value))}\n" for name, value in assignments.items()]
     staged = door.env_file.with_suffix(".new")
@@ -98,25 +107,21 @@ def output(instance: Instance, host: str, *command: str) -> str:
     return done.stdout
 
 
-def key_is_good(instance: Instance, key_file: Path) -> bool:
-    """Whether the gateway still accepts the key that was created before."""
-    if not key_file.exists():
-        return False
-    listed = json.loads(output(instance, on(instance, "serve"), "llm-serve", "keys", "list", "--json"))
-    records = listed["keys"] if isinstance(listed, dict) else listed
-    parts = key_file.read_text(encoding="ascii").strip().split("_")
-    ours = [record for record in records if len(parts) > 1 and record["id"] == parts[1]]
-    return bool(ours) and not ours[0].get("revoked") and not expired(str(ours[0].get("expires") or "9999"))
+def live_keys(instance: Instance) -> set[str]:
+    """Ids of the keys that the gateway accepts."""
+    records = json.loads(output(instance, on(instance, "serve"), "llm-serve", "keys", "list", "--json"))
+    return {record["id"] for record in records if record["state"] == "live"}
 
 
-def expired(when: str) -> bool:
-    """Whether an ISO 8601 time (UTC) is in the past."""
-    return when[:19] <= time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+def key_id(key_file: Path) -> str:
+    """Id of the key that was created before; empty if there is none."""
+    return key_file.read_text(encoding="ascii").split("_")[1] if key_file.exists() else ""
 
 
-def make_key(instance: Instance, key_file: Path) -> None:
-    """Create a demo key on the serve host; its file is readable by its owner only, and it appears in no command line."""
-    command = ["llm-serve", "keys", "add", "--subject", SUBJECT, "--tenant", "demo", "--role", "developer"]
+def make_key(instance: Instance, key_file: Path, role: str) -> None:
+    """Create a key on the serve host; its file is readable by its owner only, and it appears in no command line."""
+    subject = "demo@lab" if role == ROLE else f"{role}@lab"
+    command = ["llm-serve", "keys", "add", "--subject", subject, "--tenant", "demo", "--role", role]
     printed = output(instance, on(instance, "serve"), *command, "--expires", f"{KEY_DAYS}d")
     key = next((word for word in printed.split() if word.startswith("llmk_")), None)
     if key is None:

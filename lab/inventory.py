@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,11 @@ def size(text: object) -> int:
 
 
 def read(paths: Iterable[Path]) -> Lab:
-    """The lab described by one or more inventories (a folder with hosts.yml, or a file)."""
+    """The lab described by one or more inventories (a file, or a folder, of which every .yml file is read, as by Ansible)."""
     facts: dict[str, dict[str, Any]] = {}
     groups: dict[str, set[str]] = {}
     variables: dict[str, Any] = {}
-    for path in paths:
-        file = path / "hosts.yml" if path.is_dir() else path
+    for file in _files(paths):
         try:
             tree = yaml.safe_load(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -112,6 +111,11 @@ def read(paths: Iterable[Path]) -> Lab:
     if not hosts:
         raise BadInventory("the inventory names no host with lab_memory: nothing to start")
     return Lab(network, gateway, seat, hosts, variables.get("base_domain"))
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from (sorted(path.glob("*.yml")) or [path / "hosts.yml"]) if path.is_dir() else [path]
 
 
 def _walk(

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${1:-}" = kernel ]; then
   export LAB_INSTANCE=suite-kernel
-  inventories=(-i inventory/lab -i inventory/lab-kernel)
+  inventories=(-i inventory/lab/hosts.yml -i inventory/lab-kernel)
   like=(--like suite)
 else
   export LAB_INSTANCE=suite

@@ -139,7 +139,7 @@ def suite(request: pytest.FixtureRequest) -> Lab:
     """The lab that the suite makes: of the kind that the tests' folder is named for; roles and faults have containers, too."""
     folders = {item.path.parent.name for item in request.session.items}
     if folders == {"kernels"}:
-        return Lab("suite-kernel", ("inventory/lab", "inventory/lab-kernel"))
+        return Lab("suite-kernel", ("inventory/lab/hosts.yml", "inventory/lab-kernel"))
     if folders <= {"containers", "roles", "faults"}:
         return Lab("suite")
     raise pytest.UsageError(

@@ -472,8 +472,7 @@ def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab)
 
 
 def test_elasticsearchs_figures_are_exported_by_a_key_that_reads_nothing_else(logged: Lab) -> None:
-    metrics = f"{WITH_LOGS} -i inventory/lab-metrics"
-    logged.on("ops1", f"llmkeep site {metrics} --tags exporters --limit ops1", timeout=900)
+    logged.on("ops1", f"llmkeep site {WITH_LOGS} --tags exporters --limit ops1", timeout=900)
     certificate = "/etc/llmkeep/pki/host.pem /etc/llmkeep/pki/host.key"
 
     def shown(*paths: str) -> list[str]:

@@ -37,7 +37,7 @@ GIVEN = {
 
 
 def site(lab: Lab, tags: str) -> str:
-    inventories = f"-i inventory/lab -i inventory/lab-metrics -i {INVENTORY}"
+    inventories = f"-i inventory/lab -i {INVENTORY}"
     return lab.on("ops1", f"llmkeep site {inventories} --tags {tags}", timeout=900)
 
 

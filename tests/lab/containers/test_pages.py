@@ -1,5 +1,5 @@
-"""What docs/use/loop.md walks through, on the finished estate: a person asks, rates and corrects in Chromium, an expert corrects,
-the export has it, and a product owner sees intervals. `SCREENSHOTS=FOLDER` writes the walk's pictures there.
+"""The pages that `make lab` prints, in Chromium. Then what docs/use/loop.md walks through: a person asks, rates and corrects, an
+expert corrects, the export has it, and a product owner sees intervals. `SCREENSHOTS=FOLDER` writes the walk's pictures there.
 """
 
 import json
@@ -14,10 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from estate import LAB, ROOT, Client, Lab
+from estate import HOSTS, LAB, QUESTION, ROOT, Client, Lab, answered, request
+
+from lab import demo
+from lab.door import open_door
+from lab.instance import Instance
 
 MODEL = "smollm2-135m-instruct"
 GREEDY = "smollm2-greedy"  # says the same each time, and ends: an answer that is cut is not kept
+FOLLOW_UP = "How many people live there?"
 ASKED = "Which ocean is the largest?"
 CORRECTED = "The Pacific Ocean."
 WALK = (ROOT / "docs/use/loop.md").read_text().partition("## Rate an answer")[0]
@@ -31,7 +36,7 @@ def typed(begin: str) -> str:
 
 @pytest.fixture(scope="module")
 def pages(estate: Lab) -> Lab:
-    """The estate with the walk's experiment, second model and pages."""
+    """The estate with the walk's experiment and second model."""
     estate.on("ops1", f"set -e\n{typed('cp -r ')}", timeout=900)
     return estate
 
@@ -68,9 +73,57 @@ def signed_in(chromium: Any, client: Client, page: str, key: str) -> Iterator[An
         yield opened
 
 
+def asked(opened: Any, question: str) -> tuple[str, list[dict[str, str]]]:
+    """The answer to a question, once it is whole, and the messages that the page sent for it."""
+    before = opened.locator("article.answer").count()
+    opened.locator("#question").fill(question)
+    with opened.expect_request("**/v1/chat/completions") as sent:
+        opened.keyboard.press("Enter")
+    opened.locator("#send:enabled").wait_for()
+    text = opened.locator("article.answer").nth(before).locator(".text").inner_text()
+    return text.strip(), sent.value.post_data_json["messages"]
+
+
 def picture(opened: Any, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
         opened.screenshot(path=Path(folder) / f"loop-{name}.png", full_page=name != "experiments")
+
+
+@pytest.fixture(scope="module")
+def printed(estate: Lab, client: Client) -> dict[str, tuple[str, str]]:
+    """What `make lab` prints of each page: its address, and the key that is in the named file."""
+    instance = Instance(estate.instance)
+    rows = dict(demo.pages(instance, open_door(instance)))
+    assert rows.pop("to trust").endswith(os.path.relpath(client.ca))
+    split = {label: row.split(", by the key in ") for label, row in rows.items()}
+    return {label: (url, Path(file).read_text().strip()) for label, (url, file) in split.items()}
+
+
+def test_a_person_asks_twice_on_the_page_that_make_lab_prints_and_the_second_answer_builds_on_the_first(
+    printed: dict[str, tuple[str, str]], client: Client, chromium: Any
+) -> None:
+    url, key = printed["chat page"]
+    assert request(client, "GET", "/page/sign-in")[0] == 200, "the printed authority is not the page's"
+    with signed_in(chromium, client, url, key) as person:
+        person.locator(f"#model option[value='{MODEL}']").wait_for(state="attached")
+        first, _ = asked(person, QUESTION)
+        assert "Paris" in first
+        second, messages = asked(person, FOLLOW_UP)
+    assert [message["content"] for message in messages] == [QUESTION, first, FOLLOW_UP]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert "Paris" in second
+    alone = {"model": MODEL, "messages": messages[-1:], "max_tokens": 64}
+    assert "Paris" not in str(answered(client, "/v1/chat/completions", alone, seconds=60))
+
+
+def test_an_operator_sees_both_hosts_on_the_page_that_make_lab_prints(
+    printed: dict[str, tuple[str, str]], client: Client, chromium: Any
+) -> None:
+    with signed_in(chromium, client, *printed["operator page"]) as operator:
+        operator.get_by_role("link", name="Hosts", exact=True).click()
+        operator.wait_for_url("**/operator/hosts")
+        shown = operator.inner_text("main")
+    assert all(host in shown for host in HOSTS)
 
 
 def test_what_a_person_corrects_is_corrected_by_an_expert_and_exported_once(

@@ -48,8 +48,10 @@ def test_the_inventories_of_this_tree_are_sound() -> None:
     root = Path(__file__).parents[3] / "inventory"
     assert [host.name for host in read([root / "lab"]).hosts] == ["ops1", "llm1"]
     assert {host.kind for host in read([root / "lab"]).hosts} == {"container"}
-    kernels = read([root / "lab", root / "lab-kernel", root / "lab-train"]).hosts
+    assert [host.name for host in read([root / "lab"]).in_group("chat")] == ["llm1"]
+    kernels = read([root / "lab/hosts.yml", root / "lab-kernel", root / "lab-train"]).hosts
     assert [host.kind for host in kernels] == ["kernel"] * 4
+    assert {"chat", "prometheus"}.isdisjoint(group for host in kernels for group in host.groups)
 
 
 @pytest.mark.parametrize(

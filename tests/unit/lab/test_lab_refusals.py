@@ -15,7 +15,9 @@ TREE = Path(__file__).parents[3]
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Instance:
-    return Instance("never", [TREE / "inventory/lab", TREE / "inventory/lab-kernel"], checkout=tmp_path)
+    return Instance(
+        "never", [TREE / "inventory/lab/hosts.yml", TREE / "inventory/lab-kernel"], checkout=tmp_path
+    )
 
 
 def test_two_checkouts_and_two_instances_share_no_name(tmp_path: Path) -> None:

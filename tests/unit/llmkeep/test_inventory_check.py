@@ -44,9 +44,9 @@ all:
     "given",
     [
         ["inventory/example"],
-        ["inventory/lab", "inventory/lab-kernel", "inventory/lab-train"],
+        ["inventory/lab/hosts.yml", "inventory/lab-kernel", "inventory/lab-train"],
         [
-            *(f"inventory/{name}" for name in ("lab", "lab-logs", "lab-metrics", "lab-pages")),
+            *(f"inventory/{name}" for name in ("lab", "lab-logs", "lab-candidate")),
             *(f"molecule/{role}/hosts.yml" for role in ("kibana", "logstash")),
         ],
         [

@@ -13,7 +13,7 @@ from estate import Lab, answers, changed, fetch_sign_and_add, job_done, open_cli
 HOSTS = ("train1", "train2")
 HERE = "/srv/llmkeep/training"
 BASE = f"{HERE}/models/smollm2-135m-instruct"
-INVENTORIES = ("inventory/lab", "inventory/lab-kernel", "inventory/lab-train")
+INVENTORIES = ("inventory/lab/hosts.yml", "inventory/lab-kernel", "inventory/lab-train")
 
 
 def job(name: str, model: str, rows: dict[str, Any], **more: Any) -> dict[str, Any]:
