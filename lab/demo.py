@@ -58,14 +58,14 @@ def demo(instance: Instance, bundle: Path, question: str, steps: Steps) -> None:
 
 
 def pages(instance: Instance, opened: door.Door) -> list[tuple[str, str]]:
-    """Where a browser on this machine finds the pages, which keys open them, and whom it has to trust."""
+    """Where a browser on this machine finds each page, a file with a key to sign in with, and the CA to trust."""
     rows = []
     if instance.lab.in_group("chat"):
-        rows.append(("chat page", f"{opened.url}/, by the key in {os.path.relpath(opened.key_file)}"))
+        rows += [("chat page", f"{opened.url}/"), ("  its key", os.path.relpath(opened.key_file))]
     if opened.operator_key_file:
         key = os.path.relpath(opened.operator_key_file)
-        rows.append(("operator page", f"{opened.url}/operator/, by the key in {key}"))
-    return [*rows, ("to trust", f"the authority in {os.path.relpath(opened.ca)}")] if rows else []
+        rows += [("operator page", f"{opened.url}/operator/"), ("  its key", key)]
+    return [*rows, ("CA to trust", os.path.relpath(opened.ca))] if rows else []
 
 
 def start_hosts(instance: Instance, steps: Steps) -> None:

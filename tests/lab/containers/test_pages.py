@@ -2,6 +2,7 @@
 expert corrects, the export has it, and a product owner sees intervals. `SCREENSHOTS=FOLDER` writes the walk's pictures there.
 """
 
+import itertools
 import json
 import os
 import re
@@ -91,19 +92,21 @@ def picture(opened: Any, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def printed(estate: Lab, client: Client) -> dict[str, tuple[str, str]]:
-    """What `make lab` prints of each page: its address, and the key that is in the named file."""
+    """What `make lab` prints of each page: its address, and the key in the file that is named below it."""
     instance = Instance(estate.instance)
-    rows = dict(demo.pages(instance, open_door(instance)))
-    assert rows.pop("to trust").endswith(os.path.relpath(client.ca))
-    split = {label: row.split(", by the key in ") for label, row in rows.items()}
-    return {label: (url, Path(file).read_text().strip()) for label, (url, file) in split.items()}
+    *pages, (_, ca) = demo.pages(instance, open_door(instance))
+    assert Path(ca).samefile(client.ca)
+    return {
+        name: (url, Path(key).read_text().strip())
+        for (name, url), (_, key) in itertools.batched(pages, 2, strict=True)
+    }
 
 
 def test_a_person_asks_twice_on_the_page_that_make_lab_prints_and_the_second_answer_builds_on_the_first(
     printed: dict[str, tuple[str, str]], client: Client, chromium: Any
 ) -> None:
     url, key = printed["chat page"]
-    assert request(client, "GET", "/page/sign-in")[0] == 200, "the printed authority is not the page's"
+    assert request(client, "GET", "/page/sign-in")[0] == 200, "the printed CA is not the page's"
     with signed_in(chromium, client, url, key) as person:
         person.locator(f"#model option[value='{MODEL}']").wait_for(state="attached")
         first, _ = asked(person, QUESTION)

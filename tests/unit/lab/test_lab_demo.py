@@ -17,9 +17,11 @@ TREE = Path(__file__).parents[3]
         (
             "inventory/lab",
             [
-                ("chat page", "https://localhost:8443/, by the key in user-key"),
-                ("operator page", "https://localhost:8443/operator/, by the key in operator-key"),
-                ("to trust", "the authority in ca.pem"),
+                ("chat page", "https://localhost:8443/"),
+                ("  its key", "user-key"),
+                ("operator page", "https://localhost:8443/operator/"),
+                ("  its key", "operator-key"),
+                ("CA to trust", "ca.pem"),
             ],
         ),
         ("inventory/lab/hosts.yml", []),
@@ -30,7 +32,7 @@ def test_pages_are_printed_with_their_keys_where_the_lab_has_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     operator_key = tmp_path / "operator-key" if expected else None
-    files = (tmp_path / name for name in ("ca.pem", "user-key", "env"))
-    opened = Door("https://localhost:8443", *files, operator_key)
+    ca, key, env = (tmp_path / name for name in ("ca.pem", "user-key", "env"))
+    opened = Door("https://localhost:8443", ca, key, env, operator_key)
     instance = Instance("never", [TREE / inventory], checkout=tmp_path)
     assert demo.pages(instance, opened) == expected
