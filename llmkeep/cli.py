@@ -4,7 +4,8 @@ Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2
 weak, or cannot be had; 130 interrupted.
 `llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `image build` and `verify`, `policy verify`, `release verify`
 and `model add` tell refusals apart by 3 to 8 (see their help).
-`llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
+`llmkeep pki revoke` and `reinstate`: 3 if a host was not reached. `llmkeep audit` and `usage`: 3 if a record was altered, and 4
+(see their help).
 """
 
 import argparse
@@ -23,6 +24,7 @@ from llmkeep.models import commands as models
 from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
+from llmkeep.record import usage
 
 VERBS = (
     update,
@@ -38,6 +40,7 @@ VERBS = (
     inventory,
     run,
     record,
+    usage,
     logs,
     size,
     experiments,

@@ -8,8 +8,6 @@ Exit codes: 0 the inventory's budgets suffice; 1 they do not, or the inventory c
 import argparse
 import json
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,6 +17,7 @@ import yaml
 
 from llmkeep import source_tree
 from llmkeep.errors import LlmkeepError
+from llmkeep.inventory import listed
 from llmkeep.playbooks import inventory_path
 
 DAY = 86400
@@ -136,17 +135,7 @@ def shortcomings(found: dict[str, Any], settings: dict[str, int]) -> list[str]:
 
 def settings_of(inventories: list[Path], root: Path) -> tuple[dict[str, int], int]:
     """The roles' variables as the inventory has them on the host in `search`, and how many hosts are in `logs`."""
-    words = [word for path in inventories for word in ("-i", str(path))]
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "ansible-inventory"), *words, "--list"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=root,
-    )
-    if done.returncode:
-        raise LlmkeepError(f"ansible-inventory does not read it: {done.stderr.strip()}")
-    told = json.loads(done.stdout)
+    told = listed(inventories, root)
     search, logs = (told.get(group, {}).get("hosts", []) for group in ("search", "logs"))
     if len(search) != 1 or not logs:
         raise LlmkeepError(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,11 +85,13 @@ def verify(
     kept_heads: Path | None = None,
     unsigned_seconds: float = UNSIGNED_SECONDS,
     live: bool = False,
+    each: Callable[[dict[str, object]], None] | None = None,
 ) -> Report:
     """Read the whole record. Raises OSError.
 
     `kept_heads`: a copy of `heads` from another host; `tips` beside it, where the witness has one, is compared too.
     `unsigned_seconds`: what the writer promised. `live`: it is at work, so that the tail is as old as it is now.
+    `each`: gets each valid record that a head in the folder covers, while it is read; they are proved once the report is ok.
 
     """
     if kept_heads and not kept_heads.exists():
@@ -114,7 +117,7 @@ def verify(
     signed = max((head.size for _, head in known), default=0)
     there = files(folder)
     start = retention.declared(there, signed) if there and first_of(there[0]) > 1 else None
-    reader = _Reader(report, at_size, start or Start())
+    reader = _Reader(report, at_size, start or Start(), signed, each)
     tree = reader.read(there)
     if start and reader.good_size < start.sequence:
         report.find(
@@ -185,8 +188,16 @@ def _grows(path: Path, size: int) -> bool:
 class _Reader:
     """Reads the files in order; continues after damage with the bytes that are there, so that later damage is found too."""
 
-    def __init__(self, report: Report, at_size: dict[int, list[tuple[str, bytes]]], start: Start) -> None:
+    def __init__(
+        self,
+        report: Report,
+        at_size: dict[int, list[tuple[str, bytes]]],
+        start: Start,
+        signed: int,
+        each: Callable[[dict[str, object]], None] | None,
+    ) -> None:
         self.report, self.at_size = report, at_size
+        self.signed, self.each = signed, each
         self.tree, self.previous, self.due = start.tree(), start.previous, start.size + 1
         report.removed, report.removed_by, report.removed_at = start.size, start.sequence, start.at
         self.good_size, self.bad_heads = 0, False
@@ -235,6 +246,8 @@ class _Reader:
             if self.tree.size == 0 or self.tree.size in self.at_size:
                 self.after[self.tree.size] = str(record.get("@timestamp"))
             self._note(record)
+            if self.each and sequence <= self.signed:
+                self.each(record)
         self.due = sequence + 1
         self.tree.add(whole)
         self._check_heads(path, number)
