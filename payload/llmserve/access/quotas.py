@@ -121,6 +121,22 @@ class Quotas:
             raise
         return Reservation((minute, day), tokens)
 
+    async def usage(self, tenant: str, subject: str, rate: Rate) -> list[tuple[Window, int]]:
+        """The windows of requests per minute, tokens per minute and tokens per day, each with how much of it is used.
+
+        Leases of other processes count as used, since this one cannot tell what they have left. Raises RedisUnavailable.
+        """
+        if self.redis is None:
+            raise RedisUnavailable
+        now = time.time()
+        account = self.account(tenant, subject, now)
+        windows = (account.requests(rate, now), *account.tokens(rate, now))
+        totals = await self.redis.execute(*(("GET", window.name) for window in windows))
+        return [
+            (window, max(0, int(total or 0) - window.leased + window.used))
+            for window, total in zip(windows, totals, strict=True)
+        ]
+
     async def take(self, window: Window, count: int, rate: Rate, now: float) -> None:
         """Use `count` of a window; raises ApiError 429 if less remains."""
         window.used += count  # before the first await, so that no two requests use the same quota

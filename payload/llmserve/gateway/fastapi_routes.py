@@ -1,17 +1,21 @@
-"""The rarely used routes: the list of models and the OpenAPI document, by FastAPI. Imported on first use."""
+"""The rarely used routes: models, own usage, feedback and the OpenAPI document, by FastAPI. Imported on first use."""
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Path, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from llmserve.api.errors import ApiError
+from llmserve.access.quotas import Window
+from llmserve.api.errors import ApiError, unavailable
+from llmserve.api.response_models import Shape
 from llmserve.feedback.own import Forgotten, Kept
 from llmserve.feedback.ratings import Feedback, FeedbackBody
 from llmserve.gateway.openapi import describe
 from llmserve.gateway.route import PlainRoute
 from llmserve.gateway.state import State, no_such_model
+from llmserve.redis_client import RedisUnavailable
 
 
 class Model(BaseModel):
@@ -38,6 +42,30 @@ class Models(BaseModel):
     data: list[Model]
 
 
+class Quota(Shape):
+    """What a subject may use in a calendar minute or UTC day. `resets_at`: its end, RFC 3339."""
+
+    limit: int
+    used: int
+    remaining: int
+    resets_at: str
+
+
+class OwnUsage(Shape):
+    """Response of GET /v1/usage: the caller's quotas at all gateways, of the rate class that policy gives for this request."""
+
+    object: Literal["usage"] = "usage"
+    rate_class: str
+    requests_per_minute: Quota
+    tokens_per_minute: Quota
+    tokens_per_day: Quota
+
+
+def quota(window: Window, used: int) -> Quota:
+    ends = datetime.fromtimestamp(window.ends, UTC).isoformat().replace("+00:00", "Z")
+    return Quota(limit=window.limit, used=used, remaining=max(0, window.limit - used), resets_at=ends)
+
+
 def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
     """The FastAPI application, without documentation pages that would load from the internet; `plain` are documented
     as well.
@@ -61,7 +89,8 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
         """Handled here, because FastAPI turns exceptions that leave it into a plain 500."""
-        return Response(error.body(), error.status, media_type="application/json")
+        headers = {name.decode(): value.decode() for name, value in error.headers}
+        return Response(error.body(), error.status, headers, media_type="application/json")
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
@@ -82,6 +111,26 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
         if name not in visible:
             raise no_such_model(name, visible)
         return described(name)
+
+    @app.get("/v1/usage")
+    async def own_usage(request: Request) -> OwnUsage:
+        """The caller's quotas: limit, used and remaining of this minute and this day. This request counts, too."""
+        identity, decision = request.scope["llm"].identity, request.scope["llm"].decision
+        try:
+            windows = await state.quotas.usage(identity.tenant, identity.subject, decision.rate)
+        except RedisUnavailable:
+            message = (
+                "what you have used is counted in Redis, which this gateway does not reach: retry later. "
+                "Requests are answered meanwhile, each gateway process by a lower limit of its own"
+            )
+            raise unavailable("usage_unavailable", message, retry_after=5) from None
+        requests, minute, day = (quota(window, used) for window, used in windows)
+        return OwnUsage(
+            rate_class=decision.rate.name,
+            requests_per_minute=requests,
+            tokens_per_minute=minute,
+            tokens_per_day=day,
+        )
 
     body = {"application/json": {"schema": FeedbackBody.model_json_schema()}}
 

@@ -56,6 +56,7 @@ def routing_table(state: State) -> list[Route]:
         Route("/v1/feedback", {"POST": cold, "GET": cold, "DELETE": cold}),
         Route("/v1/models", {"GET": cold}),
         Route("/v1/models/", {"GET": cold}),
+        Route("/v1/usage", {"GET": cold}),
         Route("/openapi.json", {"GET": cold}),
         Route("/livez", {"GET": health.live}, public=True, answer=HealthShape),
         Route("/readyz", {"GET": health.ready}, public=True, answer=HealthShape),

@@ -19,6 +19,7 @@ actions := {
 	"GET /v1/feedback",
 	"GET /v1/models",
 	"GET /v1/models/*",
+	"GET /v1/usage",
 	"POST /generate",
 	"POST /operator/reviews",
 	"POST /v1/chat/completions",

@@ -27,6 +27,7 @@ ROUTES = [
     ("POST", "/generate"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/echo"),
+    ("GET", "/v1/usage"),
     ("GET", "/openapi.json"),
 ]
 PUBLIC = {"/livez", "/readyz", "/health", "/drainz"}

@@ -123,6 +123,7 @@ def test_the_openapi_document_describes_every_route_and_loads_nothing_from_elsew
         ("/v1/completions", "post"),
         ("/v1/responses", "post"),
         ("/v1/models", "get"),
+        ("/v1/usage", "get"),
         ("/livez", "get"),
         ("/readyz", "get"),
         ("/health", "get"),

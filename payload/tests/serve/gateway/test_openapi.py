@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from redis_server import PASSWORD, RedisServer
 from service import running
 
 from llmserve.local_run import free_port
@@ -13,8 +14,12 @@ CASES_A_PHASE = 10  # per operation, in addition to the boundaries of every fiel
 SECONDS = 120
 
 
-def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
-    with free_port() as port, running(tmp_path, listen={"port": port}) as service:
+def test_schemathesis_finds_nothing(redis_server: RedisServer, tmp_path: Path) -> None:
+    redis, password = {**redis_server.settings, "deadline_ms": 5000}, {"redis.gateway": PASSWORD}
+    with (
+        free_port() as port,
+        running(tmp_path, listen={"port": port}, redis=redis, credentials=password) as service,
+    ):
         result = subprocess.run(
             [
                 sys.executable,
@@ -41,6 +46,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     for route in "/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses":
         assert counts[f'llm_requests_total{{route="{route}",status="200"}}'] >= CASES_A_PHASE
         assert counts[f'llm_requests_total{{route="{route}",status="400"}}'] >= CASES_A_PHASE
+    assert counts['llm_requests_total{route="/v1/usage",status="200"}'] >= 1
     failed = {name: times for name, times in counts.items() if "_total" in name and 'status="500"' in name}
     assert failed
     assert not any(failed.values())
