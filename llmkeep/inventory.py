@@ -7,13 +7,9 @@ Exit codes: 0 no fault; 1 faults, or not an inventory in YAML.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 from llmkeep import source_tree
-from llmkeep.errors import LlmkeepError
 from llmkeep.playbooks import inventory_path, play
 
 
@@ -21,22 +17,6 @@ def faults(inventories: list[Path], root: Path) -> list[str]:
     """Faults of the inventories together, one line each; in Ansible's words where it cannot read them."""
     code, heard = play(root / "playbooks/check-inventory.yml", inventories, [], quiet=True)
     return heard.faults or (heard.failures or heard.complaints) * code
-
-
-def listed(inventories: list[Path], root: Path) -> dict[str, Any]:
-    """Groups, and `_meta.hostvars`, as `ansible-inventory --list` prints them; LlmkeepError where it does not read them."""
-    words = [word for path in inventories for word in ("-i", str(path))]
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "ansible-inventory"), *words, "--list"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=root,
-    )
-    if done.returncode:
-        raise LlmkeepError(f"ansible-inventory does not read it: {done.stderr.strip()}")
-    groups: dict[str, Any] = json.loads(done.stdout)
-    return groups
 
 
 def _check(given: argparse.Namespace) -> int:

@@ -4,11 +4,13 @@ The bundle's tree is compared with its signed manifest before each run; a develo
 A run leaves nothing on disk: its working folder is in memory and is removed, by the next run where this one was killed.
 """
 
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -79,6 +81,22 @@ def inventory_path(given: str, root: Path) -> Path:
             return place.resolve()
     raise RunError(f"there is no inventory {given!r}, neither here nor in {root}: "
                    f"give a file or folder with -i; {root}/inventory/example is one to copy")  # fmt: skip
+
+
+def listed(inventories: list[Path], root: Path) -> dict[str, Any]:
+    """Groups, and `_meta.hostvars`, as `ansible-inventory --list` prints them; LlmkeepError where it does not read them."""
+    words = [word for path in inventories for word in ("-i", str(path))]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-inventory"), *words, "--list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+    )
+    if done.returncode:
+        raise LlmkeepError(f"ansible-inventory does not read it: {done.stderr.strip()}")
+    groups: dict[str, Any] = json.loads(done.stdout)
+    return groups
 
 
 def require_yaml(place: Path) -> None:

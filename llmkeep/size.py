@@ -17,8 +17,7 @@ import yaml
 
 from llmkeep import source_tree
 from llmkeep.errors import LlmkeepError
-from llmkeep.inventory import listed
-from llmkeep.playbooks import inventory_path
+from llmkeep.playbooks import inventory_path, listed
 
 DAY = 86400
 MIB, GIB = 1 << 20, 1 << 30

@@ -23,8 +23,7 @@ from typing import Any
 
 from llmkeep import source_tree
 from llmkeep.errors import LlmkeepError, Refused, printable
-from llmkeep.inventory import listed
-from llmkeep.playbooks import inventory_path
+from llmkeep.playbooks import inventory_path, listed
 from llmkeep.record import witness
 from llmproof import heads
 from llmproof.chain import files
