@@ -17,7 +17,7 @@ SUITE := @tests/suite.py
 # Two lanes of tests/suite.py, about as long as one another.
 CHECKS := unit-training lint types policy unit-serving -- unit-control
 
-.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
+.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers clients mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -123,9 +123,12 @@ lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, k
 image: bundle  ## build the container image of what serves from the lab's bundle, in .lab/image; needs root
 	$(STEP) image "build the image, sign it" .venv/bin/llmkeep image build --bundle .lab/bundle --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/image
 
-peers: PEER ?= guidellm plot vllm transformers trl torch mutmut label-studio firmware
+peers: PEER ?= guidellm clients plot vllm transformers trl torch mutmut label-studio firmware
 peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="vllm plot"
 	@LOCK='$(LOCK)' bench/peers.sh $(PEER)
+
+clients: env bundle  ## public clients against the gateway, into docs/use/clients.md; needs `make peers PEER="clients guidellm"`
+	bench/run_clients.py
 
 mutants: PACKAGE ?= llmproof
 mutants: env  ## small changes of a package's code that its fast tests do not notice: make mutants PACKAGE=llmproof; needs `make peers PEER=mutmut`

