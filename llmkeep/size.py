@@ -134,15 +134,15 @@ def shortcomings(found: dict[str, Any], settings: dict[str, int]) -> list[str]:
 
 def settings_of(inventories: list[Path], root: Path) -> tuple[dict[str, int], int]:
     """The roles' variables as the inventory has them on the host in `search`, and how many hosts are in `logs`."""
-    told = listed(inventories, root)
-    search, logs = (told.get(group, {}).get("hosts", []) for group in ("search", "logs"))
+    groups = listed(inventories, root)
+    search, logs = (groups.get(group, {}).get("hosts", []) for group in ("search", "logs"))
     if len(search) != 1 or not logs:
         raise LlmkeepError(
             f"the group search has {len(search)} hosts and logs {len(logs)}: put one host in search, and in logs those "
             "whose logs are kept"
         )
-    declared = told["_meta"]["hostvars"].get(search[0], {})
-    queues = [told["_meta"]["hostvars"].get(host, {}).get("filebeat_queue_mb") for host in logs]
+    declared = groups["_meta"]["hostvars"].get(search[0], {})
+    queues = [groups["_meta"]["hostvars"].get(host, {}).get("filebeat_queue_mb") for host in logs]
     defaults: dict[str, Any] = {}
     for role in ("elasticsearch", "filebeat"):
         defaults |= yaml.safe_load((root / "roles" / role / "defaults/main.yml").read_text())

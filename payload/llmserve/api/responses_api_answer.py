@@ -94,8 +94,8 @@ class ResponsesRendering:
     def event(self, passed: Event) -> bytes:
         """An upstream's chunk."""
         opening = self.opened()
-        found = DATA.search(passed.data)
-        return opening + b"".join(self.of_chunk(json.loads(found[1]))) if found else opening
+        match = DATA.search(passed.data)
+        return opening + b"".join(self.of_chunk(json.loads(match[1]))) if match else opening
 
     def last(self, done: Done) -> bytes:
         """The end of the item that still grows, and of the response."""

@@ -68,11 +68,11 @@ class Choice:
         if "logprobs" not in self.request.extra:
             return None
         if self.chat:
-            told = [
+            content = [
                 {**probability(*each[0]), "top_logprobs": [probability(*one) for one in each[1:]]}
                 for each in chances
             ]
-            return {"content": told, "refusal": None}
+            return {"content": content, "refusal": None}
         texts = [each[0][0] for each in chances]
         return {
             "tokens": texts,

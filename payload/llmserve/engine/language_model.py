@@ -188,6 +188,8 @@ class LanguageModel:
             matcher = self.grammars.matcher(offered.grammar(), "tools")
         elif named and not offered:
             matcher = self.grammars.matcher(next_token.grammar_of(request, named[0]), named[0])
+        if matcher is None and not request.extra.keys() & {*next_token.FIELDS}:
+            return None  # tools that the model may leave alone
         temperature, _ = self.sampling(request)
         return NextToken(request, prompt, self.ends_of(request), self.size, temperature, matcher)
 

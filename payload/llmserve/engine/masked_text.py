@@ -21,12 +21,12 @@ class MaskedText:
         self.messages, self.tools = messages, tools
         pattern = re.compile("|".join(map(re.escape, longest_first)) or r"\Z\A.")
         texts = [*strings(messages), *strings(tools)]
-        found = sorted({control for text in texts for control in pattern.findall(text)})
-        if not found:
+        present = sorted({control for text in texts for control in pattern.findall(text)})
+        if not present:
             return
         taken = {ord(character) for text in texts for character in text if ord(character) >= FREE}
         free = (chr(code) for code in range(FREE, LAST) if code not in taken)
-        self.mark = dict(zip(found, free, strict=False))
+        self.mark = dict(zip(present, free, strict=False))
         self.messages, self.tools = (
             replaced(each, lambda text: pattern.sub(lambda match: self.mark[match[0]], text))
             for each in (messages, tools)

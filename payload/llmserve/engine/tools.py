@@ -139,9 +139,9 @@ def in_words(messages: list[dict[str, Any]], described: list[dict[str, Any]]) ->
     """The messages with functions, calls and results in their contents."""
     shown: list[dict[str, Any]] = []
     for message in messages:
-        said = message["content"] or ""
+        text = message["content"] or ""
         if message["role"] == "tool":
-            result = f"<tool_response>{said}</tool_response>"
+            result = f"<tool_response>{text}</tool_response>"
             if shown and shown[-1].get("results"):
                 shown[-1]["content"] += f"\n{result}"
             else:
@@ -151,7 +151,7 @@ def in_words(messages: list[dict[str, Any]], described: list[dict[str, Any]]) ->
             f"{BEGIN}{json.dumps(call_of(call), ensure_ascii=False)}{END}"
             for call in message.get("tool_calls", ())
         ]
-        shown.append({"role": message["role"], "content": "\n".join([*([said] if said else []), *calls])})
+        shown.append({"role": message["role"], "content": "\n".join([*([text] if text else []), *calls])})
     if described:
         lines = "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in described)
         intro = IN_WORDS.format(functions=lines)
