@@ -33,11 +33,10 @@ from llmweb.wording import LANGUAGES, Language
 HOME, ROOT = "/", "/page/"
 BELOW = "/page"  # what follows is a path of the gateway
 PASSED_ON = frozenset(
-    {("POST", "/v1/chat/completions"), ("GET", "/v1/models")}
+    {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/usage")}
     | {(method, "/v1/feedback") for method in ("GET", "POST", "DELETE")}
 )
 BEGIN, SIGNED_IN, LOGIN = f"{ROOT}provider", f"{ROOT}signed-in", "__Host-llmkeep-login"
-BODY_BYTES = 4 * 1024 * 1024
 MOST_AT_ONCE = 8  # requests of a holder: their bodies are in memory
 ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
 # Of a gateway's answer; the others are those of its connection.
@@ -103,6 +102,7 @@ class Chat(Site):
             identity=identity,
             token=token,
             script=script,
+            bytes=self.config.body_bytes,
             reasons=get_args(Reason),
         )
 
@@ -160,7 +160,7 @@ class Chat(Site):
         if not known:
             raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
         with self.few(identity):
-            body = await body_of(request, BODY_BYTES) if method == "POST" else None
+            body = await body_of(request, self.config.body_bytes) if method == "POST" else None
             await self.ask(request, identity, body, send)
 
     @contextmanager

@@ -19,6 +19,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "They are stored in this browser alone, without your key, until you delete them.",
         "对话只保存在本浏览器中，不含密钥，直到您删除为止。",
     ),
+    "system": ("System prompt", "系统提示词"),
+    "system_used": ("(in use)", "（已设置）"),
+    "system_hint": (
+        "Instructions that the model reads before this conversation",
+        "模型在本次对话之前读取的指令",
+    ),
+    "search": ("Search titles and texts", "搜索标题与内容"),
+    "save_all": ("Save all as {format}", "全部保存为 {format}"),
     "delete": ("Delete", "删除"),
     "delete_all": ("Delete all conversations", "删除全部对话"),
     "kept_here": ("What this host keeps of you", "本主机保存的您的数据"),
@@ -33,6 +41,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "Enter sends, Shift and Enter begins a new line. Answers can be wrong: check what matters.",
         "按 Enter 发送，按 Shift+Enter 换行。回答可能有误：重要内容请核实。",
     ),
+    "attach": ("Attach text files", "添加文本文件"),
+    "remove": ("Remove", "移除"),
+    "edit": ("Edit", "编辑"),
+    "editing": (
+        "You are editing an earlier question: what follows it is replaced once an answer to the new one comes.",
+        "您正在编辑之前的问题：新的回答到来后，将取代其后的内容。",
+    ),
+    "cancel": ("Cancel", "取消"),
     "send": ("Send", "发送"),
     "stop": ("Stop", "停止"),
     "you": ("You", "您"),
@@ -62,7 +78,35 @@ WORDS: dict[str, tuple[str, str]] = {
 # Of the script, which puts values into the braces.
 SCRIPT: dict[str, tuple[str, str]] = {
     "of_model": ("Answer of {model}", "{model} 的回答"),
+    "of_system": ("System prompt", "系统提示词"),
+    "of_user": ("You", "您"),
     "answering": ("The answer is coming.", "正在回答。"),
+    "waiting": (
+        "The model is busy: the question is sent again in {seconds} s (retry {retry} of 2).",
+        "模型繁忙：{seconds} 秒后自动重新发送（第 {retry} 次，共 2 次）。",
+    ),
+    "quota": (
+        "Tokens left: {minute} this minute, {day} until {until}.",
+        "剩余词元：本分钟 {minute}，{until} 之前 {day}。",
+    ),
+    "no_quota": ("How many tokens are left is not known at present.", "目前无法得知剩余词元数。"),
+    "matches": ("Conversations found: {count} of {all}.", "找到 {count} 个对话，共 {all} 个。"),
+    "save_named": ("Save “{title}” as {format}", "将“{title}”保存为 {format}"),
+    "all_named": ("conversations", "全部对话"),
+    "attached": ("Files attached: {count}.", "已添加文件：{count} 个。"),
+    "detach": ("Remove “{name}”", "移除“{name}”"),
+    "file_too_large": (
+        "“{name}” has {size} bytes, and a request at most {most}: attach a part of it.",
+        "“{name}”有 {size} 字节，而请求最多 {most} 字节：请只添加其中一部分。",
+    ),
+    "file_binary": (
+        "“{name}” is not a text file in UTF-8: save it as one, or paste its text.",
+        "“{name}”不是 UTF-8 文本文件：请转换后添加，或直接粘贴文本。",
+    ),
+    "file_unreadable": (
+        "“{name}” cannot be read ({message}): choose it again.",
+        "无法读取“{name}”（{message}）：请重新选择。",
+    ),
     "answered": ("The answer is complete.", "回答完毕。"),
     "stopped": ("The answer was stopped.", "回答已停止。"),
     "cut": ("The answer reached the greatest length that you may ask for.", "回答已达到允许的最大长度。"),
@@ -126,8 +170,12 @@ SCRIPT: dict[str, tuple[str, str]] = {
     ),
     "error_too_many_waiting": ("The model is busy: send it again later.", "模型繁忙：请稍后再发送。"),
     "error_context_length_exceeded": (
-        "The conversation is longer than the model can read: begin a new one.",
-        "对话超出模型可读取的长度：请开始新对话。",
+        "The conversation is longer than the model can read: begin a new one, or attach less.",
+        "对话超出模型可读取的长度：请开始新对话，或减少附件。",
+    ),
+    "error_body_too_large": (
+        "The conversation with its files has more bytes than a request may have: begin a new one, or attach less.",
+        "对话连同文件超出请求允许的字节数：请开始新对话，或减少附件。",
     ),
     "error_unavailable": (
         "No answer can be given at present: send it again later.",

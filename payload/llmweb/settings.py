@@ -66,8 +66,8 @@ class WebConfig(Section):
     `certificate_header`: as in the gateway's `identity`. `monitors` are asked in this order, the next one where one does
     not answer; without them there is no operator page. `days`: the window of the objectives. `feedback`: the gateway's journal of
     ratings. `verdicts`: a folder with what `llmkeep experiment show --json` printed of each experiment, as NAME.json. `gateways`:
-    their sockets, by which the chat page asks; without them there is none. `oidc`: as in the gateway's
-    `identity`; with `login` the chat page has sign-in at the identity provider.
+    their sockets, by which the chat page asks; without them there is none. `body_bytes`: most of a request to them. `oidc`: as in
+    the gateway's `identity`; with `login` the chat page has sign-in at the identity provider.
     """
 
     listen: Listener
@@ -84,6 +84,7 @@ class WebConfig(Section):
     days: Positive = 30
     feedback: Path | None = None
     verdicts: Path | None = None
+    body_bytes: Positive = 1024 * 1024
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")

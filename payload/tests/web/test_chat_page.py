@@ -18,6 +18,7 @@ from operator_page import BROWSER, OTHER_SITE
 from service import eventually
 
 import llmweb
+from llmweb.chat_wording import SCRIPT
 from llmweb.sessions import MOST_OF_A_HOLDER
 
 STATIC = Path(llmweb.__file__).parent / "static"
@@ -256,6 +257,7 @@ def test_nothing_but_what_the_page_needs_is_passed_on(client: httpx.Client) -> N
         ("GET", "/page/v1/models/echo"),
         ("GET", "/page/v1/../openapi.json"),
         ("GET", CHAT),
+        ("POST", "/page/v1/usage"),
         ("POST", "/page/v1/completions"),
         ("POST", "/page/v1/responses"),
         ("POST", "/page/v1/embeddings"),
@@ -263,6 +265,19 @@ def test_nothing_but_what_the_page_needs_is_passed_on(client: httpx.Client) -> N
         ("GET", "/page/static/chat.js"),
     ):
         assert client.request(method, path, json=ASKED if method == "POST" else None).status_code == 404, path
+
+
+def test_what_is_left_is_asked_of_the_gateway(client: httpx.Client) -> None:
+    answer = client.get("/page/v1/usage")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "usage_unavailable"), (
+        "this one has no Redis"
+    )
+
+
+def test_the_script_has_all_of_its_words() -> None:
+    script = "".join(path.read_text() for path in (STATIC / "chat").glob("*.js"))
+    names = set(re.findall(r'words\(\s*"(\w+)"', script)) | set(re.findall(r"ended = \"(\w+)\"", script))
+    assert names - SCRIPT.keys() == set()
 
 
 def test_a_forged_pass_is_no_key(chat: ChatPage) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import browser
 import httpx2 as httpx
 import pytest
-from browser import CHROMIUM
+from browser import CHROMIUM, NO_QUOTAS
 from chat_page import ChatPage, served, token
 from operator_page import BROWSER
 from provider_login import ProviderLogin, provider_login
@@ -174,7 +174,7 @@ def test_a_session_survives_keys_of_the_provider_that_cannot_be_read(
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
 def test_a_browser_comes_back_to_the_page(chromium: Any, chat: ChatPage, login: ProviderLogin) -> None:
-    with browser.tab(chromium, chat.edge.port, "en", "light", 800, login.address) as opened:
+    with browser.tab(chromium, chat.edge.port, "en", "light", 800, login.address, NO_QUOTAS) as opened:
         opened.goto("/")
         opened.get_by_role("link", name="Sign in with your organisation").click()
         opened.get_by_label("Your question").wait_for()

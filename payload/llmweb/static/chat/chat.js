@@ -1,162 +1,62 @@
-// The chat page. What a model says is a text node while it comes, and sanitised Markdown afterwards.
+// The chat page: one conversation with a model.
+import { Composer } from "./composer.js";
 import { Conversations, Unkept } from "./conversations.js";
 import { Gateway } from "./gateway.js";
-import { rendered } from "./markdown.js";
+import { Library } from "./library.js";
+import * as messages from "./messages.js";
+import { amount, at, item, refused, say, words } from "./page.js";
 
-const at = (selector) => document.querySelector(selector);
 const chat = at("#chat");
-const gateway = new Gateway(chat.dataset.token);
-const said = Object.fromEntries(
-  [...at("#words").content.querySelectorAll("[data-word]")].map((each) => [each.dataset.word, each.textContent]),
-);
-const words = (name, values = {}) => said[name].replace(/\{(\w+)\}/g, (_, value) => values[value]);
-
+const most = Number(chat.dataset.bytes);
+const gateway = new Gateway(chat.dataset.token, most);
+const composer = new Composer(most);
 let kept = new Unkept();
+let library;
 let conversation;
 let stopping = null; // while an answer comes
 
-function say(text) {
-  at("#status").textContent = text;
-}
-
-function refused(error) {
-  const known = said[`error_${error.code}`] ?? (error.code === "broken" ? words("broken") : "");
-  const text = known || words("failed", { message: error.message });
-  return error.id ? `${text} ${words("id", { id: error.id })}` : text;
-}
-
 function begin() {
-  conversation = { id: crypto.randomUUID(), title: "", messages: [] };
-  at("#messages").replaceChildren();
+  show({ id: crypto.randomUUID(), title: "", system: "", messages: [] });
 }
 
-function copy(name) {
-  return at(`#${name}`).content.cloneNode(true).firstElementChild;
-}
-
-function shown(message) {
-  const article = copy(message.role === "user" ? "question-message" : "answer-message");
-  const text = article.querySelector(".text");
-  if (message.role === "user") {
-    text.append(message.content);
-  } else {
-    article.querySelector("h2").textContent = words("of_model", { model: message.model });
-    text.append(rendered(message.content));
-    think(article, message.thoughts);
-    note(article, message);
-    acting(article, message);
-  }
-  at("#messages").append(article);
-  return article;
-}
-
-function think(article, thoughts) {
-  const place = article.querySelector(".thoughts");
-  place.hidden = !thoughts;
-  place.lastElementChild.textContent = thoughts ?? "";
-}
-
-function note(article, message) {
-  const place = article.querySelector(".note");
-  place.textContent = said[message.ended] ?? "";
-  place.hidden = !place.textContent;
-}
-
-// The buttons below an answer.
-function acting(article, message) {
-  const of = (selector) => article.querySelector(selector);
-  const form = of(".rating");
-  const press = () => {
-    of(".up").setAttribute("aria-pressed", message.thumb === "up");
-    of(".down").setAttribute("aria-pressed", message.thumb === "down");
-  };
-  const rate = async (thumb, texts = {}) => {
-    const texted = Object.entries(texts).filter(([, text]) => text);
-    const rating = { id: message.id, ...(thumb && { thumb }), ...Object.fromEntries(texted) };
-    if (!rating.thumb && !rating.correction) return say(words("no_rating"));
-    const rated = conversation; // another one may be shown when it is kept
-    try {
-      const textKept = await gateway.rate(rating);
-      message.thumb = thumb;
-      press();
-      say(words(textKept ? "rated_kept" : "rated"));
-      await kept.put(rated);
-      return true;
-    } catch (error) {
-      say(refused(error));
-    }
-  };
-  const unfold = (open) => {
-    form.hidden = !open;
-    of(".correct").setAttribute("aria-expanded", open);
-    if (open) form.correction.value ||= message.content.slice(0, form.correction.maxLength);
-  };
-  press();
-  of(".up").addEventListener("click", () => rate("up"));
-  of(".down").addEventListener("click", async () => {
-    if (await rate("down")) {
-      unfold(true);
-      form.reason.focus();
-    }
-  });
-  of(".correct").addEventListener("click", () => {
-    unfold(form.hidden);
-    if (!form.hidden) form.correction.focus();
-  });
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const texts = Object.fromEntries(new FormData(form));
-    if (texts.correction === message.content.slice(0, form.correction.maxLength)) texts.correction = "";
-    if (await rate(message.thumb, texts)) {
-      unfold(false);
-      of(".correct").focus();
-    }
-  });
-  of(".copy").addEventListener("click", () => {
-    navigator.clipboard.writeText(message.content).then(
-      () => say(words("copied")),
-      () => say(words("uncopied")),
-    );
-  });
-  of(".again").addEventListener("click", () => {
-    if (stopping || message !== conversation.messages.at(-1)) return;
-    conversation.messages.pop();
-    article.remove();
-    answer(message);
-    at("#stop").focus();
-  });
-}
-
-async function list() {
-  const items = (await kept.all()).map((each) => {
-    const item = copy("conversation-item");
-    const open = item.querySelector(".open");
-    open.textContent = each.title;
-    open.addEventListener("click", () => each.id !== conversation.id && show(each));
-    const remove = item.querySelector(".delete");
-    remove.setAttribute("aria-label", words("delete_named", { title: each.title }));
-    remove.addEventListener("click", async () => {
-      if (each.id === conversation.id) {
-        stopping?.abort();
-        begin();
-      }
-      await kept.remove(each.id);
-      await list();
-      at("#conversations summary").focus();
-      say(words("deleted"));
-    });
-    return item;
-  });
-  at("#conversations ul").replaceChildren(...items);
-  at("#delete-all").hidden = items.length === 0;
-}
-
-function show(found) {
+function show(shown) {
   stopping?.abort();
-  conversation = found;
-  at("#messages").replaceChildren();
-  conversation.messages.forEach(shown);
+  if (composer.edited) composer.clear();
+  conversation = shown;
+  at("#system").value = conversation.system ?? "";
+  at("#system-used").hidden = !conversation.system;
+  draw(0);
   at("#question").focus();
+}
+
+// Shows the conversation's messages from the one at `first` on anew.
+function draw(first) {
+  [...at("#messages").children].slice(first).forEach((each) => each.remove());
+  at("#messages").append(...conversation.messages.slice(first).map(article));
+}
+
+function article(message) {
+  return message.role === "user" ? messages.question(message, edit) : messages.answer(message, { rate, regenerate });
+}
+
+function edit(message) {
+  if (stopping) return;
+  composer.fill(message, message);
+  at("#question").focus();
+}
+
+async function rate(message, rating) {
+  const rated = conversation; // another one may be shown when it is kept
+  const textsKept = await gateway.rate(rating);
+  message.thumb = rating.thumb;
+  await kept.put(rated);
+  return textsKept;
+}
+
+function regenerate(message) {
+  if (stopping || message !== conversation.messages.at(-1)) return;
+  answer(conversation.messages.length - 1);
+  at("#stop").focus();
 }
 
 function busy(controller) {
@@ -165,35 +65,57 @@ function busy(controller) {
   at("#send").disabled = Boolean(controller);
 }
 
-// Asks for an answer to the conversation as it is. `before`: the one it replaces, which stays if none comes.
-async function answer(before = null) {
+async function showQuota() {
+  const place = at("#quota");
+  try {
+    const { tokens_per_minute: minute, tokens_per_day: day } = await gateway.usage();
+    const until = new Date(day.resets_at).toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit" });
+    place.textContent = words("quota", { minute: amount(minute.remaining), day: amount(day.remaining), until });
+  } catch (error) {
+    place.textContent = error.code === "denied" ? "" : words("no_quota");
+  }
+}
+
+// Asks for an answer to the first `count` messages and `question`. Messages after these stay if no answer comes.
+async function answer(count, question = null) {
   const asked = conversation;
+  const replaced = asked.messages.splice(count);
+  const answered = replaced.some(({ role }) => role === "assistant");
+  if (question) asked.messages.push(question);
+  draw(count);
+  if (!answered) kept.put(asked).then(() => library.list()); // so that it can be deleted while its answer comes
   const message = { role: "assistant", content: "", model: at("#model").value, id: "", ended: "" };
-  const article = shown(message);
+  const coming = article(message);
   const text = document.createTextNode("");
-  article.querySelector(".text").replaceChildren(text);
-  article.setAttribute("aria-busy", "true");
-  article.scrollIntoView({ block: "nearest" });
+  coming.querySelector(".text").replaceChildren(text);
+  coming.setAttribute("aria-busy", "true");
+  at("#messages").append(coming);
+  coming.scrollIntoView({ block: "nearest" });
   const controller = new AbortController();
   busy(controller);
   say(words("answering"));
-  const history = asked.messages.map(({ role, content }) => ({ role, content }));
+  const system = asked.system?.trim() ? [{ role: "system", content: asked.system }] : [];
+  const history = asked.messages.map((each) => ({ role: each.role, content: messages.readable(each) }));
   let end = words("answered");
   try {
-    const why = await gateway.answer(message.model, history, {
+    const reason = await gateway.answer(message.model, [...system, ...history], {
       signal: controller.signal,
-      fresh: Boolean(before), // not from the cache
-      begun: (what) => Object.assign(message, what),
+      fresh: !question, // not from the cache
+      waiting: (seconds, retry) => say(words("waiting", { seconds, retry })),
+      begun: (about) => {
+        Object.assign(message, about);
+        if (stopping === controller) say(words("answering"));
+      },
       think: (more) => {
         message.thoughts = (message.thoughts ?? "") + more;
-        think(article, message.thoughts);
+        messages.think(coming, message.thoughts);
       },
       piece: (more) => {
         text.appendData(more);
         message.content += more;
       },
     });
-    if (why === "length") message.ended = "cut";
+    if (reason === "length") message.ended = "cut";
   } catch (error) {
     message.ended = error.name === "AbortError" ? "stopped" : "broken";
     end = error.name === "AbortError" ? words("stopped") : refused(error);
@@ -202,16 +124,16 @@ async function answer(before = null) {
     if (document.activeElement === at("#stop")) at("#question").focus();
     busy(null);
   }
-  article.remove();
-  const last = message.content ? message : before;
-  if (last) asked.messages.push(last);
+  if (message.content) asked.messages.push(message);
+  else if (answered) asked.messages.splice(count, asked.messages.length, ...replaced);
   if (asked === conversation) {
-    if (last) shown(last);
-    else at("#question").value ||= asked.messages.at(-1).content; // to be sent again
+    draw(count);
+    if (question && !message.content && composer.empty) composer.fill(question, answered ? replaced[0] : null); // to be sent again
     say(end);
   }
   await kept.put(asked);
-  await list();
+  await library.list();
+  await showQuota();
 }
 
 // What the host keeps; texts are text nodes here.
@@ -229,12 +151,7 @@ async function look() {
   if (older) lines.push(words("kept_older", { count: older }));
   if (others) lines.push(words("kept_others", { count: others }));
   if (!lines.length) lines.push(words("nothing_kept"));
-  const items = lines.map((line) => {
-    const item = document.createElement("li");
-    item.textContent = line;
-    return item;
-  });
-  at("#kept ul").replaceChildren(...items);
+  at("#kept ul").replaceChildren(...lines.map((line) => item("li", line)));
   at("#forget").hidden = !data.length && !others;
 }
 
@@ -247,20 +164,15 @@ async function forget() {
 }
 
 async function ask() {
-  const question = at("#question").value.trim();
-  if (!question || stopping) return;
-  at("#question").value = "";
+  if (composer.empty || stopping) return;
+  const question = composer.message;
+  const edited = conversation.messages.indexOf(composer.edited);
+  let count = edited < 0 ? conversation.messages.length : edited;
+  composer.clear();
   // A question whose answer never came would stand beside this one.
-  while (conversation.messages.at(-1)?.role === "user") {
-    conversation.messages.pop();
-    at("#messages").lastElementChild.remove();
-  }
-  conversation.title ||= question.slice(0, 60);
-  const message = { role: "user", content: question };
-  conversation.messages.push(message);
-  shown(message);
-  kept.put(conversation).then(list); // so that it can be deleted while its answer comes
-  await answer();
+  while (conversation.messages[count - 1]?.role === "user") count--;
+  conversation.title ||= (question.content || question.files[0].name).slice(0, 60);
+  await answer(count, question);
 }
 
 async function start() {
@@ -269,8 +181,13 @@ async function start() {
   } catch {
     say(words("unkept"));
   }
+  library = new Library(kept, {
+    open: (chosen) => chosen.id !== conversation.id && show(chosen),
+    removed: (id) => (!id || id === conversation.id) && begin(),
+  });
+  chat.hidden = false;
   begin();
-  await list();
+  await library.list();
   at("#ask").addEventListener("submit", (event) => {
     event.preventDefault();
     ask();
@@ -281,28 +198,22 @@ async function start() {
       ask();
     }
   });
+  at("#system").addEventListener("input", () => {
+    conversation.system = at("#system").value;
+    at("#system-used").hidden = !conversation.system;
+  });
+  at("#system").addEventListener("change", () => {
+    if (conversation.messages.length) kept.put(conversation).then(() => library.list());
+  });
   at("#stop").addEventListener("click", () => {
     stopping?.abort();
     at("#question").focus();
   });
-  at("#new").addEventListener("click", () => {
-    stopping?.abort();
-    begin();
-    at("#question").focus();
-  });
-  at("#delete-all").addEventListener("click", async () => {
-    stopping?.abort();
-    await kept.clear();
-    begin();
-    await list();
-    at("#conversations summary").focus();
-    say(words("deleted"));
-  });
+  at("#new").addEventListener("click", begin);
   const tried = (work) => () => work().catch((error) => say(refused(error)));
   at("#kept").addEventListener("toggle", () => at("#kept").open && tried(look)());
   at("#forget").addEventListener("click", tried(forget));
-  chat.hidden = false;
-  at("#question").focus();
+  showQuota();
   try {
     const models = await gateway.models();
     at("#model").replaceChildren(...models.map((name) => new Option(name, name)));

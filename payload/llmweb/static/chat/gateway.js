@@ -1,22 +1,30 @@
 // The page's own origin, which asks a gateway in the name of the session.
+const RETRIES = 2; // as OpenAI's clients have it
+const LONGEST_WAIT = 20; // seconds
+
 export class Refusal extends Error {
-  constructor(code, message, id = "") {
+  // `wait`: seconds after which it may be asked again; NaN if that was not said.
+  constructor(code, message, id = "", wait = NaN) {
     super(message);
-    this.code = code;
-    this.id = id;
+    Object.assign(this, { code, id, wait });
   }
 }
 
 export class Gateway {
-  constructor(token) {
+  // `most`: bytes of a request.
+  constructor(token, most) {
     this.token = token;
+    this.most = most;
   }
 
   // A response that is no refusal; throws Refusal, or AbortError once `signal` stops it.
   async ask(method, path, body, { signal, fresh = false } = {}) {
     const headers = { "x-csrf-token": this.token };
     if (body) headers["content-type"] = "application/json";
-    const options = { method, headers, body: body && JSON.stringify(body), signal, cache: fresh ? "no-cache" : "no-store" };
+    const content = body && JSON.stringify(body);
+    const { size } = new Blob([content ?? ""]);
+    if (size > this.most) throw new Refusal("body_too_large", `the request has ${size} bytes, more than ${this.most}`);
+    const options = { method, headers, body: content, signal, cache: fresh ? "no-cache" : "no-store" };
     if (fresh) headers["cache-control"] = "no-cache";
     let response;
     try {
@@ -30,7 +38,21 @@ export class Gateway {
     const said = await response.json().catch(() => ({}));
     // Key, token or session: whichever has ended, one signs in again.
     const code = response.status === 401 ? "no_session" : said.error?.code;
-    throw new Refusal(code ?? `${response.status}`, said.error?.message ?? `${response.status}`, id);
+    const wait = [429, 503].includes(response.status) ? parseFloat(response.headers.get("retry-after")) : NaN;
+    throw new Refusal(code ?? `${response.status}`, said.error?.message ?? `${response.status}`, id, wait);
+  }
+
+  // As `ask`, and again where a refusal says after how long. `waiting` is called with the seconds and the number of the retry.
+  async askAgain(method, path, body, { waiting, ...options }) {
+    for (let retry = 1; ; retry++) {
+      try {
+        return await this.ask(method, path, body, options);
+      } catch (error) {
+        if (retry > RETRIES || !(error.wait >= 0 && error.wait <= LONGEST_WAIT)) throw error;
+        waiting(error.wait, retry);
+        await pause(error.wait, options.signal);
+      }
+    }
   }
 
   async models() {
@@ -51,10 +73,16 @@ export class Gateway {
     return (await (await this.ask("POST", "feedback", rating)).json()).text_kept;
   }
 
-  // Calls `think` with each part of the reasoning, `piece` with each part of the answer, and returns its id and model, and why it ended; throws as `ask` does, also in
-  // the middle. `begun` is called with the id, before the first part.
-  async answer(model, messages, { signal, fresh, begun, think, piece }) {
-    const response = await this.ask("POST", "chat/completions", { model, messages, stream: true }, { signal, fresh });
+  // Tokens and requests that are left, and until when.
+  async usage() {
+    return (await this.ask("GET", "usage")).json();
+  }
+
+  // Calls `think` with each part of the reasoning, `piece` with each part of the answer, and returns why it ended; throws as `ask`
+  // does, also in the middle. `begun` is called with id and model, before the first part; `waiting`, before it is asked again.
+  async answer(model, messages, { signal, fresh, waiting, begun, think, piece }) {
+    const body = { model, messages, stream: true };
+    const response = await this.askAgain("POST", "chat/completions", body, { signal, fresh, waiting });
     begun({ id: response.headers.get("x-llm-response-id") ?? "", model: response.headers.get("x-llm-model") ?? model });
     const id = response.headers.get("x-request-id") ?? "";
     let ended = "";
@@ -75,6 +103,16 @@ export class Gateway {
     if (!whole) throw new Refusal("broken", "the answer has no end", id);
     return ended;
   }
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
 }
 
 // The data of server-sent events.
