@@ -22,6 +22,20 @@ options:
     description: Whether a secret may be generated; disable it for a secret that comes from elsewhere, such as the PIN of an HSM.
     type: bool
     default: true
+  ring:
+    description: >-
+      The secret is a ring of keys, each a line C(STATE KEY) whose state is C(current), C(next) or C(former). C(kept) makes the
+      first key; C(added) adds a next one unless there is one; C(switched) makes the next one current, and the current one former
+      in place of another. Each can be repeated.
+    type: str
+    choices: [kept, added, switched]
+  units:
+    description: >-
+      Units that load the secret. A change leaves a marker for M(llmkeep.estate.release_rollout) and
+      M(llmkeep.estate.systemd_units).
+    type: list
+    elements: str
+    default: []
   store: {description: Folder of sealed credentials., type: path, default: /etc/credstore.encrypted}
   for_certificate:
     description: Certificate (PEM) of the host to encrypt the secret to; returned as C(cms).
@@ -56,10 +70,13 @@ sha256: {description: SHA-256 of the secret; zeros in check mode before it exist
 cms: {description: The secret encrypted to I(for_certificate); empty without one., returned: always, type: str}
 """
 
+import fcntl
 import hashlib
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +97,10 @@ def opened(path: Path, name: str, way_out: str) -> bytes:
         ) from problem
 
 
-def store(path: Path, name: str, secret: bytes) -> None:
-    """Seal and store a secret."""
+def store(path: Path, name: str, secret: bytes, units: list[str]) -> None:
+    """Seal and store a secret, which the units have to load."""
     sealed = sealing.seal(name, secret)
+    atomic.mark_pending(units)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     atomic.write_file(path, sealed, os.geteuid(), os.getegid(), 0o600)
 
@@ -103,22 +121,53 @@ def handed_over(cms: str, key: str, certificate: str) -> bytes:
     return secret
 
 
-def take_over(path: Path, name: str, secret: bytes, check: bool) -> bool:
+def take_over(path: Path, name: str, secret: bytes, units: list[str], check: bool) -> bool:
     """Seal what was handed over where something else, or nothing, lies; whether it did."""
     if path.exists() and opened(path, name, "it is handed over again") == secret:
         return False
     if not check:
-        store(path, name, secret)
+        store(path, name, secret, units)
     return True
+
+
+def turned(ring: str, step: str, key: str) -> str:
+    """The ring after a step of its rotation. `key`: for the one that the step adds."""
+    keys = dict(line.split(" ") for line in ring.splitlines())
+    if step == "added" and "next" not in keys:
+        keys["next"] = key
+    elif step == "switched" and "next" in keys:
+        keys = {"current": keys["next"], "former": keys["current"]}
+    return "".join(f"{state} {keys[state]}\n" for state in ("current", "next", "former") if state in keys)
+
+
+@contextmanager
+def alone(folder: Path, check: bool) -> Iterator[None]:
+    """Hosts that are handed the same secret ask for it at once: only the first one makes it."""
+    if check and not folder.is_dir():
+        yield
+        return
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def settle(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
-    name = params["name"]
     if params["from_cms"] is not None:
         secret = handed_over(params["from_cms"], params["key"], params["certificate"])
-        changed = take_over(path, name, secret, check)
+        changed = take_over(path, params["name"], secret, params["units"], check)
         return {"changed": changed, "sha256": hashlib.sha256(secret).hexdigest(), "cms": ""}
+    with alone(path.parent, check):
+        return own(params, path, check)
+
+
+def own(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
+    """Make the secret of this host, or take its ring a step further; what the module returns."""
+    name, step, units = params["name"], params["ring"], params["units"]
     changed = not path.exists()
     if changed and not params["create"]:
         raise Refused(
@@ -127,10 +176,16 @@ def settle(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
         )
     if changed and check:
         return {"changed": True, "sha256": "0" * 64, "cms": ""}
+    new = secrets.token_hex(params["bytes"])
     if changed:
-        store(path, name, secrets.token_hex(params["bytes"]).encode())
+        store(path, name, (f"current {new}\n" if step else new).encode(), units)
     way_out = "a new secret is made, and what the old one protected has to be issued anew"
     secret = opened(path, name, way_out)
+    if step and not changed:
+        ring = turned(secret.decode(), step, new).encode()
+        changed, secret = ring != secret, ring
+        if changed and not check:
+            store(path, name, ring, units)
     cms = sealing.encrypted_to(params["for_certificate"], secret) if params["for_certificate"] else ""
     return {"changed": changed, "sha256": hashlib.sha256(secret).hexdigest(), "cms": cms}
 
@@ -141,6 +196,8 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "bytes": {"type": "int", "default": 32},
             "create": {"type": "bool", "default": True},
+            "ring": {"type": "str", "choices": ["kept", "added", "switched"]},
+            "units": {"type": "list", "elements": "str", "default": []},
             "store": {"type": "path", "default": "/etc/credstore.encrypted"},
             "for_certificate": {"type": "str"},
             "from_cms": {"type": "str"},

@@ -4,11 +4,10 @@ Greedy answers are cached, and sampled ones if the client permits it by `cache-c
 full or down, that is a miss, never an error.
 """
 
-import hashlib
+import hmac
 import re
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pydantic_core import from_json, to_json
 
@@ -16,7 +15,7 @@ from llmserve.metrics import Metrics
 from llmserve.protocol import FIELDS, Done, FinishReason, Generate, Hello
 from llmserve.redis_client import RedisClient, RedisUnavailable
 
-FORMAT = 3  # version of the entries; those of older releases never match
+FORMAT = 4  # version of the entries; those of older releases never match
 # These do not change the answer; the adapter is part of the model, which is in the key material.
 NOT_IN_KEY = {"id", "stream", "deadline", "traceparent", "adapter", "length_field"}
 IN_KEY = [name for name in FIELDS[Generate] if name not in NOT_IN_KEY]
@@ -68,17 +67,10 @@ def key_material(tenant: str, policy_revision: int, hello: Hello, request: Gener
     return to_json(material).decode()
 
 
-class CacheKey(NamedTuple):
-    """`name`: key in Redis, derived from a hash of `material`."""
-
-    name: str
-    material: str
-
-
-def cache_key(tenant: str, policy_revision: int, hello: Hello, request: Generate) -> CacheKey:
-    """The key of the answer to `request`."""
+def cache_key(secret: bytes, tenant: str, policy_revision: int, hello: Hello, request: Generate) -> str:
+    """The name in Redis of the answer to `request`. Without `secret` no guess of a prompt can be compared with it."""
     material = key_material(tenant, policy_revision, hello, request)
-    return CacheKey("llm:exact:" + hashlib.sha256(material.encode()).hexdigest(), material)
+    return "llm:exact:" + hmac.digest(secret, material.encode(), "sha256").hex()
 
 
 @dataclass(slots=True)
@@ -103,33 +95,30 @@ class Kept:
 
 
 class ExactCache:
-    """Answers in Redis under `llm:exact:<sha256 of the key material>`, together with the material."""
+    """Answers in Redis under `llm:exact:<HMAC of the key material>`, without the prompt."""
 
     def __init__(self, redis: RedisClient, ttl_seconds: int, metrics: Metrics) -> None:
         self.redis = redis
         self.ttl = ttl_seconds
         self.metrics = metrics
 
-    async def get(self, key: CacheKey, max_age: int | None) -> Kept | None:
+    async def get(self, key: str, max_age: int | None) -> Kept | None:
         """The cached answer, if it is at most `max_age` seconds old; failures are counted as errors and treated as a
         miss.
         """
         try:
-            [value] = await self.redis.execute(("GET", key.name))
+            [value] = await self.redis.execute(("GET", key))
             if value is not None:
-                content = from_json(value)
-                if content.pop("material") == key.material:
-                    kept = Kept(**content)
-                    if max_age is None or kept.age() <= max_age:
-                        return kept
+                kept = Kept(**from_json(value))
+                if max_age is None or kept.age() <= max_age:
+                    return kept
         except (RedisUnavailable, ValueError, LookupError, TypeError, AttributeError):
             self.metrics.cache_by["error"].inc()
         return None
 
-    async def put(self, key: CacheKey, pieces: list[str], done: Done) -> None:
+    async def put(self, key: str, pieces: list[str], done: Done) -> None:
         """Cache an answer; a failure is only counted."""
         content = {
-            "material": key.material,
             "pieces": pieces,
             "finish_reason": done.finish_reason,
             "prompt_tokens": done.prompt_tokens,
@@ -138,6 +127,6 @@ class ExactCache:
         }
         value = to_json(content)
         try:
-            await self.redis.execute(("SET", key.name, value, "EX", self.ttl))
+            await self.redis.execute(("SET", key, value, "EX", self.ttl))
         except RedisUnavailable:
             self.metrics.cache_by["error"].inc()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llmserve.api.errors import ApiError
-from llmserve.cache.exact import CacheKey, ExactCache
+from llmserve.cache.exact import ExactCache
 from llmserve.metrics import Metrics
 from llmserve.protocol import Delta, Done, Failed, Generate
 from llmserve.upstream.admission import Place
@@ -83,12 +83,12 @@ class SharedAnswers:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.running: dict[CacheKey, Shared] = {}
+        self.running: dict[str, Shared] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     def join(
         self,
-        key: CacheKey,
+        key: str,
         request: Generate,
         place: Callable[[], Place],
         routed: RoutedRequest,
@@ -116,14 +116,14 @@ class SharedAnswers:
 
         return Listener(shared, answer, leave, first)
 
-    def forget(self, key: CacheKey, shared: Shared) -> None:
+    def forget(self, key: str, shared: Shared) -> None:
         """Let no further request join it."""
         if self.running.get(key) is shared:
             del self.running[key]
 
     async def make(
         self,
-        key: CacheKey,
+        key: str,
         shared: Shared,
         request: Generate,
         place: Place,

@@ -10,6 +10,7 @@ import hmac
 import time
 from dataclasses import dataclass
 
+from llmserve.access.estate_keys import Ring, derived
 from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError
 
@@ -29,23 +30,23 @@ class Answered:
 
 
 class ResponseIds:
-    """Issues ids and verifies them; every gateway with the same pepper verifies those of the others."""
+    """Issues ids and verifies them; the gateways of an estate verify each other's."""
 
-    def __init__(self, pepper: bytes, days: int = 30) -> None:
+    def __init__(self, keys: Ring, days: int = 30) -> None:
         """`days`: how long an answer may be rated."""
-        self.key = hmac.digest(pepper, b"llmkeep response id", "sha256")
+        self.keys = derived(keys, "response id")
         self.days = days
 
-    def tag(self, what: bytes, identity: Identity) -> bytes:
-        """The length of the tenant keeps `ab` and `c` apart from `a` and `bc`."""
+    def tags(self, what: bytes, identity: Identity) -> list[bytes]:
+        """One by each key. The length of the tenant keeps `ab` and `c` apart from `a` and `bc`."""
         tenant, subject = identity.tenant.encode(), identity.subject.encode()
         bound = b"%b%d %b%b" % (what, len(tenant), tenant, subject)
-        return hmac.digest(self.key, bound, "sha256")[:TAG]
+        return [hmac.digest(key, bound, "sha256")[:TAG] for key in self.keys]
 
     def issue(self, transaction: str, identity: Identity) -> str:
         """The id of an answer to `identity`; `transaction`: 16 hexadecimal digits."""
         what = bytes.fromhex(transaction) + int(time.time()).to_bytes(TIME)
-        return base64.urlsafe_b64encode(what + self.tag(what, identity)).decode()
+        return base64.urlsafe_b64encode(what + self.tags(what, identity)[0]).decode()
 
     def verify(self, text: str, identity: Identity) -> Answered:
         """Raises ApiError 404 where the id is not one that `identity` was given, and 410 where it is too old."""
@@ -56,7 +57,7 @@ class ResponseIds:
         except (binascii.Error, ValueError):  # letters beyond ASCII
             sent = b""
         what, tag = sent[: TRANSACTION + TIME], sent[TRANSACTION + TIME :]
-        if not hmac.compare_digest(tag, self.tag(what, identity)):
+        if not any(hmac.compare_digest(tag, each) for each in self.tags(what, identity)):
             raise ApiError(
                 404,
                 "response_not_found",

@@ -8,7 +8,7 @@ from functools import partial
 
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange
-from llmserve.cache.exact import CacheKey, CacheWish, ExactCache, Kept
+from llmserve.cache.exact import CacheWish, ExactCache, Kept
 from llmserve.cache.single_flight import Listener, SharedAnswers
 from llmserve.metrics import Metrics
 from llmserve.protocol import Delta, Done, Failed, Generate, Hello
@@ -59,7 +59,7 @@ class AnswerSource:
         )  # once closed: prompt and completion tokens that count against this request's quota
 
     async def kept(
-        self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], CacheKey]
+        self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], str]
     ) -> Kept | None:
         """The cached answer, if the client may have it and `wish` permits it."""
         if (

@@ -89,7 +89,7 @@ class Completions:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.parser = ParsedRequests(state.recorder.proof)
+        self.parser = ParsedRequests(state.recorder.proof, state.cache_secret)
         self.shadows = Shadows(state)
 
     def parse(self, scope: Scope, read: Read, sent: bytes) -> ParsedRequest:

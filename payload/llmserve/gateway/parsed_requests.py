@@ -25,7 +25,7 @@ from llmserve.api.requests import (
 )
 from llmserve.api.responses_api_body import ResponsesBody
 from llmserve.api.responses_api_request import responses_call
-from llmserve.cache.exact import CacheKey, cache_key
+from llmserve.cache.exact import cache_key
 from llmserve.protocol import Generate, Hello
 
 # Requests. Together with KEPT_BYTES: at most 1 MiB of bodies, and a few times as much of parsed objects.
@@ -82,32 +82,35 @@ class ParsedRequest:
     """A parsed request. Identical requests share it, so `call` must not be changed.
 
     `text`: its content as one text. `proof`: the audit record's hash of `text`.
+    `secret`: of names in the cache.
     """
 
     call: Call
     text: str
     proof: str
-    keyed: tuple[tuple[str, int, Hello], CacheKey] | None = field(default=None, repr=False)
+    secret: bytes = field(repr=False)
+    keyed: tuple[tuple[str, int, Hello], str] | None = field(default=None, repr=False)
 
     @property
     def content(self) -> object:
         """The prompt, messages or inputs, for the audit record."""
         return content_of(self.call.generate)
 
-    def key(self, tenant: str, revision: int, hello: Hello) -> CacheKey:
-        """Its key in the cache; `revision` is that of the policy."""
+    def key(self, tenant: str, revision: int, hello: Hello) -> str:
+        """Its name in the cache; `revision` is that of the policy."""
         depends = tenant, revision, hello
         if self.keyed is None or self.keyed[0] != depends:
-            self.keyed = depends, cache_key(*depends, self.call.generate)
+            self.keyed = depends, cache_key(self.secret, *depends, self.call.generate)
         return self.keyed[1]
 
 
 class ParsedRequests:
     """The most recent requests of this process."""
 
-    def __init__(self, proof: Callable[[str], str]) -> None:
-        """`proof` computes the audit record's hash of a text."""
+    def __init__(self, proof: Callable[[str], str], secret: bytes) -> None:
+        """`proof` computes the audit record's hash of a text. `secret`: of names in the cache."""
         self.proof = proof
+        self.secret = secret
         self.kept: dict[tuple[str, Read, int, bytes], ParsedRequest] = {}
 
     def read(self, tenant: str, read: Read, granted: int, sent: bytes) -> ParsedRequest:
@@ -117,7 +120,7 @@ class ParsedRequests:
         if parsed is None:
             call = read(sent, granted)
             text = text_of(call.generate)
-            parsed = ParsedRequest(call, text, self.proof(text))
+            parsed = ParsedRequest(call, text, self.proof(text), self.secret)
             if len(sent) <= KEPT_BYTES and call.generate.temperature == 0:
                 if len(self.kept) >= KEPT:
                     del self.kept[next(iter(self.kept))]  # the oldest

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import hmac
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from llmcore.config import ConfigError
 from llmcore.notify import notify
 from llmserve.access.api_keys import KeyTable
 from llmserve.access.break_glass import BreakGlass
+from llmserve.access.estate_keys import Ring, derived, estate_keys
 from llmserve.access.identity import Authenticator
 from llmserve.access.oidc import Issuer
 from llmserve.access.opa import OpaEmbedded, OpaServer, PolicyEngine
@@ -166,10 +166,12 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     limits = config.limits
     issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
     keys = KeyTable(config.keys_file, pepper)
+    shared_keys = estate_keys(pepper)
     room = Queue(limits.waiting, limits.waiting_tokens, limits.subject_share, limits.tenant_share)
     redis = open_redis(config)
     audit = AuditClient(config.audit.socket, metrics)
-    salt_key = hmac.digest(pepper, b"llmkeep cache salt", "sha256")
+    salt_key, *_ = derived(shared_keys, "cache salt")
+    cache_secret, *_ = derived(shared_keys, "cache name")
     return State(
         instances={
             name: open_instances(name, engine, room, credential, salt_key)
@@ -181,12 +183,13 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         in_flight=InFlightRequests(metrics),
         redis=redis,
         cache=ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None,
+        cache_secret=cache_secret,
         shared=SharedAnswers(metrics),
         policy=open_policy(config.policy, metrics, policy_engine),
         quotas=Quotas(redis, metrics),
         audit=audit,
         recorder=Recorder(audit, pepper),
-        ratings=open_ratings(config.feedback, pepper, metrics),
+        ratings=open_ratings(config.feedback, shared_keys, metrics),
         halts=Halts(config.feedback.folder if config.feedback and config.feedback.guarded else None, metrics),
         own=OwnRecords(config.feedback.folder, config.feedback.hold)
         if config.feedback
@@ -194,15 +197,15 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     )
 
 
-def open_ratings(config: FeedbackJournal | None, pepper: bytes, metrics: Metrics) -> Ratings:
+def open_ratings(config: FeedbackJournal | None, keys: Ring, metrics: Metrics) -> Ratings:
     """Ratings, without a journal if none is configured; raises ConfigError if its folder is not there."""
     if config is None:
-        return Ratings(ResponseIds(pepper), None, metrics)
+        return Ratings(ResponseIds(keys), None, metrics)
     if not config.folder.is_dir():
         raise ConfigError(
             f"feedback.folder is {config.folder}, which is no folder: mount its volume, or make it"
         )
-    return Ratings(ResponseIds(pepper, config.days), Journal(config.folder, metrics), metrics)
+    return Ratings(ResponseIds(keys, config.days), Journal(config.folder, metrics), metrics)
 
 
 def export_gauges(state: State) -> None:

@@ -32,6 +32,7 @@ class State:
     in_flight: InFlightRequests
     redis: RedisClient | None
     cache: ExactCache | None
+    cache_secret: bytes
     shared: SharedAnswers
     policy: Policy
     quotas: Quotas

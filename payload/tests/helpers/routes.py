@@ -34,13 +34,14 @@ def every_route(folder: Path) -> list[Route]:
         in_flight=InFlightRequests(metrics),
         redis=None,
         cache=None,
+        cache_secret=b"",
         halts=Halts(None, metrics),
         shared=SharedAnswers(metrics),
         policy=Policy(OpaServer(folder / "none", 1), metrics, None, None),
         quotas=Quotas(None, metrics),
         audit=audit,
         recorder=Recorder(audit, b""),
-        ratings=Ratings(ResponseIds(b""), None, metrics),
+        ratings=Ratings(ResponseIds((b"",)), None, metrics),
         own=OwnRecords(None, None),
     )
     return routing_table(state)

@@ -44,7 +44,7 @@ STEPS = ("answers", "ship", "export", "pack", "train", "compare", "publish", "ru
 SIGNER = f"llm-audit/{socket.gethostname()}", bytes.fromhex("5e" * 32)  # of the service's audit writer
 ARM = "llmkeep.experiment.arm", "gen_ai.request.model"
 RIGHT, WRONG = "Paris", "Lyon"
-IDS = ResponseIds(PEPPER)
+IDS = ResponseIds((PEPPER,))
 EXPERIMENT: dict[str, Any] = {
     "experiment": "support-12",
     "model": "support",

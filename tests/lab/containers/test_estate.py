@@ -131,6 +131,22 @@ def test_a_revoked_key_is_dead_within_five_seconds(estate: Lab, client: Client) 
     assert request(client, "GET", "/v1/models", key=key)[0] == 401
 
 
+def test_an_answer_is_ratable_after_one_rotation_of_the_estates_keys_and_not_after_two(
+    estate: Lab, client: Client
+) -> None:
+    rotate = "run playbooks/rotate-estate-keys.yml"
+    identifier = answered(client, "/generate", {"prompt": QUESTION, "max_tokens": 1}, 60)["id"]
+
+    def status() -> int:
+        return request(client, "POST", "/v1/feedback", {"id": identifier, "thumb": "up"})[0]
+
+    estate.operate(rotate)
+    assert status() == 200
+    assert "--limit is llm1; nothing was changed" in estate.operate(rotate, "--limit llm1", check=False)
+    estate.operate(rotate)
+    assert status() == 404
+
+
 def test_an_engine_killed_while_it_streams_is_an_error_event_and_the_next_request_is_answered(
     estate: Lab, client: Client
 ) -> None:

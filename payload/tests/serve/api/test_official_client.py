@@ -229,7 +229,7 @@ def test_tool_calls_in_the_history_are_refused_by_name_where_the_engine_has_no_t
 
 
 def test_fields_without_influence_are_in_neither_the_cache_key_nor_the_record() -> None:
-    requests = ParsedRequests(lambda text: text)
+    requests = ParsedRequests(lambda text: text, b"secret")
     hello = Hello("m", "r1", "echo", context=100, slots=1)
     plain = asking({"role": "assistant", "content": "Noon."}, temperature=0)
     more = asking({"role": "assistant", "content": "Noon.", "refusal": None, "reasoning": "x"}, temperature=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from service import Service, events, eventually, running
+from service import PEPPER, Service, events, eventually, running
 
 from llmcore.ratings import ANSWERED, RATED, by_transaction, files, read
 from llmserve.access.identity import Identity
@@ -230,7 +230,7 @@ def test_no_acknowledged_rating_is_lost_when_the_gateway_is_killed(tmp_path: Pat
             assert service.gateway
             os.kill(service.gateway.process.pid, signal.SIGKILL)
         kept = by_transaction(tmp_path / "journal", RATED)
-        ids = ResponseIds(b"a pepper for tests, 32 bytes long")
+        ids = ResponseIds((PEPPER,))
         identity = Identity("api_key", "", "ada", "research", ())
         assert {ids.verify(each, identity).transaction for each in acknowledged} <= kept.keys()
 
@@ -266,7 +266,7 @@ def test_forgetting_as_another_user_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_an_id_is_too_old_after_its_days_and_good_on_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, identity = ResponseIds(b"pepper", 30), Identity("api_key", "", "ada", "research", ())
+    ids, identity = ResponseIds((b"key",), 30), Identity("api_key", "", "ada", "research", ())
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     identifier = ids.issue("5e" * 8, identity)
     monkeypatch.setattr("time.time", lambda: 1_000_000.0 + 30 * DAY)
@@ -280,7 +280,7 @@ def test_an_id_is_too_old_after_its_days_and_good_on_the_last(monkeypatch: pytes
 def test_an_id_of_a_gateway_whose_clock_is_a_minute_ahead_is_good_and_one_of_tomorrow_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ids, identity = ResponseIds(b"pepper"), Identity("api_key", "", "ada", "research", ())
+    ids, identity = ResponseIds((b"key",)), Identity("api_key", "", "ada", "research", ())
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     identifier = ids.issue("5e" * 8, identity)
     monkeypatch.setattr("time.time", lambda: 1_000_000.0 - 59)
@@ -292,7 +292,7 @@ def test_an_id_of_a_gateway_whose_clock_is_a_minute_ahead_is_good_and_one_of_tom
 
 
 def test_tenant_and_subject_are_told_apart() -> None:
-    ids = ResponseIds(b"pepper")
+    ids = ResponseIds((b"key",))
     identifier = ids.issue("5e" * 8, Identity("api_key", "", "bc", "a", ()))
     with pytest.raises(ApiError):
         ids.verify(identifier, Identity("api_key", "", "c", "ab", ()))

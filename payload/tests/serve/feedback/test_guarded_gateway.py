@@ -176,7 +176,7 @@ def test_how_an_arm_answers_is_kept_without_its_text(service: Service, upstream:
 @pytest.mark.parametrize(("hurried", "failed"), [(True, False), (False, True)])
 def test_a_deadline_of_the_clients_own_is_no_failure(hurried: bool, failed: bool, tmp_path: Path) -> None:
     noted: list[dict[str, Any]] = []
-    ratings = Ratings(ResponseIds(b""), Journal(tmp_path, Metrics()), Metrics())
+    ratings = Ratings(ResponseIds((b"",)), Journal(tmp_path, Metrics()), Metrics())
     ratings.journal.ended = noted.append  # type: ignore[union-attr, method-assign]
     exchange = Exchange(b"", b"", False, 0.0, hurried=hurried)
     exchange.identity = Identity("api_key", "1", "ada", "research", ("developer",))

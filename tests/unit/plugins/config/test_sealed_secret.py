@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def creds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def params(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "bytes": 16, "create": True, "for_certificate": None, "from_cms": None, **more}
+    usual = {"name": name, "bytes": 16, "create": True, "ring": None, "units": []}
+    return usual | {"for_certificate": None, "from_cms": None} | more
 
 
 def made(path: Path, **more: Any) -> str:
@@ -162,3 +164,63 @@ def test_a_secret_that_comes_from_elsewhere_is_not_made_up(tmp_path: Path) -> No
     with pytest.raises(sealed_secret.Refused, match=r"is not there.*seal the secret yourself"):
         sealed_secret.settle(params("llmkeep.hsm-pin", create=False), path, False)
     assert not path.exists()
+
+
+def ring(path: Path, step: str) -> tuple[bool, dict[str, str]]:
+    """Whether the step changed the ring, and its keys by their states."""
+    changed = sealed_secret.settle(params(path.name, ring=step), path, False)["changed"]
+    lines = sealing.unseal(path.name, path.read_bytes()).decode().splitlines()
+    return changed, dict(line.split(" ") for line in lines)
+
+
+@pytest.mark.usefixtures("creds")
+def test_each_step_of_a_rotation_is_taken_once_and_the_new_key_is_accepted_before_it_issues(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "llmkeep.estate-keys"
+    changed, first = ring(path, "kept")
+    assert (changed, list(first)) == (True, ["current"])
+    assert ring(path, "switched") == (False, first), "nothing was added"
+    changed, added = ring(path, "added")
+    assert (changed, added["current"], list(added)) == (True, first["current"], ["current", "next"])
+    assert ring(path, "added") == ring(path, "kept") == (False, added), "the run before was interrupted"
+    changed, switched = ring(path, "switched")
+    assert (changed, switched) == (True, {"current": added["next"], "former": first["current"]})
+    _, again = ring(path, "added")
+    assert list(again) == ["current", "next", "former"]
+    assert ring(path, "switched") == (True, {"current": again["next"], "former": switched["current"]}), (
+        "the first is gone"
+    )
+
+
+@pytest.mark.usefixtures("creds")
+def test_a_check_takes_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "llmkeep.estate-keys"
+    _, before = ring(path, "kept")
+    assert sealed_secret.settle(params(path.name, ring="added"), path, True)["changed"]
+    assert ring(path, "kept") == (False, before)
+
+
+@pytest.mark.usefixtures("creds")
+def test_hosts_that_ask_at_once_are_handed_the_same_secret(tmp_path: Path) -> None:
+    path = tmp_path / "store/llmkeep.estate-keys"
+    with ThreadPoolExecutor(8) as threads:
+        digests = list(threads.map(lambda _: made(path, ring="kept"), range(8)))
+    assert len(set(digests)) == 1
+
+
+@pytest.mark.usefixtures("creds")
+def test_units_are_marked_when_the_secret_that_they_load_changes(
+    tmp_path: Path, host: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealed_secret.atomic, "PENDING", tmp_path / "pending")
+    certificate = Path(host["certificate"]).read_text()
+    sent = sealed_secret.settle(params("pin", for_certificate=certificate), tmp_path / "control/pin", False)
+    units = ["llm-gateway@1.service", "llm-web.service"]
+    wanted = params("unit.pin", from_cms=sent["cms"], units=units, **host)
+    sealed_secret.settle(wanted, tmp_path / "host/unit.pin", False)
+    assert sorted(each.name for each in (tmp_path / "pending").iterdir()) == units
+    for each in (tmp_path / "pending").iterdir():
+        each.unlink()
+    sealed_secret.settle(wanted, tmp_path / "host/unit.pin", False)
+    assert not list((tmp_path / "pending").iterdir())
