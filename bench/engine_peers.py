@@ -62,13 +62,15 @@ def installed(peer: str) -> Path:
     return ROOT / f"bench/.venv-{peer}/bin"
 
 
-def ask_one(target: Target, tokens: int, prompt: str) -> tuple[int, float]:
+def ask_one(target: Target, tokens: int, prompt: str | list[dict[str, str]]) -> tuple[int, float]:
     """Read one stream to its end: how many tokens it had, and seconds until its first text (0: it had none).
 
+    `prompt`: a question, or a conversation's messages.
     Raises RuntimeError if it failed or does not say how many.
     """
     begun = time.monotonic()
-    question = {"model": target.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    question = {"model": target.model, "messages": messages, "temperature": 0}
     body = json.dumps({**question, "max_tokens": tokens, "stream": True, **target.more})
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=1800)
     headers = {"content-type": "application/json", "authorization": f"Bearer {target.key}"}

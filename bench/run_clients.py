@@ -1,11 +1,11 @@
 #!/usr/bin/python3.13
-"""Real clients against the gateway in front of the engine `continuous`; writes docs/use/clients.md.
+"""Real clients against the gateway in front of the engine `continuous` and of vLLM; writes docs/use/clients.md.
 
 Each client runs its own quick start, in an environment of its own, with nothing but a URL, a key and the model's name. The
 model is small, so first turns of tool loops require a call; the grammar gives it its shape.
 
-Needs `make env`, `make bundle`, and `make peers PEER="clients guidellm"`; with
-`--upstream vllm` and `make peers PEER=vllm`, vLLM is asked and its table printed. Exit code 0, or 1 if a step failed.
+Needs `make env`, `make bundle`, and `make peers PEER="clients guidellm"`; without the peer vLLM its table stays.
+Exit code 0, or 1 if a step failed.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def write(section: str, text: str) -> None:
 def main() -> int:
     """Run it, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--upstream", choices=UPSTREAMS, nargs="+", default=UPSTREAMS[:1])
+    parser.add_argument("--upstream", choices=UPSTREAMS, nargs="+", default=UPSTREAMS)
     names = [client.name for client in CLIENTS]
     parser.add_argument(
         "--client", choices=names, nargs="+", default=names, help="prints the table: a page has all clients"
@@ -213,10 +213,11 @@ def main() -> int:
             for label, text in refusals.items()
             if text.startswith("`answered`")
         ]
-        if clients != CLIENTS or upstream != "continuous":
+        if clients != CLIENTS:
             print(table(rows))
-        else:
-            write(upstream, table(rows))
+            continue
+        write(upstream, table(rows))
+        if upstream == "continuous":
             write("refused", "\n".join(f"- {label}: {text}" for label, text in refusals.items()))
     print("\n".join(failures), file=sys.stderr)
     return 1 if failures else 0
