@@ -83,6 +83,7 @@ def asked(opened: Any, question: str) -> tuple[str, list[dict[str, str]]]:
     with opened.expect_request("**/v1/chat/completions") as sent:
         opened.keyboard.press("Enter")
     opened.locator("#send:enabled").wait_for()
+    assert opened.locator("article.answer").count() > before, f"the page says: {opened.inner_text('#status')}"
     text = opened.locator("article.answer").nth(before).locator(".text").inner_text()
     return text.strip(), sent.value.post_data_json["messages"]
 
