@@ -18,6 +18,14 @@ def stamp(path: Path) -> Stamp | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
+def size(path: Path) -> int:
+    """Bytes of a file; 0 if it was removed meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of the file's content, in hex."""
     with path.open("rb") as file:

@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic_core import to_json
 
-from llmcore.files import flush, replacing, write_aside
+from llmcore.files import flush, replacing, size, write_aside
 from llmcore.ratings import (
     ANSWERED,
     ASSIGNED,
@@ -36,6 +37,7 @@ from llmcore.ratings import (
 )
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.audit.redact import scrubbed
+from llmserve.feedback import index
 from llmserve.feedback.documents import mark
 from llmserve.metrics import Metrics
 
@@ -43,6 +45,11 @@ log = logging.getLogger("llmserve.feedback")
 TEXTS = tuple(f"{FIELD}{name}" for name in ("comment", "correction", "prompt", "answer"))
 MOST_WAITING = 1024  # records that wait for the disk; one more answer is not kept, one more rating refused
 ANSWER_BYTES = 1 << 30  # with more of one kind in the journal no further one is kept; ratings are
+RATINGS_OF_ONE = 20  # of an answer: the last one counts
+RATING_BYTES = 1 << 26  # of a subject
+RESERVE_BYTES = (
+    1 << 26
+)  # of the volume, besides the room in which the largest file is rewritten, so that what is kept can be deleted
 LOOK_SECONDS = 60.0
 HOUR = "%Y%m%dT%H"
 DAY = 86_400
@@ -145,12 +152,12 @@ def clean_up(folder: Path) -> None:
             left.unlink()
 
 
-def note_ids(folder: Path, subject: str, tenant: str) -> None:
-    """Before a subject deletes its records: note which exchanges it rated, for `forget --ids`; raises OSError.
+def note_ids(paths: list[Path], folder: Path, subject: str, tenant: str) -> None:
+    """Of these files. Before a subject deletes its records: note which exchanges it rated, for `forget --ids`; raises OSError.
 
     Only what was rated can be in an export.
     """
-    for path in files(folder, RATED):
+    for path in (each for each in paths if each.name.startswith(f"{RATED}-")):
         ids = {
             record[TRANSACTION]: None
             for record in read(path, to_json(subject))
@@ -161,10 +168,12 @@ def note_ids(folder: Path, subject: str, tenant: str) -> None:
             append(folder, ((FORGOTTEN, note) for note in notes))
 
 
-def forget(folder: Path, of: Callable[[Record], bool], named: bytes = b"") -> int:
+def forget(
+    folder: Path, of: Callable[[Record], bool], named: bytes = b"", paths: list[Path] | None = None
+) -> int:
     """Remove all records for which `of` is true, and return their number once that is on disk.
 
-    `named`: JSON that each of their lines has, so that others need not be parsed.
+    `named`: JSON that each of their lines has, so that others need not be parsed. `paths`: the files that may have some.
     """
 
     def theirs(line: bytes) -> bool | None:
@@ -179,7 +188,7 @@ def forget(folder: Path, of: Callable[[Record], bool], named: bytes = b"") -> in
 
     removed = 0
     clean_up(folder)
-    for path in files(folder):
+    for path in files(folder) if paths is None else paths:
         with suppress(FileNotFoundError):  # another one was faster
             if untouched(path, theirs):
                 continue
@@ -230,14 +239,6 @@ def expire(folder: Path, days: int) -> int:
     return removed
 
 
-def size(path: Path) -> int:
-    """Bytes of a file; 0 if it was removed meanwhile."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def kept_bytes(folder: Path, kind: str) -> int:
     """Size of all records of a kind in the journal."""
     return sum(map(size, files(folder, kind)))
@@ -251,6 +252,10 @@ class Journal:
         self.folder = folder
         self.metrics = metrics
         self.answer_bytes = answer_bytes
+        self.rating_bytes = RATING_BYTES
+        self.reserve = RESERVE_BYTES
+        self.largest = 0  # bytes of a file
+        self.indexed = ""  # the hour from which on the index may lack lines
         self.looked = -LOOK_SECONDS  # time.monotonic() of the last look at the size
         self.full: set[str] = set()  # kinds
         self.waiting: list[tuple[str, Record, asyncio.Future[None] | None]] = []
@@ -287,28 +292,72 @@ class Journal:
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.write())
 
-    def keep(self, records: list[tuple[str, Record]]) -> None:
-        """In a thread: write, and look now and then how much there is; raises OSError."""
-        append(self.folder, records)
+    def keep(self, records: list[tuple[str, Record]]) -> list[ApiError | None]:
+        """In a thread: write what is within bounds, and look now and then how much there is. Returns why each was not written;
+        raises OSError.
+        """
+        if no_room := self.no_room():
+            return [no_room] * len(records)
+        refusals = self.refusals([record for kind, record in records if kind == RATED])
+        verdicts = [next(refusals) if kind == RATED else None for kind, _ in records]
+        append(
+            self.folder, [each for each, verdict in zip(records, verdicts, strict=True) if verdict is None]
+        )
         if time.monotonic() >= self.looked + LOOK_SECONDS:
             self.looked = time.monotonic()
             kinds = ANSWERED, ASSIGNED, ENDED
             with suppress(OSError):  # what was written is written
                 self.full = {kind for kind in kinds if kept_bytes(self.folder, kind) > self.answer_bytes}
+                self.largest = max(map(size, files(self.folder)), default=0)
+        return verdicts
+
+    def no_room(self) -> ApiError | None:
+        """Refused where the volume has nothing left but what deleting needs, which rewrites a file aside."""
+        volume = os.statvfs(self.folder)
+        free = volume.f_bavail * volume.f_frsize
+        if free >= self.largest + self.reserve:
+            return None
+        log.error("the journal's volume is full", extra={"fields": {"free_bytes": free}})
+        return not_kept()
+
+    def refusals(self, ratings: list[Record]) -> Iterator[ApiError | None]:
+        """Why each rating is not kept, in their order; of one batch each sees those before it."""
+        if not ratings:
+            return
+        counts, sizes = Counter[object](), Counter[bytes]()
+        with index.opened(self.folder) as database:
+            index.update(database, self.folder, self.indexed)
+            self.indexed = time.strftime(HOUR, time.gmtime(time.time() - 3600))
+            for rating in ratings:
+                transaction, whose = (
+                    rating[TRANSACTION],
+                    index.holder(rating.get(SUBJECT), rating.get(TENANT)),
+                )
+                if index.rated(database, transaction) + counts[transaction] >= RATINGS_OF_ONE:
+                    yield too_many(
+                        f"this answer was rated {RATINGS_OF_ONE} times, and the last rating counts"
+                    )
+                elif index.rated_bytes(database, whose) + sizes[whose] >= self.rating_bytes:
+                    yield too_many(
+                        f"your ratings take {self.rating_bytes} bytes here: delete them by DELETE /v1/feedback"
+                    )
+                else:
+                    counts[transaction] += 1
+                    sizes[whose] += len(line(rating))
+                    yield None
 
     async def write(self) -> None:
         """Write until nothing waits. Whatever fails, no client waits for ever."""
         while self.waiting:
             batch, self.waiting = self.waiting, []
-            error: ApiError | None = None
             try:
-                await asyncio.to_thread(self.keep, [each[:2] for each in batch])
+                errors = await asyncio.to_thread(self.keep, [each[:2] for each in batch])
             except Exception as failure:
                 # Of other errors the message may have a part of the record.
                 reason = str(failure) if isinstance(failure, OSError) else type(failure).__name__
                 log.error("feedback cannot be kept", extra={"fields": {"error.message": reason}})
-                error = not_kept()
-            for _, _, done in batch:
+                errors = [not_kept()] * len(batch)
+            for (_, _, done), error in zip(batch, errors, strict=True):
                 if done is None:
                     self.metrics.answers_not_kept.inc(error is not None)
                 elif not done.done():  # its client may have left
@@ -322,3 +371,7 @@ class Journal:
 
 def not_kept() -> ApiError:
     return unavailable("feedback_unavailable", "the rating cannot be kept now: send it again later", 5)
+
+
+def too_many(message: str) -> ApiError:
+    return ApiError(429, "too_many_ratings", message)

@@ -1,21 +1,21 @@
 """What subjects see and delete of what the journal of this host has of them: `GET` and `DELETE /v1/feedback`."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from llmcore.ratings import ANSWERED, FIELD, RATED, SUBJECT, TENANT, TIME, Record, files, read
+from llmcore.ratings import FIELD, RATED, SUBJECT, TENANT, TIME, Record
 from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.response_models import Shape
 from llmserve.asgi import Exchange
-from llmserve.feedback import journal
+from llmserve.feedback import index, journal
 
-MOST = 200  # of a list, the newest
+MOST = 50  # of a list: an exchange may have 50,000 characters
 # Not the model that answered: it could tell the arm of an experiment.
 SHOWN = ("thumb", "stars", "reason", "corrected", "comment", "correction", "prompt", "answer")
 
@@ -36,13 +36,14 @@ class KeptRecord(Shape):
 
 
 class Kept(Shape):
-    """Response of GET /v1/feedback, the newest first. `left_out`: older ones. `others`: records of experiments and reviews, which
-    are not shown. `text_kept`: what the tenant's policy decides.
+    """Response of GET /v1/feedback, the newest first. `left_out`: older ones, which `before` set to `next` shows. `others`:
+    records of experiments and reviews, which are not shown. `text_kept`: what the tenant's policy decides.
     """
 
     object: Literal["list"] = "list"
     data: list[KeptRecord]
     left_out: int
+    next: str | None = None
     others: int
     text_kept: bool
 
@@ -59,31 +60,35 @@ def is_of(record: Record, identity: Identity) -> bool:
     return (record.get(SUBJECT), record.get(TENANT)) == (identity.subject, identity.tenant)
 
 
-def records(folder: Path | None, identity: Identity) -> Iterator[tuple[str, Record]]:
-    """Records of a subject with their kinds, oldest first, one at a time; only lines with its name are parsed. Raises OSError."""
-    for path in files(folder) if folder else ():
-        kind = path.stem.partition("-")[0]
-        yield from ((kind, each) for each in read(path, name_of(identity)) if is_of(each, identity))
+def listed(folder: Path, identity: Identity, before: str = "") -> tuple[list[tuple[str, Record]], int, int]:
+    """The newest ratings and exchanges of a subject that are older than `before`, newest first; the numbers of those that are
+    older still, and of other records of it. Raises OSError.
+    """
+    who = identity.subject, identity.tenant
+    with index.opened(folder) as database:
+        index.update(database, folder)
+        places = index.of(database, folder, *who, before, MOST)
+        count, others = index.counted(database, *who, before)
+    found = [(place.kind, index.record_at(place)) for place in places]
+    newest = [(kind, record) for kind, record in found if record and is_of(record, identity)]
+    return newest, count - len(places), others
+
+
+def forget(folder: Path, identity: Identity) -> Forgotten:
+    """Remove all records of a subject from the files that have any; raises OSError."""
+    who = identity.subject, identity.tenant
+    with index.opened(folder) as database:
+        index.update(database, folder)
+        concerned = index.concerned(database, folder, *who)
+        journal.note_ids(concerned, folder, *who)
+        removed = journal.forget(folder, lambda each: is_of(each, identity), name_of(identity), concerned)
+        index.update(database, folder)
+        return Forgotten(removed=removed, left=sum(index.counted(database, *who)))
 
 
 def name_of(identity: Identity) -> bytes:
     """The subject as it is in each of its lines."""
     return to_json(identity.subject)
-
-
-def listed(folder: Path | None, identity: Identity) -> tuple[list[tuple[str, Record]], int, int]:
-    """The newest ratings and exchanges of a subject, newest first; the numbers of older ones, and of other records of it.
-    Raises OSError.
-    """
-    newest: deque[tuple[str, Record]] = deque(maxlen=MOST)
-    count = others = 0
-    for kind, record in records(folder, identity):
-        if kind in {RATED, ANSWERED}:
-            newest.append((kind, record))
-            count += 1
-        else:
-            others += 1
-    return list(reversed(newest)), count - len(newest), others
 
 
 class OwnRecords:
@@ -93,43 +98,55 @@ class OwnRecords:
         """`folder`: of the journal; without one nothing is kept. `hold`: file that is there while nothing may be deleted."""
         self.folder = folder
         self.hold = hold
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        self.asking: set[tuple[str, str]] = set()  # tenants and subjects
 
-    async def list(self, exchange: Exchange) -> Kept:
-        """Raises ApiError 503."""
-        identity, decision = exchange.identity, exchange.decision
+    @asynccontextmanager
+    async def turn(self, identity: Identity) -> AsyncIterator[None]:
+        """One at a time, and none of a subject that waits already: raises ApiError 429."""
+        who = identity.tenant, identity.subject
+        if who in self.asking:
+            message = "your last request for what is kept of you is not answered yet: wait for it"
+            raise ApiError(429, "feedback_busy", message, headers=[(b"retry-after", b"1")])
+        self.asking.add(who)
+        try:
+            async with self.lock:
+                yield
+        finally:
+            self.asking.discard(who)
+
+    async def list(self, exchange: Exchange, before: str) -> Kept:
+        """Raises ApiError 429 or 503."""
+        identity, decision, folder = exchange.identity, exchange.decision, self.folder
         if identity is None or decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
-        async with self.turn:
-            newest, left_out, others = await in_thread(lambda: listed(self.folder, identity))
+        if folder is None:
+            return Kept(data=[], left_out=0, others=0, text_kept=decision.keep_prompts)
+        async with self.turn(identity):
+            newest, left_out, others = await in_thread(lambda: listed(folder, identity, before))
         return Kept(
             data=[shown(*each) for each in newest],
             left_out=left_out,
+            next=str(newest[-1][1][TIME]) if newest and left_out else None,
             others=others,
             text_kept=decision.keep_prompts,
         )
 
     async def forget(self, exchange: Exchange) -> Forgotten:
         """All records of the subject. Not reviews by it, as an operator's `forget`: an expert must not delete those of others'
-        answers. Raises ApiError 409 under a legal hold, and 503.
+        answers. Raises ApiError 409 under a legal hold, 429 and 503.
         """
-        identity = exchange.identity
+        identity, folder = exchange.identity, self.folder
         if identity is None:
             raise RuntimeError("this route must be behind authentication and policy")
         if self.hold and self.hold.exists():
             raise ApiError(
                 409, "legal_hold", "nothing may be deleted here at present, by a legal hold: ask the operator"
             )
-        folder = self.folder
         if folder is None:
             return Forgotten(removed=0, left=0)
-        async with self.turn:
-            await in_thread(lambda: journal.note_ids(folder, identity.subject, identity.tenant))
-            removed = await in_thread(
-                lambda: journal.forget(folder, lambda each: is_of(each, identity), name_of(identity))
-            )
-            left = await in_thread(lambda: sum(1 for _ in records(folder, identity)))
-        return Forgotten(removed=removed, left=left)
+        async with self.turn(identity):
+            return await in_thread(lambda: forget(folder, identity))
 
 
 def shown(kind: str, record: Record) -> KeptRecord:

@@ -16,10 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from llmcore.files import flush, write_aside
+from llmcore.files import flush, size, write_aside
 from llmcore.ratings import ANSWERED, RATED, TRANSACTION, Record, files, read
 from llmserve.feedback.documents import OF_ANSWER, document, mark, operations
-from llmserve.feedback.journal import HOUR, SHIPPING, UNINDEXED, locked, positions, put_positions, size
+from llmserve.feedback.journal import HOUR, SHIPPING, UNINDEXED, locked, positions, put_positions
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch

@@ -140,9 +140,10 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
         return await state.ratings.rate(request.scope["llm"], await request.body())
 
     @app.get("/v1/feedback")
-    async def list_kept(request: Request) -> Kept:
-        """What this host keeps of the caller: ratings, and exchanges where the tenant's policy keeps text."""
-        return await state.own.list(request.scope["llm"])
+    async def list_kept(request: Request, before: str = "") -> Kept:
+        """What this host keeps of the caller: ratings, and exchanges where the tenant's policy keeps text. `before`: a time, for the
+        next page."""
+        return await state.own.list(request.scope["llm"], before)
 
     @app.delete("/v1/feedback")
     async def forget(request: Request) -> Forgotten:

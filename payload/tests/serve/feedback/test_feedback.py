@@ -19,7 +19,7 @@ from llmcore.ratings import ANSWERED, RATED, by_transaction, files, read
 from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError
 from llmserve.cli import main
-from llmserve.feedback import journal
+from llmserve.feedback import journal, own
 from llmserve.feedback.response_ids import DAY, ResponseIds
 from llmserve.metrics import Metrics
 
@@ -345,6 +345,51 @@ def test_a_journal_that_is_full_of_answers_takes_ratings(tmp_path: Path) -> None
 
     assert asyncio.run(filled()) == 2
     assert list(by_transaction(tmp_path, RATED)) == ["0"]
+
+
+def rating(transaction: object, subject: str = "ada") -> dict[str, Any]:
+    return {"transaction.id": str(transaction), "user.id": subject, "organization.id": "research"}
+
+
+def outcomes(kept: journal.Journal, ratings: list[dict[str, Any]]) -> list[str]:
+    """The codes of refusals of ratings that come at once; nothing for one that is kept."""
+
+    async def together() -> list[object]:
+        return await asyncio.gather(*[kept.rate(each) for each in ratings], return_exceptions=True)
+
+    return [each.code if isinstance(each, ApiError) else str(each or "") for each in asyncio.run(together())]
+
+
+def test_an_answer_is_rated_twenty_times_at_most_whichever_gateway_is_asked(tmp_path: Path) -> None:
+    most = journal.RATINGS_OF_ONE
+    said = outcomes(journal.Journal(tmp_path, Metrics()), [rating(1)] * (most - 1))
+    said += outcomes(journal.Journal(tmp_path, Metrics()), [rating(1), rating(1), rating(2)])
+    assert said == [""] * most + ["too_many_ratings", ""]
+
+
+def test_the_ratings_of_a_subject_are_bounded_in_bytes_and_it_can_delete_them(tmp_path: Path) -> None:
+    kept = journal.Journal(tmp_path, Metrics())
+    kept.rating_bytes = 2 * len(journal.line(rating(0)))
+    said = outcomes(kept, [rating(number) for number in range(3)] + [rating(9, "bob")])
+    assert said == ["", "", "too_many_ratings", ""]
+    assert own.forget(tmp_path, Identity("api_key", "", "ada", "research", ())).removed == 2
+    assert outcomes(kept, [rating(3)]) == [""]
+
+
+def test_a_full_volume_takes_no_rating_and_no_answer_and_what_is_kept_can_be_deleted(tmp_path: Path) -> None:
+    kept, metrics = journal.Journal(tmp_path, Metrics()), Metrics()
+    assert outcomes(kept, [rating(1)]) == [""]
+    full = journal.Journal(tmp_path, metrics)
+    full.reserve = 1 << 62
+    assert outcomes(full, [rating(2)]) == ["feedback_unavailable"]
+
+    async def answered() -> None:
+        full.answered(rating(3))
+        await full.settled()
+
+    asyncio.run(answered())
+    assert metrics.answers_not_kept._value.get() == 1
+    assert own.forget(tmp_path, Identity("api_key", "", "ada", "research", ())).removed == 1
 
 
 def test_a_rating_is_acknowledged_though_the_size_of_the_journal_cannot_be_told(

@@ -1,0 +1,213 @@
+"""Which lines of the journal are whose: an index in SQLite beside the files, made from them, and made anew where it is lost.
+
+It has no text, and no name: of each line the hashes of its subject and of its exchange, its place and its length. The files stay
+the truth; whoever reads by the index looks at the line itself.
+"""
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic_core import from_json, to_json
+
+from llmcore.files import size
+from llmcore.ratings import ANSWERED, RATED, SUBJECT, TENANT, TIME, TRANSACTION, Record, files
+
+NAME = "index.sqlite"
+STEP_BYTES = 1 << 22  # of a file in one transaction: another gateway's rating waits no longer
+WAIT_SECONDS = 10.0
+SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+PRAGMA secure_delete = ON;
+CREATE TABLE IF NOT EXISTS files (id INTEGER PRIMARY KEY, name TEXT UNIQUE, inode INTEGER, size INTEGER);
+CREATE TABLE IF NOT EXISTS lines (
+    file INTEGER, place INTEGER, length INTEGER, kind TEXT, time TEXT, subject BLOB, exchange BLOB,
+    PRIMARY KEY (file, place)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS of_subject ON lines (subject, time, kind, length);
+CREATE INDEX IF NOT EXISTS of_exchange ON lines (exchange, kind);
+"""
+
+
+class Place(NamedTuple):
+    """A line: its file, its first byte and its bytes, its kind and its time (ISO 8601)."""
+
+    path: Path
+    place: int
+    length: int
+    kind: str
+    time: str
+
+
+def holder(subject: object, tenant: object) -> bytes:
+    """The hash of a subject in its tenant."""
+    return hashlib.blake2b(to_json([tenant, subject]), digest_size=8).digest()
+
+
+def exchange(transaction: object) -> bytes:
+    """The hash of an exchange."""
+    return hashlib.blake2b(to_json(transaction), digest_size=8).digest()
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The index; one that SQLite cannot read is made anew. Raises OSError."""
+    path = folder / NAME
+    try:
+        with closing(sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)) as database:
+            database.executescript(SCHEMA)
+            path.chmod(0o600)
+            yield database
+    except sqlite3.OperationalError as error:  # it is locked, or the disk is full
+        raise OSError(str(error)) from error
+    except sqlite3.DatabaseError as error:
+        for name in NAME, f"{NAME}-wal", f"{NAME}-shm":
+            (folder / name).unlink(missing_ok=True)
+        raise OSError(f"the index was broken ({error}), and is made anew") from error
+
+
+def update(database: sqlite3.Connection, folder: Path, since: str = "") -> None:
+    """Index what the files have more than before. `since`: an hour; files of earlier ones are taken to be as they were."""
+    paths = files(folder)
+    known = {
+        name: (inode, size) for name, inode, size in database.execute("SELECT name, inode, size FROM files")
+    }
+    if not since:
+        for name in known.keys() - {path.name for path in paths}:
+            drop(database, name)
+    for path in paths:
+        if path.stem.partition("-")[2] >= since:
+            while more(path, known.get(path.name)) and step(database, path):
+                known[path.name] = database.execute(
+                    "SELECT inode, size FROM files WHERE name = ?", [path.name]
+                ).fetchone()
+
+
+def more(path: Path, known: tuple[int, int] | None) -> bool:
+    """Whether the file is not as the index knows it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return known != (found.st_ino, found.st_size)
+
+
+def step(database: sqlite3.Connection, path: Path) -> bool:
+    """Index the next part of a file, in one transaction; whether there was one."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            known = database.execute(
+                "SELECT id, inode, size FROM files WHERE name = ?", [path.name]
+            ).fetchone()
+            if known and (known[1] != found.st_ino or known[2] > found.st_size):  # lines were taken out of it
+                drop(database, path.name)
+                known = None
+            number, _, begin = known or (None, 0, 0)
+            if number is None:
+                made = database.execute(
+                    "INSERT INTO files (name, inode, size) VALUES (?, ?, 0)", [path.name, found.st_ino]
+                )
+                number = made.lastrowid
+            file.seek(begin)
+            end, rows = begin, list[tuple[object, ...]]()
+            for line in file:
+                if not line.endswith(b"\n") or end - begin > STEP_BYTES:
+                    break  # it is being written, or comes with the next step
+                rows.append((number, end, len(line), path.stem.partition("-")[0], *described(line)))
+                end += len(line)
+        database.executemany("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        database.execute("UPDATE files SET size = ? WHERE id = ?", [end, number])
+    except FileNotFoundError:
+        database.execute("ROLLBACK")
+        return False
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+    return end > begin
+
+
+def described(line: bytes) -> tuple[str, bytes | None, bytes | None]:
+    """Time, subject and exchange of a line. A line that a power cut has torn may be of anyone: it has none."""
+    try:
+        record = from_json(line)
+        return (
+            str(record.get(TIME, "")),
+            holder(record.get(SUBJECT), record.get(TENANT)),
+            exchange(record.get(TRANSACTION)),
+        )
+    except (ValueError, AttributeError):
+        return "", None, None
+
+
+def drop(database: sqlite3.Connection, name: str) -> None:
+    """Forget what is known of a file."""
+    database.execute("DELETE FROM lines WHERE file = (SELECT id FROM files WHERE name = ?)", [name])
+    database.execute("DELETE FROM files WHERE name = ?", [name])
+
+
+def rated(database: sqlite3.Connection, transaction: object) -> int:
+    """How many ratings there are of an exchange."""
+    [count] = database.execute(
+        "SELECT count(*) FROM lines WHERE exchange = ? AND kind = ?", [exchange(transaction), RATED]
+    ).fetchone()
+    return int(count)
+
+
+def rated_bytes(database: sqlite3.Connection, whose: bytes) -> int:
+    """Bytes of the ratings by a holder."""
+    [total] = database.execute(
+        "SELECT total(length) FROM lines WHERE subject = ? AND kind = ?", [whose, RATED]
+    ).fetchone()
+    return int(total)
+
+
+def of(
+    database: sqlite3.Connection, folder: Path, subject: str, tenant: str, before: str, most: int
+) -> list[Place]:
+    """The newest lines of a subject, of the kinds that it sees, newest first. Older than `before`: ISO 8601; without it, all."""
+    found = database.execute(
+        "SELECT name, place, length, kind, time FROM lines JOIN files ON files.id = file "
+        "WHERE subject = ? AND kind IN (?, ?) AND (? = '' OR time < ?) ORDER BY time DESC, name DESC, place DESC LIMIT ?",
+        [holder(subject, tenant), RATED, ANSWERED, before, before, most],
+    )
+    return [Place(folder / name, *rest) for name, *rest in found]
+
+
+def counted(database: sqlite3.Connection, subject: str, tenant: str, before: str = "") -> tuple[int, int]:
+    """How many lines of a subject there are that it sees and that are older than `before`; and how many others."""
+    seen, others = database.execute(
+        "SELECT count(*) FILTER (WHERE kind IN (?, ?) AND (? = '' OR time < ?)), count(*) FILTER (WHERE kind NOT IN (?, ?)) "
+        "FROM lines WHERE subject = ?",
+        [RATED, ANSWERED, before, before, RATED, ANSWERED, holder(subject, tenant)],
+    ).fetchone()
+    return int(seen), int(others)
+
+
+def concerned(database: sqlite3.Connection, folder: Path, subject: str, tenant: str) -> list[Path]:
+    """The files with lines of a subject, or with torn ones, which may be its own."""
+    found = database.execute(
+        "SELECT DISTINCT name FROM lines JOIN files ON files.id = file WHERE subject = ? OR subject IS NULL",
+        [holder(subject, tenant)],
+    )
+    names = {name for [name] in found}
+    sizes = dict(database.execute("SELECT name, size FROM files"))
+    return [path for path in files(folder) if path.name in names or size(path) != sizes.get(path.name, 0)]
+
+
+def record_at(place: Place) -> Record | None:
+    """The line's record; None where the file was rewritten meanwhile."""
+    try:
+        with place.path.open("rb") as file:
+            file.seek(place.place)
+            found = from_json(file.read(place.length))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
