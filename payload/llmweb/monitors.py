@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -23,6 +24,7 @@ AT_ONCE = 6  # questions, of all pages together
 MOST_SERIES = 1000  # of an answer; a page says how many it leaves out
 MOST_OVER_TIME = 200  # of a range query, the highest
 LABEL_CHARACTERS = 200
+MOST_VALUE = 1e18  # of a plot
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class Monitors:
             end = int(time.time()) // step * step
             words = {"query": expression, "start": end - seconds, "end": end, "step": step}
             path = "/api/v1/query_range?" + urlencode(words)
-            return self.ask(self.prometheus, path, matrix, most=MOST_OVER_TIME)
+            read = partial(matrix, times=range(end - seconds, end + 1, step))
+            return self.ask(self.prometheus, path, read, most=MOST_OVER_TIME)
 
         return await self.shared(f"{seconds} {step} {expression}", question)
 
@@ -210,18 +213,19 @@ def vector(answer: Any) -> list[Series]:
     return [each for each in found if math.isfinite(each.value)]
 
 
-def matrix(answer: Any) -> list[Series]:
-    """The highest first."""
-    found = [
-        Series(texts(each["metric"]), [(float(at), float(value)) for at, value in each["values"]])
-        for each in data(answer, "matrix")
-    ]
-    finite = [
-        Series(each.labels, [point for point in each.points if math.isfinite(point[1])]) for each in found
-    ]
-    return sorted(
-        (each for each in finite if each.points), key=lambda each: -max(value for _, value in each.points)
-    )
+def matrix(answer: Any, times: range) -> list[Series]:
+    """The highest first. Raises BadAnswer for points at others than the times that were asked for."""
+    found = []
+    for each in data(answer, "matrix"):
+        if len(each["values"]) > len(times):
+            raise BadAnswer(f"a series has {len(each['values'])} points, and {len(times)} were asked for")
+        points = [(float(at), float(value)) for at, value in each["values"]]
+        if any(at not in times for at, _ in points) or points != sorted(points):
+            raise BadAnswer("points are not at the times that were asked for, or not in their order")
+        # NaN is no value, and what no axis has room for is none that was measured.
+        if drawn := [(at, value) for at, value in points if abs(value) < MOST_VALUE]:
+            found.append(Series(texts(each["metric"]), drawn))
+    return sorted(found, key=lambda each: -max(value for _, value in each.points))
 
 
 def firing_of_prometheus(answer: Any) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ from llmweb.sections import (
     celsius,
     gibibytes,
     number,
+    per_minute,
+    per_second,
     percent,
     safe_link,
     seconds,
@@ -315,6 +317,11 @@ async def waiting_over_time(look: Look, _: WebConfig) -> Section:
     return await look.plot("waiting_plot", expression, "llm_requests_waiting", ("model",), number)
 
 
+async def no_gpus(look: Look) -> bool:
+    """Whether Prometheus knows of no GPU; one that fell silent in the last week is missing instead."""
+    return (await look.now("last_over_time(llm_gpu_present[7d])")).found == []
+
+
 async def gpus(look: Look, _: WebConfig) -> Section:
     """Each GPU's readings, and what is wrong with it."""
     expressions = (
@@ -329,10 +336,8 @@ async def gpus(look: Look, _: WebConfig) -> Section:
     )
     present, *answers = await asyncio.gather(*map(look.now, expressions))
     title = look.say("gpus")
-    if present.found == []:
-        before = await look.now("last_over_time(llm_gpu_present[7d])")
-        if before.found == []:
-            return Words(title, look.say("no_gpus"))
+    if present.found == [] and await no_gpus(look):
+        return Words(title, look.say("no_gpus"))
     if not present.found:
         return await look.missing(title, present, "llm_gpu_present")
     keys = ("instance", "gpu")
@@ -416,10 +421,62 @@ async def losses(look: Look, _: WebConfig) -> Section:
     )
 
 
+# The last 24 hours.
+
+
+def lines(**expressions: str) -> str:
+    """Several lines of one question, named by the label `line`."""
+    return " or ".join(
+        f'label_replace({each}, "line", "{name}", "", "")' for name, each in expressions.items()
+    )
+
+
+async def first_tokens_of_day(look: Look, _: WebConfig) -> Section:
+    rates = f"sum by (le) (rate({BEGINS}_bucket[15m]))"
+    quantiles = {
+        name: f"histogram_quantile({share}, {rates})" for name, share in (("P50", 0.5), ("P99", 0.99))
+    }
+    return await look.plot(
+        "quantiles_plot", lines(**quantiles), f"{BEGINS}_count", ("line",), seconds, hours=24
+    )
+
+
+async def tokens_of_day(look: Look, _: WebConfig) -> Section:
+    expression = "sum by (kind) (rate(llm_tokens_total[5m]))"
+    return await look.plot("tokens_plot", expression, "llm_tokens_total", ("kind",), per_second, hours=24)
+
+
+async def waiting_of_day(look: Look, _: WebConfig) -> Section:
+    expression = "sum by (model) (llm_requests_waiting)"
+    return await look.plot("waiting_plot", expression, "llm_requests_waiting", ("model",), number, hours=24)
+
+
+async def errors_of_day(look: Look, _: WebConfig) -> Section:
+    """A counter of what has not happened is not there: where gateways are scraped, that is none."""
+
+    def counted(status: str) -> str:
+        chosen = f'route!~"/livez|/readyz|/health|/drainz",status=~"{status}"'
+        return f"60 * sum(rate(llm_requests_total{{{chosen}}}[5m])) or 0 * sum(llm_engine_up)"
+
+    expression = lines(**{"5xx": counted("5.."), "429": counted("429")})
+    return await look.plot("errors_plot", expression, "llm_engine_up", ("line",), per_minute, hours=24)
+
+
+async def gpus_of_day(look: Look, _: WebConfig) -> Section:
+    metric = "llm_gpu_busy_ratio"
+    section = await look.plot(
+        "gpus_plot", f"avg by (instance) ({metric})", metric, ("instance",), percent, hours=24
+    )
+    if isinstance(section, Words) and await no_gpus(look):
+        return Words(section.title, look.say("no_gpus"))
+    return section
+
+
 Part = Callable[[Look, WebConfig], Awaitable[Section]]
 # By the last part of their paths, which is their name in `wording`, too.
 PAGES: dict[str, tuple[Part, ...]] = {
     "": (alerts, objectives, hosts_up, estate, bad_events),
+    "day": (first_tokens_of_day, tokens_of_day, waiting_of_day, errors_of_day, gpus_of_day),
     "hosts": (hosts_up, host_loads, processors, memories),
     "models": (models, requests_over_time, first_tokens, waiting_over_time),
     "gpus": (gpus, gpu_busy, gpu_temperature),

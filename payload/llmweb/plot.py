@@ -12,18 +12,20 @@ WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24
 ROW = 34  # of an interval
 MOST_LINES = 6
+DAY = 24 * 3600
 
 
 def ceiling(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten: the top of the axis."""
-    if value <= 0:
+    """The next of 1, 2, 5 times a power of ten: the top of the axis. 1 for what is too small to have one."""
+    if value < 1e-9:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value * 0.999)
 
 
-def clock(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%H:%M}"
+def clock(at: float, span: float) -> str:
+    """A time (UTC) on an axis of `span` seconds: with the day where the same time comes twice."""
+    return f"{datetime.fromtimestamp(at, UTC):{'%H:%M' if span < DAY else '%m-%d %H:%M'}}"
 
 
 def interval_plot(
@@ -85,13 +87,16 @@ def line_plot(
         parts.append(
             f'<text class="left" x="{LEFT - 6}" y="{height + 4:.1f}">{escape(shown(top * share))}</text>'
         )
-    for share, side in ((0.0, "start"), (0.5, "middle"), (1.0, "left")):
+    for share, side, zone in ((0.0, "start", ""), (0.5, "middle", ""), (1.0, "left", " UTC")):
         at = start + (end - start) * share
-        parts.append(f'<text class="{side}" x="{x(at):.1f}" y="{HEIGHT - 6}">{clock(at)}</text>')
+        time = clock(at, end - start) + zone
+        parts.append(f'<text class="{side}" x="{x(at):.1f}" y="{HEIGHT - 6}">{time}</text>')
     for number, each in enumerate(series[:MOST_LINES]):
         path, before = [], -math.inf
         for at, value in each.points:
-            path.append(f"{'L' if at - before < 1.5 * step else 'M'}{x(at):.1f} {y(value):.1f}")
+            place = f"{x(at):.1f} {y(value):.1f}"
+            # A point between two gaps is seen by the line of no length that begins there.
+            path.append(f"L{place}" if at - before < 1.5 * step else f"M{place}h0")
             before = at
         parts.append(f'<path class="line s{number}" d="{"".join(path)}"/>')
     return Markup("".join([*parts, "</svg>"]))  # noqa: S704 - texts are escaped above

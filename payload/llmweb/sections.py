@@ -15,6 +15,7 @@ from llmweb.plot import MOST_LINES, clock, line_plot
 from llmweb.wording import Language, said
 
 State = Literal["", "good", "warn", "bad", "unknown"]
+STEP_SECONDS = 300  # of a plot; a rate over fewer would leave out what happened between two points
 TABLE_TIMES = 12  # rows of a plot's table
 MOST_ROWS = 200
 
@@ -42,11 +43,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """`table`: the same values."""
+    """`lines`, `latest`: names and last values. `table`: the same values."""
 
     title: str
     svg: Markup
     lines: Sequence[str]
+    latest: Sequence[str]
     table: Table
     notes: Sequence[str] = ()
     kind: str = "plot"
@@ -141,31 +143,28 @@ class Look:
         hours: int = 6,
     ) -> Section:
         """Lines of the last `hours`, named by their labels."""
-        title, step = self.say(name), hours * 60
+        title, step = self.say(name), STEP_SECONDS
         reading = await self.monitors.over(expression, hours * 3600, step)
         self.seen(reading)
         if not reading.found:
             return await self.missing(title, reading, metric)
-        series = reading.found
+        # By name, so that a line keeps its colour when the page is loaded again.
+        series = sorted(reading.found[:MOST_LINES], key=lambda each: named(each, label))
         names = [named(each, label) for each in series]
-        values = ", ".join(
-            f"{name} {shown(each.value)}" for name, each in zip(names[:MOST_LINES], series, strict=False)
-        )
         end = max(each.points[-1][0] for each in series)
         end = max(end, reading.at // step * step)
+        latest = [
+            shown(each.value) if end - each.points[-1][0] < 1.5 * step else self.say("no_data")
+            for each in series
+        ]
         span = (end - hours * 3600, end, step)
-        svg = line_plot(
-            name, title, self.say("plot_of", hours=hours, values=values), series[:MOST_LINES], span, shown
-        )
-        more = len(series) - MOST_LINES + reading.left_out
+        values = ", ".join(map(" ".join, zip(names, latest, strict=True)))
+        description = self.say("plot_of", hours=hours, values=values)
+        svg = line_plot(name, title, description, series, span, shown)
+        more = len(reading.found) - MOST_LINES + reading.left_out
         notes = [self.say("left_out", count=more)] if more > 0 else []
-        return Plot(
-            title,
-            svg,
-            names[:MOST_LINES],
-            self.as_table(title, series[:MOST_LINES], names, span, shown),
-            notes,
-        )
+        table = self.as_table(title, series, names, span, shown)
+        return Plot(title, svg, names, latest, table, notes)
 
     def as_table(
         self,
@@ -181,16 +180,14 @@ class Look:
         rows = []
         for number in range(TABLE_TIMES + 1):
             at = start + number * wide
-            cells = [Cell(clock(at))]
+            cells = [Cell(clock(at, end - start))]
             for each in series:
                 value = next((v for t, v in reversed(each.points) if at - step < t <= at + 1), None)
                 cells.append(
                     Cell(self.say("no_data"), "unknown") if value is None else Cell(shown(value), "")
                 )
             rows.append(cells)
-        return Table(
-            self.say("as_table", title=title), [f"{self.say('time')} (UTC)", *names[: len(series)]], rows
-        )
+        return Table(self.say("as_table", title=title), [f"{self.say('time')} (UTC)", *names], rows)
 
 
 def urgency(row: Sequence[Cell]) -> int:
@@ -220,6 +217,14 @@ def percent(value: float) -> str:
 
 def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def per_second(value: float) -> str:
+    return f"{number(value)} /s"
+
+
+def per_minute(value: float) -> str:
+    return f"{number(value)} /min"
 
 
 def whole(value: float) -> str:

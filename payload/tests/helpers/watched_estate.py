@@ -74,6 +74,8 @@ SERIES: dict[str, float | Callable[[float], float]] = {
     'llm_e2e_seconds_count{instance="llm1",model="deepseek-chat"}': lambda t: 6 * t + 3000 * math.sin(t / 2000),
     'llm_e2e_seconds_count{instance="llm1",model="embed-small"}': lambda t: 2 * t,
     'llm_tokens_total{instance="llm1",model="deepseek-chat",kind="completion"}': lambda t: 900 * t,
+    'llm_tokens_total{instance="llm1",model="deepseek-chat",kind="prompt"}': lambda t: 2000 * t + 9e6 * math.sin(t / 9000),
+    'llm_requests_total{instance="llm1",route="/v1/chat/completions",status="503"}': lambda t: 0.02 * t + 50 * math.sin(t / 4000),
     **{
         f'llm_time_to_first_token_seconds_bucket{{instance="llm1",model="deepseek-chat",le="{le}"}}': partial(mul, 6 * share)
         for le, share in (("0.1", 0.3), ("0.3", 0.9), ("0.5", 0.996), ("1.0", 0.999), ("+Inf", 1))

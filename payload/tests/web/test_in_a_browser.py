@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from watched_estate import HOSTILE, watched
 from llmcore.ratings import FIELD, REVIEWED, by_transaction
 from llmserve.feedback.reviews import TAGS
 
-PAGES = ("", "hosts", "models", "gpus", "training", "alerts", "sign-in", "nothing")
+PAGES = ("", "day", "hosts", "models", "gpus", "training", "alerts", "sign-in", "nothing")
 FIRST = {
     "operator": "",
     "expert": "reviews",
@@ -76,21 +77,51 @@ def accessible(opened: Any, name: str, width: int) -> None:
     assert found.violations_count == 0, f"{name}: {found.generate_report()}"
 
 
-@pytest.mark.parametrize("width", [840, 1040])
-def test_no_word_of_a_table_is_broken(chromium: Any, page: OperatorPage, width: int) -> None:
-    broken = """() => [...document.querySelectorAll("td, th")].flatMap(cell => [...cell.childNodes].flatMap(node => {
-        if (node.nodeType !== Node.TEXT_NODE) return [];
-        return [...node.data.matchAll(/(?<!\\S)[A-Za-z]+(?!\\S)/g)].filter(word => {
+# Names as long as real ones, put into the cells; then the words on two lines, but for those of hostile labels without a space.
+LENGTHENED = """() => {
+    for (const cell of document.querySelectorAll("td, th")) {
+        const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        for (let node = texts.nextNode(); node; node = texts.nextNode())
+            node.data = node.data.replace("deepseek", "deepseek_coder_v2_lite").replace("llm1", "inference01");
+    }
+}"""
+BROKEN_WORDS = """() => [...document.querySelectorAll("td, th")].flatMap(cell => {
+    const words = [], texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    const parts = (token) => [...token[0].matchAll(/[\\p{Script=Latin}\\p{N}_]+/gu)].map(
+        part => ({ 0: part[0], index: token.index + part.index }));
+    for (let node = texts.nextNode(); node; node = texts.nextNode())
+        for (const word of node.data.matchAll(/(?<!\\S)\\S{1,32}(?!\\S)/gu).flatMap(parts)) {
             const range = document.createRange();
             range.setStart(node, word.index);
             range.setEnd(node, word.index + word[0].length);
-            return new Set([...range.getClientRects()].map(line => line.top)).size > 1;
-        }).map(word => word[0]);
-    }))"""
-    with tab(chromium, page, width=width) as opened:
-        for name in ("", "hosts", "models", "gpus", "training", "alerts"):
+            if (new Set([...range.getClientRects()].map(line => line.top)).size > 1) words.push(word[0]);
+        }
+    return words;
+})"""
+
+
+@pytest.mark.parametrize(
+    ("language", "role", "names"),
+    [
+        ("en", "operator", ("", "day", "hosts", "models", "gpus", "training", "alerts")),
+        ("zh", "operator", ("", "models")),
+        ("en", "product_owner", ("experiments",)),
+        ("en", "expert", ("reviews",)),
+    ],
+)
+def test_no_word_of_a_table_is_broken(
+    chromium: Any, page: OperatorPage, language: str, role: str, names: tuple[str, ...]
+) -> None:
+    with tab(chromium, page, language, role=role) as opened:
+        for name in names:
             opened.goto(f"/operator/{name}")
-            assert opened.evaluate(broken) == [], name or "overview"
+            opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            opened.evaluate(LENGTHENED)
+            for width in (320, 360, 840, 1040, 1200, 1400):
+                opened.set_viewport_size({"width": width, "height": 760})
+                where = f"{name or 'overview'} in {language} at {width}"
+                assert opened.evaluate(BROKEN_WORDS) == [], where
+                assert opened.evaluate("document.documentElement.scrollWidth") <= width, where
 
 
 @pytest.mark.parametrize(("language", "scheme", "width"), [("en", "light", 320), ("zh", "dark", 1200)])
@@ -179,9 +210,9 @@ def test_the_whole_page_is_reached_by_keyboard_and_focus_is_seen(chromium: Any, 
             assert area > 0, text
             assert left >= 0, text
             walked.append(text)
-        names = ["Overview", "Hosts", "Models", "GPUs", "Training", "Alerts"]
-        assert walked[:8] == ["Skip to content", "中文", *names]
-        assert walked[8:] == ["target-down", "Bad events in 1 hour, by objective: as a table", "Sign out"]
+        names = ["Overview", "Last 24 hours", "Hosts", "Models", "GPUs", "Training", "Alerts"]
+        assert walked[:9] == ["Skip to content", "中文", *names]
+        assert walked[9:] == ["target-down", "Bad events in 1 hour, by objective: as a table", "Sign out"]
         opened.keyboard.press("Shift+Tab")
         opened.keyboard.press("Enter")
         opened.wait_for_url("**/operator/sign-in")
@@ -204,6 +235,32 @@ def test_a_plot_is_named_and_described_to_screen_readers(chromium: Any, page: Op
         assert table.get_by_role("row").count() == 14
         opened.set_viewport_size({"width": 320, "height": 900})
         assert table.get_by_role("row").count() == 14  # cards are rows still
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_differ_by_dashes_and_are_seen_on_their_ground(
+    chromium: Any, page: OperatorPage, scheme: str
+) -> None:
+    drawn = """() => [...document.querySelectorAll(".swatch .line")].map(line => {
+        const style = getComputedStyle(line), ground = getComputedStyle(document.querySelector("svg.plot"));
+        return [style.stroke, style.strokeDasharray, ground.backgroundColor];
+    })"""
+
+    def light(colour: str) -> float:
+        shares = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
+        linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    with tab(chromium, page, scheme=scheme) as opened:
+        opened.goto("/operator/day")
+        opened.evaluate(
+            "document.querySelectorAll('.swatch .line').forEach((line, n) => line.className.baseVal = `line s${n % 6}`)"
+        )
+        lines = opened.evaluate(drawn)
+    assert len({dashes for _, dashes, _ in lines}) == 6
+    for stroke, _, ground in lines:
+        low, high = sorted((light(stroke), light(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 3, (stroke, ground)
 
 
 def test_hostile_labels_run_nothing(chromium: Any, page: OperatorPage) -> None:

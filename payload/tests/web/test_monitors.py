@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,9 +14,9 @@ from pydantic import ValidationError
 
 from llmcore.config import describe
 from llmweb import monitors
-from llmweb.monitors import Monitors, Reading, Series, open_monitors
-from llmweb.pages import alerts, gpus, hosts_up
-from llmweb.sections import MOST_ROWS, Look, Section, Table, Words
+from llmweb.monitors import Kept, Monitors, Reading, Series, open_monitors
+from llmweb.pages import alerts, first_tokens_of_day, gpus, gpus_of_day, hosts_up
+from llmweb.sections import MOST_ROWS, STEP_SECONDS, Look, Section, Table, Words
 from llmweb.settings import Monitor, WebConfig
 
 
@@ -179,9 +181,68 @@ def test_the_time_of_the_last_answer_is_told_when_there_is_none(monkeypatch: pyt
     assert after == later == Reading(before.at, None)
 
 
-# What pages make of it.
+# Over time.
 
 NO_CONFIG: Any = None  # these parts read none
+
+
+def over(*points: object) -> bytes:
+    """A series of the last hours, each point its distance from now in steps, and its value."""
+    now = int(time.time()) // STEP_SECONDS * STEP_SECONDS
+    values = [[now - distance * STEP_SECONDS, value] for distance, value in points]  # type: ignore[misc]
+    result = [{"metric": {"line": "P99"}, "values": values}]
+    return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}}).encode()
+
+
+NO_LINE = {
+    **BROKEN,
+    "a vector": vector("1"),
+    "no series": b'{"status": "success", "data": {"resultType": "matrix", "result": []}}',
+    "nothing but NaN": over((2, "NaN"), (1, "+Inf"), (0, "-Inf")),
+    "a million points": over(*[(1, "1")] * 10**6),
+    "more points than were asked for": over(*[(1, "1")] * 300),
+    "points of the last year": over((10**5, "1")),
+    "points that go back": over((1, "1"), (2, "1")),
+    "a value that no axis has room for": over((1, "1.7e308")),
+    "a time that is no number": over((1, "1")).replace(b"values", b"value"),
+}
+
+
+@pytest.mark.parametrize("body", NO_LINE.values(), ids=NO_LINE)
+def test_what_has_no_line_is_no_data(body: bytes) -> None:
+    section = asked(lambda to: first_tokens_of_day(Look(to, "en"), NO_CONFIG), Prometheus(body))
+    assert (section.kind, section.state) == ("words", "unknown")
+    assert section.text.startswith("No data")
+
+
+def test_a_line_has_gaps_where_there_is_no_value_and_says_its_last_one() -> None:
+    body = over((9, "1"), (8, "NaN"), (7, "0.5"), (6, "1e-320"), (0, "0.25"))
+    plot = asked(lambda to: first_tokens_of_day(Look(to, "en"), NO_CONFIG), Prometheus(body))
+    assert [(each[0], each.count("L")) for each in re.findall(r'class="line s0" d="([^"]*)"', plot.svg)] == [
+        ("M", 1)
+    ]
+    assert (plot.lines, plot.latest) == (["P99"], ["0.25 s"])
+    assert re.findall(r'<text class="left"[^>]*>([^<]*)', plot.svg)[:3] == ["0 s", "0.5 s", "1 s"]
+    old = asked(lambda to: first_tokens_of_day(Look(to, "en"), NO_CONFIG), Prometheus(over((9, "1"))))
+    assert old.latest == ["no data"]
+    assert "Last values: P99 no data." in old.svg
+
+
+def test_without_gpus_their_plot_says_so() -> None:
+    async def gpus_of(to: Monitors) -> Section:
+        to.kept["last_over_time(llm_gpu_present[7d])"] = Kept(math.inf, asyncio.create_task(nothing()), 10)
+        return await gpus_of_day(Look(to, "en"), NO_CONFIG)
+
+    async def nothing() -> Reading[Series]:
+        return Reading(1.0, [])
+
+    assert (
+        asked(gpus_of, Prometheus(NO_LINE["no series"])).text
+        == "No GPU has exported metrics in the last 7 days."
+    )
+
+
+# What pages make of it.
 
 
 def firing(*severities: str, name: str = "Drifted") -> list[dict[str, Any]]:

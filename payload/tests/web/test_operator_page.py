@@ -19,7 +19,7 @@ from watched_estate import HOSTILE, WatchedEstate
 
 from llmserve.access.api_keys import edited
 
-PAGES = ("", "hosts", "models", "gpus", "training", "alerts")
+PAGES = ("", "day", "hosts", "models", "gpus", "training", "alerts")
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +287,23 @@ def test_a_plot_has_title_description_and_its_table(client: httpx.Client) -> Non
     )
     assert table.count("<tr") == 14
     assert "no data" not in table
+
+
+def test_the_last_24_hours_have_a_plot_of_each(client: httpx.Client) -> None:
+    page = client.get("/operator/day").text
+    for title, latest in (
+        ("Time to first token, P50 and P99 of all models", "P50 0.[12]\\d* s, P99 0.\\d+ s"),
+        ("Tokens per second, by kind", r"completion 900 /s, prompt \d+ /s"),
+        ("Waiting requests, by model", r"deepseek-chat [\d.e-]+"),
+        ("Requests per minute that failed", r"429 0 /min, 5xx [\d.]+ /min"),
+        ("GPU utilisation, mean by host", r"llm1 \d[\d.]* %"),
+    ):
+        assert re.search(
+            rf"<title [^>]*>{title}[^<]*</title><desc [^>]*>Lines over 24 hours. Last values: {latest}\.</desc>",
+            page,
+        ), title
+    assert "llm1: " in text(client.get("/operator/day"))
+    assert "No data" not in page
 
 
 def test_language_by_header_and_by_link(page: OperatorPage) -> None:
