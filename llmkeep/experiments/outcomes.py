@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmcore import sequential
+from llmcore.experiments import LARGEST_SHARE, RATINGS_EACH
 from llmcore.sequential import Mean
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments.definition import ARMS, Experiment, Metric
@@ -17,7 +18,7 @@ ODDS = 1000  # of a mismatch of shares: at most one of 1,000 experiments without
 
 @dataclass
 class Seen:
-    """What a rung has: the arms that each unit met, and of each metric and arm the number and sum of each unit's values."""
+    """What a rung has: the arms that each unit met, and of each metric and arm the number and sum of each subject's values."""
 
     arms: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     values: dict[tuple[str, str], dict[str, tuple[int, float]]] = field(
@@ -27,13 +28,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Judged:
-    """A metric on a rung: both arms, the interval of candidate less control, and `better`, `worse` or `undecided`."""
+    """A metric on a rung: both arms, the interval of candidate less control, and `better`, `worse` or `undecided`. `largest`: the
+    share of an arm's values by one subject, above LARGEST_SHARE of which nothing is concluded.
+    """
 
     metric: str
     control: Mean
     candidate: Mean
     interval: tuple[float, float]
     verdict: str
+    largest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
 def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment: Experiment) -> None:
     """Add outcomes to those by rung: JSON lines of a file or a host.
 
-    `{"unit": "…", "arm": "control", "percent": 5}` says that a unit met an arm; with `"metric"` and `"value"` (0 to 1) it rated.
+    `{"unit": "…", "arm": "control", "percent": 5}` says that a unit met an arm; with `"metric"` and `"value"` (0 to 1) it was
+    rated, by the subject `"rater"`, or by the unit. Of each subject and arm the first RATINGS_EACH values count.
     Raises LlmkeepError at the first line that says something else.
     """
     names = [metric.name for metric in experiment.metrics]
@@ -65,11 +70,16 @@ def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment:
             given = json.loads(line)
             unit, arm, percent = given["unit"], given["arm"], given["percent"]
             metric, value = given.get("metric"), given.get("value")
+            rater = given.get("rater", unit)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LlmkeepError(
                 f"{source}, line {number}: {error!r}; a line has unit, arm and percent, and of a rating metric and value"
             ) from error
-        if arm not in ARMS or percent not in experiment.compared or not isinstance(unit, str):
+        if (
+            arm not in ARMS
+            or percent not in experiment.compared
+            or not all(isinstance(each, str) for each in (unit, rater))
+        ):
             raise LlmkeepError(
                 f"{source}, line {number}: unit {unit!r}, arm {arm!r}, percent {percent!r}; arms are {', '.join(ARMS)}, and the "
                 f"ladder of {experiment.name} compares at {experiment.compared}"
@@ -82,8 +92,9 @@ def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment:
                 f"{source}, line {number}: metric {metric!r} is {value!r}; {experiment.name} fixed {', '.join(names)} in "
                 "advance, each of 0 to 1"
             )
-        count, total = found[percent].values[metric, arm].get(unit, (0, 0.0))
-        found[percent].values[metric, arm][unit] = (count + 1, total + value)
+        count, total = found[percent].values[metric, arm].get(rater, (0, 0.0))
+        if count < RATINGS_EACH:
+            found[percent].values[metric, arm][rater] = (count + 1, total + value)
 
 
 def judged(experiment: Experiment, metric: Metric, percent: int, seen: Seen) -> Judged:
@@ -93,8 +104,17 @@ def judged(experiment: Experiment, metric: Metric, percent: int, seen: Seen) -> 
         control, candidate, experiment.rung(percent).variance, experiment.alpha, experiment.minimum
     )
     up, down = (low > 0, high < 0) if metric.better == "higher" else (high < 0, low > 0)
-    said = "better" if up else "worse" if down else "undecided"
-    return Judged(metric.name, sequential.mean(control), sequential.mean(candidate), (low, high), said)
+    largest = max(map(largest_share, (control, candidate)))
+    said = "undecided" if largest > LARGEST_SHARE else "better" if up else "worse" if down else "undecided"
+    return Judged(
+        metric.name, sequential.mean(control), sequential.mean(candidate), (low, high), said, largest
+    )
+
+
+def largest_share(clusters: list[sequential.Cluster]) -> float:
+    """Of an arm's values, those by one subject."""
+    numbers = [number for number, _ in clusters]
+    return max(numbers, default=0) / max(1, sum(numbers))
 
 
 def verdict(experiment: Experiment, percent: int, seen: Seen) -> Verdict:
@@ -129,6 +149,6 @@ def lines(found: Iterable[Verdict]) -> list[str]:
             width = "no interval yet" if math.isinf(low) else f"{low:+.3f} to {high:+.3f}"
             told.append(
                 f"  {each.metric:12} {each.control.mean:.3f} ({each.control.values}), {each.candidate.mean:.3f} "
-                f"({each.candidate.values}); {width}: {each.verdict}"
+                f"({each.candidate.values}); {width}: {each.verdict}; one subject has {each.largest:.0%} of an arm's at most"
             )
     return told

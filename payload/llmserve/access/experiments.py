@@ -21,7 +21,8 @@ OPENING = 40  # characters of an answer, by which it may be a refusal
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The arm of one request. `unit`: a pseudonym of what is assigned, the same on all hosts.
+    """The arm of one request. `unit`: a pseudonym of what is assigned, the same on all hosts; `rater`: of the subject, whose
+    ratings are not independent, whatever is assigned.
 
     `away`: why the control answers in the candidate's place: its engine is down, the experiment was halted on this host, or
     nothing watches it there.
@@ -33,6 +34,7 @@ class Assigned:
     arm: Arm
     percent: int
     unit: str
+    rater: str
     away: Away = ""
     refusals: tuple[str, ...] = ()
     shadowed: bool = False  # the candidate may be asked a copy
@@ -74,12 +76,9 @@ class Experiment:
         """The arm of a request; `transaction`: that of its exchange. The length of the tenant keeps `ab` and `c` apart from `a`
         and `bc`.
         """
-        if self.unit == "subject":
-            tenant = identity.tenant.encode()
-            unit = b"%d %b%b" % (len(tenant), tenant, identity.subject.encode())
-        else:
-            unit = transaction.encode()
-        digest = hmac.digest(self.salt.encode(), self.name.encode() + b"\0" + unit, "sha256")
+        tenant = identity.tenant.encode()
+        rater = self.digest(b"%d %b%b" % (len(tenant), tenant, identity.subject.encode()))
+        digest = rater if self.unit == "subject" else self.digest(transaction.encode())
         chosen = int.from_bytes(digest[:8]) * 100 < self.percent * SPACE
         arm: Arm = "candidate" if chosen else "control"
         return Assigned(
@@ -89,7 +88,11 @@ class Experiment:
             arm,
             self.percent,
             digest[16:].hex(),
+            rater[16:].hex(),
             "",
             self.refusals,
             self.shadow > 0,
         )
+
+    def digest(self, unit: bytes) -> bytes:
+        return hmac.digest(self.salt.encode(), self.name.encode() + b"\0" + unit, "sha256")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore import sequential
-from llmcore.experiments import identifier
+from llmcore.experiments import LARGEST_SHARE, RATINGS_EACH, identifier
 from llmcore.files import Stamp, stamp, write_aside
 from llmcore.ratings import ARM_FIELD, ASSIGNED, ENDED, RATED, TRANSACTION, Record, files
 from llmcore.sequential import FEWEST, Mean, Sums
@@ -91,6 +91,11 @@ class Track:
         else:
             del self.units[unit]
 
+    @property
+    def largest_share(self) -> float:
+        """Of all values, by one unit."""
+        return max((number for number, _ in self.units.values()), default=0) / max(1.0, self.sums.values)
+
 
 type Arms = dict[tuple[str, str], Track]  # by test and arm
 
@@ -158,7 +163,8 @@ def harmful(of: Guarded, percent: int, arms: Arms) -> Halt | None:
         if both := pair(test, of.minimum):
             high, low = both if better == "higher" else both[::-1]
             planned = sequential.planned_for(EARLY_RATED, alpha)
-            if sequential.surely_above(high, low, 1, 0, planned, alpha):
+            alone = max(arms[test, arm].largest_share for arm in ("control", "candidate")) > LARGEST_SHARE
+            if not alone and sequential.surely_above(high, low, 1, 0, planned, alpha):
                 less = "less" if better == "higher" else "more"
                 return halt(test, f"no {less} than the control")
     return None
@@ -233,7 +239,7 @@ class Guard:
         """Forget all that was read."""
         self.tail = Tail(self.folder)
         self.steps: dict[tuple[str, int], Arms] = defaultdict(lambda: defaultdict(Track))
-        self.ratable: dict[str, tuple[tuple[str, int], str, str]] = {}  # by exchange: step, arm and unit
+        self.ratable: dict[str, tuple[tuple[str, int], str, str]] = {}  # by exchange: step, arm and rater
         self.rated: dict[str, dict[str, float]] = {}  # by exchange: the metrics of its last rating
 
     def look(self) -> list[Halt]:
@@ -291,7 +297,7 @@ class Guard:
                 self.ratable[each[TRANSACTION]] = (
                     step,
                     each[ARM_FIELD + "arm"],
-                    sys.intern(each[ARM_FIELD + "unit"]),
+                    sys.intern(each.get(ARM_FIELD + "rater", each[ARM_FIELD + "unit"])),
                 )
                 self.evict(2 * self.most_ratable)  # those of the hour before are rated in this one
         for each in self.tail.new(ENDED, hour):
@@ -337,16 +343,22 @@ class Guard:
                 tracks[test, arm].add(unit, 1, float(value))
 
     def count_rating(self, transaction: str, metrics: dict[str, float]) -> None:
-        """A rating, in place of an earlier one of the same exchange."""
+        """A rating, in place of an earlier one of the same exchange. Of a subject and arm the first ones count."""
         if transaction not in self.ratable:
             return
-        step, arm, unit = self.ratable[transaction]
+        step, arm, rater = self.ratable[transaction]
         tracks = self.steps[step]
-        for test, value in self.rated.get(transaction, {}).items():
-            tracks[test, arm].add(unit, -1, -value)
-        self.rated[transaction] = metrics
-        for test, value in metrics.items():
-            tracks[test, arm].add(unit, 1, value)
+        for test, value in self.rated.pop(transaction, {}).items():
+            tracks[test, arm].add(rater, -1, -value)
+        counted = {
+            test: value
+            for test, value in metrics.items()
+            if tracks[test, arm].units.get(rater, (0, 0.0))[0] < RATINGS_EACH
+        }
+        for test, value in counted.items():
+            tracks[test, arm].add(rater, 1, value)
+        if counted:
+            self.rated[transaction] = counted
 
     def halt(self, halt: Halt) -> None:
         """Put a halt on disk; gateways see it within a second."""

@@ -186,6 +186,7 @@ def of_unit(exchange: Exchange, assigned: Assigned) -> dict[str, object]:
         **of_arm(assigned),
         ARM_FIELD + "id": assigned.id,
         ARM_FIELD + "unit": assigned.unit,
+        ARM_FIELD + "rater": assigned.rater,
     }
 
 

@@ -28,6 +28,8 @@ def lines(number: int, arm: str, unit: str, **more: Any) -> list[tuple[str, dict
     """An assignment and its end, as gateways note them; `thumb`: a rating, too."""
     names = {"name": "support-12", "arm": arm, "percent": 50, "unit": unit}
     names["id"] = identifier("support-12", ENTRY["salt"])
+    if "rater" in more:
+        names["rater"] = more.pop("rater")
     shared: dict[str, Any] = {"transaction.id": str(number), "user.id": unit, "organization.id": "research"}
     shared |= {f"llmkeep.experiment.{name}": value for name, value in names.items()}
     ended = {"seconds": 0.1, "failed": False, "refused": False, "tokens": 100} | more

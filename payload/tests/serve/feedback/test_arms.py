@@ -369,5 +369,5 @@ def test_stars_and_steps_without_a_comparison(tmp_path: Path, capsys: pytest.Cap
     found = told(capsys, tmp_path, "--metrics", "stars")
     assert found == [
         {"unit": "u0", "arm": "candidate", "percent": 5},
-        {"unit": "u0", "arm": "candidate", "percent": 5, "metric": "stars", "value": 0.75},
+        {"unit": "u0", "arm": "candidate", "percent": 5, "rater": "u0", "metric": "stars", "value": 0.75},
     ]

@@ -9,7 +9,7 @@ import pytest
 from authority import PUBLIC_KEY, signed_bundle
 from guarded_experiment import ENTRY, SUPPORT, lines, rating
 
-from llmcore.experiments import identifier
+from llmcore.experiments import RATINGS_EACH, identifier
 from llmcore.ratings import ENDED, RATED
 from llmserve.cli import main
 from llmserve.feedback import journal, outcomes
@@ -54,6 +54,22 @@ def test_a_candidate_whose_answers_are_rated_worse_is_ended_by_the_last_rating_o
     again = on_files(tmp_path, unit)
     (tmp_path / GUARD / f"halted-{halt.experiment.id}.json").unlink()
     assert [each.reason for each in again.look()] == [halt.reason], "read anew, the same comes out"
+
+
+def test_one_client_of_an_experiment_by_requests_ends_no_candidate(tmp_path: Path) -> None:
+    """120 ratings of one subject, which sees which arm answered, beside 200 honest ones."""
+    guard = on_files(tmp_path, "request")
+    records = []
+    for number in range(200):
+        arm = ("control", "candidate")[number % 2]
+        records += lines(number, arm, f"r{number}", rater=f"s{number}", thumb=("up", "down")[number // 2 % 2])
+    for number in range(200, 320):
+        arm, thumb = (("control", "up"), ("candidate", "down"))[number % 2]
+        records += lines(number, arm, f"r{number}", rater="one client", thumb=thumb)
+    journal.append(tmp_path, records)
+    assert guard.look() == []
+    [step] = guard.steps.values()
+    assert step["thumb", "candidate"].units["one client"] == (RATINGS_EACH, 0.0)
 
 
 def test_read_anew_ratings_of_exchanges_that_can_no_longer_be_rated_still_count(

@@ -378,6 +378,48 @@ def test_a_candidate_is_told_better_or_worse_by_its_interval(
     assert low < likes - 0.6 < high
 
 
+def test_one_client_decides_no_experiment_by_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """120 ratings of one subject, which sees which arm answered, beside those of 200 raters who see no difference."""
+    found = []
+    for number in range(320):
+        arm = ("control", "candidate")[number % 2]
+        honest = number < 200
+        rater, value = (f"s{number}", number // 2 % 2) if honest else ("one client", arm == "candidate")
+        found.append(
+            {
+                "unit": f"r{number}",
+                "rater": rater,
+                "arm": arm,
+                "percent": 50,
+                "metric": "thumb",
+                "value": int(value),
+            }
+        )
+    assert shown(tmp_path, found) == 0
+    said = capsys.readouterr().out
+    assert "0.455 (110), 0.545 (110)" in said, "ten of each arm count"
+    assert "undecided; one subject has 9% of an arm's at most" in said
+
+
+def test_nothing_is_concluded_where_one_subject_has_too_large_a_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[dict[str, Any]] = []
+    for arm, value in (("control", 0), ("candidate", 1)):
+        for number in range(60):
+            found.append(
+                {"unit": f"{arm}-{number}", "arm": arm, "percent": 50, "metric": "thumb", "value": value}
+            )
+        found += [found[-1]] * 9
+    assert shown(tmp_path, found) == 0
+    thumb = capsys.readouterr().out.splitlines()[1]
+    low = float(thumb.split("; ")[1].split(" to ")[0])
+    assert low > 0, "it would be better"
+    assert thumb.endswith("undecided; one subject has 14% of an arm's at most")
+
+
 def test_fewer_units_than_the_minimum_have_no_interval(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
