@@ -297,7 +297,7 @@ class Guard:
                 self.ratable[each[TRANSACTION]] = (
                     step,
                     each[ARM_FIELD + "arm"],
-                    sys.intern(each.get(ARM_FIELD + "rater", each[ARM_FIELD + "unit"])),
+                    sys.intern(str(each.get(ARM_FIELD + "rater") or each[ARM_FIELD + "unit"])),
                 )
                 self.evict(2 * self.most_ratable)  # those of the hour before are rated in this one
         for each in self.tail.new(ENDED, hour):
