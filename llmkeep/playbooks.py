@@ -195,8 +195,12 @@ def play(
     words: list[str],
     quiet: bool = False,
     asked: frozenset[str] = frozenset(),
+    most_bytes: int = 0,
 ) -> tuple[int, Heard]:
-    """Run one playbook; returns its exit code and what was heard, including the output of the tasks ASKED."""
+    """Run one playbook; returns its exit code and what was heard, including the output of the tasks ASKED.
+
+    `most_bytes`: that a host may send by one command or file, held here; 0 for no bound. A host that sends more is unreachable.
+    """
     root = verified_tree()
     heard, interruption = Heard(asked=asked), Interruption()
     with working_folder() as work:
@@ -211,6 +215,10 @@ def play(
             # ansible-playbook lies beside this Python, whether or not that folder is on the operator's PATH.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         }
+        if most_bytes:
+            environment["LLMKEEP_SSH_BYTES"] = str(most_bytes)
+            environment["ANSIBLE_SSH_EXECUTABLE"] = str(root / "playbooks/files/bounded_ssh.py")
+            environment["ANSIBLE_SSH_TRANSFER_METHOD"] = "piped"  # through the same program
         if not sys.stdout.isatty():
             environment["ANSIBLE_NOCOLOR"] = "1"
         options = [word for place in inventories for word in ("-i", str(place))]

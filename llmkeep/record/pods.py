@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from llmkeep import source_tree
+from llmkeep.errors import printable
 from llmkeep.record.runs import RecordError
 
 APPLIED = Path("/var/lib/llmkeep/kubernetes")  # role kubernetes: CLUSTER/applied.json
@@ -88,26 +89,36 @@ def _pods(workload: Mapping[str, Any]) -> Iterator[str]:
 def ask(
     asked: list[Replica], kept: Mapping[str, int], seen: Mapping[str, bytes]
 ) -> Iterator[tuple[str, str | Unheard]]:
-    """By a replica's name, what it says of its record, as playbooks/files/record-heads.sh says it.
+    """By a replica's name, what it says of its record, as playbooks/files/record_heads.py says it.
 
     `kept`: bytes of its heads that are kept here; `seen`: what was seen last of its record.
 
     """
     end = time.monotonic() + ALL_SECONDS
-    script = (source_tree.located() / "playbooks/files/record-heads.sh").read_text()
     with tempfile.TemporaryDirectory(prefix="llmkeep-kubectl-") as cache, ThreadPoolExecutor(AT_ONCE) as pool:
 
         def said(replica: Replica) -> str | Unheard:
             if time.monotonic() > end:
                 return Unheard(f"{replica.name} was not asked: those before it took {ALL_SECONDS} s")
-            state = base64.b64encode(seen.get(replica.name, b"")).decode()
-            command = ["sh", "-c", script, "heads", RECORD, str(kept.get(replica.name, 0)), state, SEEN]
+            command = look(kept.get(replica.name, 0), seen.get(replica.name, b""))
             try:
                 return _executed(replica, cache, command)
             except Unheard as problem:
                 return problem
 
         yield from zip((each.name for each in asked), pool.map(said, asked), strict=True)
+
+
+def look(kept: int, seen: bytes) -> list[str]:
+    """The command that reads a record in its container, whose user is the record's."""
+    program = (source_tree.located() / "playbooks/files/record_heads.py").read_text()
+    state = base64.b64encode(seen).decode()
+    return ["/usr/bin/python3", "-I", "-c", program, "", RECORD, str(kept), state, SEEN]
+
+
+def one_line(text: str) -> str:
+    """What another machine says, for a message: at most 300 characters."""
+    return printable(" ".join(text.split()))[:300]
 
 
 def _executed(replica: Replica, cache: str, command: list[str]) -> str:
@@ -130,7 +141,7 @@ def _executed(replica: Replica, cache: str, command: list[str]) -> str:
         # One after the other: a pod that floods the one or the other is held by the pipe until its time is over.
         answer = cast(IO[bytes], process.stdout).read(LONGEST + 1)
         said = b"" if len(answer) > LONGEST else cast(IO[bytes], process.stderr).read(LONGEST)
-    error = " ".join(said.decode(errors="replace").split())[:300]
+    error = one_line(said.decode(errors="replace"))
     if len(answer) > LONGEST:
         raise Unheard(f"{replica.name} did not end its answer within {LONGEST >> 20} MiB: look at that pod")
     if process.returncode == 124:

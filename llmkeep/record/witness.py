@@ -33,14 +33,17 @@ from llmproof.heads import Head, HeadError, Verifier
 KEPT = Path("/var/lib/llmkeep/witness")  # of hosts, and `findings.json` of all
 KEPT_OF_PODS = Path("/var/lib/llmkeep/witness-pods")
 RECORD = Path("/var/log/llm-audit")  # of a serving host
+USER = "llm-audit"  # that writes it, and as whom it is read
 COPY = Path("/var/lib/llm-audit-witness")  # on the first other host: the control node's
 SEEN = Path("/var/lib/llm-audit-seen")  # on a serving host, root's: `head`, what was seen last of its record
 BLOCKS = "blocks"  # beside the heads that are kept: the hashes of their full blocks
 BLOCK_BYTES = 4 << 20
 BLOCKS_SECONDS = 24 * 3600
+SECONDS = 20  # for one task on a host
+MOST_BYTES = 1 << 20  # of a host's answer, which has 192 KiB of heads in base64
 TAIL_BYTES = 4096  # has the last two heads
 SIGNATURE = re.compile("\n\n— [^\n]+\n\n".encode())  # the end of a head
-BEGINS = "record"  # the line before an answer, by playbooks/files/record-heads.sh
+BEGINS = "record"  # the line before an answer, by playbooks/files/record_heads.py
 READ, COMPARE = "Read the heads that are new", "Compare the copy of the control node's heads"
 
 
@@ -122,15 +125,26 @@ class Kept:
         """
         host, known, (kept, last) = self.folder.name, self.folder / "verifier", self.end()
         way_out = f"Look at {host} before anything else; what was kept is in {self.folder} and stays"
-        if known.exists() and known.read_text() != verifier:
-            raise Altered(f"{host} now signs as {verifier.strip()}, before as {known.read_text().strip()}. "
-                          f"{way_out}; if {host} was set up anew, move that folder away and keep it")  # fmt: skip
+        before = known.read_text().strip() if known.exists() else ""
+        set_up_anew = f"if {host} was set up anew, move that folder away and keep it"
+        try:
+            key = Verifier(verifier)
+        except HeadError:  # its message quotes the host, as those below do
+            if before:
+                raise Altered(
+                    f"{host} has no verifier any more, before {before}. {way_out}; {set_up_anew}"
+                ) from None
+            raise Altered(
+                f"{host} did not answer as a host does: it names no verifier. Look at that host"
+            ) from None
+        signer = pods.one_line(key.text)
+        if before and before != key.text:
+            raise Altered(f"{host} now signs as {signer}, before as {before}. {way_out}; {set_up_anew}")
         if prefix != self.digest():
             raise Altered(f"the heads on {host} do not begin with the {kept} bytes kept here: one is missing or "
                           f"changed. {way_out}")  # fmt: skip
         notes, _ = heads.split(new)
         try:
-            key = Verifier(verifier)
             size = key.open(last).size if last else 0
             for note in notes:
                 head = key.open(note)
@@ -139,10 +153,10 @@ class Kept:
                         f"a new head on {host} is over {head.size} records, the one before over {size}. {way_out}"
                     )
                 size = head.size
-        except HeadError as error:
-            raise Altered(f"a new head on {host} does not hold: {error}. {way_out}") from error
-        if not known.exists():
-            write(known, verifier.encode(), 0o444)
+        except HeadError:
+            raise Altered(f"a new head on {host} is not one that {signer} signed. {way_out}") from None
+        if not before:
+            write(known, f"{key.text}\n".encode(), 0o444)
         if notes:
             append(self.path, b"".join(note + b"\n" for note in notes))
         return len(notes)
@@ -235,7 +249,9 @@ def acknowledge(number: str, reason: str) -> str:
 
 
 def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playbooks.Heard:
-    paths = {
+    settings = {
+        "witness_user": USER,
+        "witness_seconds": SECONDS,
         "witness_record": str(RECORD),
         "witness_copy": str(COPY),
         "witness_own": str(record.FOLDER),
@@ -244,7 +260,7 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
     with tempfile.NamedTemporaryFile(
         "w", suffix=".json"
     ) as file:  # one argument has 128 KiB at most, 700 hosts
-        json.dump(paths | variables, file)
+        json.dump(settings | variables, file)
         file.flush()
         code, heard = playbooks.play(
             source_tree.located() / "playbooks/witness.yml",
@@ -252,6 +268,7 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
             ["--tags", tag, "--extra-vars", f"@{file.name}"],
             quiet=True,
             asked=frozenset({READ, COMPARE}),
+            most_bytes=MOST_BYTES,
         )
     if code and not heard.failures:
         heard.failures.append("the hosts could not be asked: run playbooks/witness.yml by hand to see why")
@@ -260,7 +277,7 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
 
 def _by_source(failures: list[str]) -> dict[str, str]:
     """Failed tasks by their host, the first word of each."""
-    return {failure.partition(":")[0]: failure for failure in failures}
+    return {failure.partition(":")[0]: pods.one_line(failure) for failure in failures}
 
 
 def _keep(folder: Path, said: str | pods.Unheard) -> str:
@@ -281,8 +298,10 @@ def _keep(folder: Path, said: str | pods.Unheard) -> str:
         Kept(folder).extend(verifier + "\n", prefix, heads_of_it)
         if tip_of_it:
             Kept(folder).see(tip_of_it)
-    except ValueError as error:
-        raise Altered(f"{host} did not answer as a host does ({error}): look at that host") from error
+    except ValueError:  # its message quotes the host
+        raise Altered(
+            f"{host} did not answer as a host does: its heads or its tip are none. Look at that host"
+        ) from None
     return ""
 
 
@@ -301,9 +320,13 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
         return {"this node": "no other host keeps this node's heads: there is none, or it did not answer"}
     ours, ((host, said), *_) = own.read_bytes(), compared
     size, prefix = ("", "", *said.split())[-2:]  # a shell may print something before
-    if not size.isdigit() or prefix != hashlib.sha256(ours[: int(size)]).hexdigest() or int(size) > len(ours):
-        raise Altered(f"{host} holds {size} bytes of this node's heads in {COPY}, which are not the first ones of {own}: one "
-                      "of the two was changed. Nothing was copied; look at both")  # fmt: skip
+    if (
+        not re.fullmatch("[0-9]{1,15}", size)
+        or prefix != hashlib.sha256(ours[: int(size)]).hexdigest()
+        or int(size) > len(ours)
+    ):
+        raise Altered(f"{host} holds other heads of this node in {COPY} than the first ones of {own}: one of the two was "
+                      "changed. Nothing was copied; look at both")  # fmt: skip
     return {} if int(size) == len(ours) else _by_source(_play(places, "give", {}).failures)
 
 

@@ -1,6 +1,5 @@
 """What the manifests describe, started on this machine as they say: their programs, users, files, volumes and probes."""
 
-import base64
 import http.client
 import json
 import os
@@ -17,7 +16,6 @@ import pytest
 from cluster_keys import ClusterKeys
 from kustomized import containers
 from namespaces import inside
-from plugin_modules import ROOT
 from pod_given import MODEL, Given, pod_given, tiny_weights
 from pod_here import SERVING, PodHere, capable, pod_here
 from prometheus_here import prometheus_here
@@ -123,10 +121,7 @@ def test_a_question_is_answered_and_on_record(pod: PodHere) -> None:
 
 def look_at(pod: PodHere, kept: Kept) -> None:
     """One look of the witness at the pod's record, which has to say something of it."""
-    script = (ROOT / "playbooks/files/record-heads.sh").read_text()
-    seen = base64.b64encode(kept.seen()).decode()
-    words = ["heads", pods.RECORD, str(kept.end()[0]), seen, pods.SEEN]
-    done = pod.execute(pods.CONTAINER, ["/usr/bin/sh", "-c", script, *words])
+    done = pod.execute(pods.CONTAINER, pods.look(kept.end()[0], kept.seen()))
     assert witness._keep(kept.folder, done.stdout) == ""
 
 

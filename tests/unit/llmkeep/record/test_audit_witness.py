@@ -1,11 +1,14 @@
 """The witness keeps what hosts signed, whatever becomes of those hosts; the real playbook, on hosts that are all here."""
 
+import base64
+import getpass
 import hashlib
 import json
 import os
 import shutil
 import syslog
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +65,7 @@ def estate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
     monkeypatch.setattr(witness, "RECORD", made.record)
     monkeypatch.setattr(witness, "COPY", tmp_path / "copy")
     monkeypatch.setattr(witness, "SEEN", tmp_path / "seen")
+    monkeypatch.setattr(witness, "USER", getpass.getuser())
     monkeypatch.setattr(runs, "FOLDER", tmp_path / "own")
     monkeypatch.setattr(runs, "SEALED_SEED", tmp_path / "seed")
     monkeypatch.setattr(runs, "unseal", lambda sealed, _name: sealed)
@@ -172,7 +176,7 @@ def test_a_record_that_is_gone_is_no_host_without_one(estate: Estate) -> None:
     assert estate.collect() == 0
     shutil.rmtree(estate.record)
     assert estate.collect() == 3
-    assert "llm1 now signs as none" in estate.journal[0]
+    assert "llm1 has no verifier any more" in estate.journal[0]
 
 
 def findings(capfd: pytest.CaptureFixture[str], minutes: int = 0) -> tuple[int, list[str]]:
@@ -308,9 +312,82 @@ def test_a_host_is_told_what_was_seen_of_its_record_and_does_not_sign_another_ta
     assert (estate.kept / "tips").read_bytes().count(b"\n\n") == 1
 
 
+SECRET = "root:$y$j9T$SECRETHASH:19000:0:99999:7:::"
+
+
+def test_a_link_in_the_records_folder_shows_nothing_of_the_file_it_leads_to(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (estate.root / "shadow").write_text(f"{SECRET}\n\n{SECRET}\n\n")
+    assert estate.collect() == 0
+    for name in ("verifier", "heads", "tip"):
+        (estate.record / name).unlink()
+        (estate.record / name).symlink_to(estate.root / "shadow")
+    assert estate.collect() == 3
+    findings, own = (estate.root / "witness/findings.json").read_text(), b"".join(whole(estate.root / "own"))
+    for text in [*capfd.readouterr(), *estate.journal, findings, own.decode()]:
+        assert "SECRETHASH" not in text
+
+
+def test_a_fifo_in_the_records_folder_holds_up_no_look(estate: Estate) -> None:
+    assert estate.collect() == 0
+    (estate.record / "heads").unlink()
+    os.mkfifo(estate.record / "heads")
+    assert estate.collect() == 3
+
+
+SSH = """#!/bin/sh
+# A stand-in: `llm1` is a hostile host, any other one runs the command.
+for word; do host=$command command=$word; done
+test "$host" != llm1 || {hostile}
+exec sh -c "$command"
+"""
+TWO = """
+all:
+  vars: {ansible_connection: ssh, ansible_python_interpreter: /usr/bin/python3}
+  children:
+    control: {hosts: {ops1: {ansible_connection: local}}}
+    serve: {hosts: {llm1: {}, llm2: {}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "hostile", ["exec sleep 60", "exec yes", "exec yes 1>&2"], ids=["silence", "output", "complaints"]
+)
+def test_a_host_that_does_not_end_its_answer_is_named_and_delays_no_other(
+    hostile: str, estate: Estate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (estate.root / "bin").mkdir()
+    (estate.root / "bin/ssh").write_text(SSH.replace("{hostile}", hostile))
+    (estate.root / "bin/ssh").chmod(0o755)
+    (estate.root / "hosts.yml").write_text(TWO)
+    monkeypatch.setenv("PATH", f"{estate.root}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(witness, "SECONDS", 4)
+    start = time.monotonic()
+    assert estate.collect() == 1
+    assert time.monotonic() - start < 30
+    assert (estate.kept.with_name("llm2") / "heads").read_bytes() == (estate.record / "heads").read_bytes()
+    error = capfd.readouterr().err
+    assert "llm1" in error
+    assert len(error) < 1000
+
+
 def test_an_answer_that_is_no_base64_is_a_finding_and_ends_no_look(kept: Kept) -> None:
     with pytest.raises(Altered, match="llm1"):
         witness._keep(kept.folder, f"record\n{SIGNER.verifier.text}\n{kept.digest()}\nabc")
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+@pytest.mark.parametrize("text", [SECRET, f"{SECRET}\n\n{SECRET}\n\n", f"{NAME}\n30\n{SECRET}\n"])
+def test_a_finding_quotes_no_text_that_is_neither_verifier_nor_signed(
+    place: int, text: str, kept: Kept
+) -> None:
+    answer = [SIGNER.verifier.text, kept.digest(), "", ""]
+    answer[place] = base64.b64encode(text.encode()).decode() if place else text.partition("\n")[0]
+    if not place or place == 3 or "\n\n" in text:
+        with pytest.raises(Altered, match="llm1") as refusal:
+            witness._keep(kept.folder, "\n".join(["record", *answer]))
+        assert "SECRETHASH" not in str(refusal.value)
 
 
 def test_what_a_hosts_shell_prints_by_itself_is_no_part_of_its_answer(
