@@ -109,6 +109,26 @@ def test_markdown_of_an_answer_is_shown(chromium: Any, chat: ChatPage) -> None:
         assert text.locator("td").all_inner_texts() == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    "text", ["> " * 2000 + "deep", "- " * 2000 + "deep", f"a{' ' * 30_000}b", "*" * 30_000, "word " * 14_000],
+    ids=["quotes", "lists", "blanks", "marks", "length"],
+)
+def test_an_answer_that_markdown_takes_long_for_is_shown_as_it_is(chromium: Any, chat: ChatPage, text: str) -> None:
+    with tab(chromium, chat) as opened:
+        shown = opened.evaluate(
+            """async (text) => {
+              const { rendered } = await import("/page/markdown.js");
+              const begun = performance.now();
+              const place = document.createElement("div");
+              place.append(rendered(text));
+              return [place.textContent, performance.now() - begun];
+            }""",
+            text,
+        )
+    assert shown[0] == text
+    assert shown[1] < 5000, "a minute without the bound"
+
+
 def test_what_a_model_says_is_never_html(chromium: Any, chat: ChatPage) -> None:
     with tab(chromium, chat) as opened:
         title = opened.title()

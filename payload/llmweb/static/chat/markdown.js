@@ -41,6 +41,19 @@ purify.addHook("afterSanitizeAttributes", (node) => {
   }
 });
 
+// The parser needs time that grows as the square of such a run, or of a text; of deep nesting, more stack than there is.
+const LONGEST = 65_536;
+const LONG_RUN = /[ \t]{500}|([^\w\s])\1{499}/;
+
 export function rendered(text) {
-  return purify.sanitize(parser.parse(text, { async: false }), POLICY);
+  if (text.length <= LONGEST && !LONG_RUN.test(text)) {
+    try {
+      return purify.sanitize(parser.parse(text, { async: false }), POLICY);
+    } catch {
+      // It is shown as it is.
+    }
+  }
+  const plain = document.createElement("pre");
+  plain.textContent = text;
+  return plain;
 }
