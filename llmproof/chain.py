@@ -33,7 +33,9 @@ OURS = {"event.sequence", "@timestamp", PREVIOUS, HASH, retention.LAST, retentio
 TAIL = len(f',"{HASH}":""}}') + 64
 # A damaged line may be of any length; more than this is never read at once.
 READ = MAX_LINE + 4096
-UNSIGNED_SECONDS = 300.0  # how old a record without a head may be before the writer refuses the next one
+# How old a record without a head may be before the writer refuses the next one: a head each minute may come late once. A program
+# that can write the folder can forge as much of the record's end.
+UNSIGNED_SECONDS = 120.0
 RECENT = 10  # heads among which the kept tree is looked for: a power cut may lose the newest
 
 

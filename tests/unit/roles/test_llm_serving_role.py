@@ -205,7 +205,7 @@ def test_the_record_is_kept_as_long_as_declared_and_a_hold_is_a_file_with_its_re
     assert content(made, "/audit-hold") == "case 2027-14\n"
     assert "\nConditionPathExists=!/etc/llmkeep/audit-hold\n" in content(made, "/llm-feedback-expire.service")
     assert "LLM_AUDIT_KEEP_DAYS=400 LLM_AUDIT_HOLD=/etc/llmkeep/audit-hold\n" in made["unit"]
-    assert "LLM_AUDIT_UNSIGNED_SECONDS=300 LLM_AUDIT_SEEN=/var/lib/llm-audit-seen/head\n" in made["unit"]
+    assert "LLM_AUDIT_UNSIGNED_SECONDS=120 LLM_AUDIT_SEEN=/var/lib/llm-audit-seen/head\n" in made["unit"]
 
 
 @pytest.mark.parametrize(
