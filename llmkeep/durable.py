@@ -4,8 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,50 @@ def sync_all(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder exclusively. The lock is released with its process, however that ends."""
+def own(folder: Path) -> Iterator[None]:
+    """Make FOLDER, or take what an interrupted run left of it, and hold it: `alone`.
+
+    New files in it are for this user to change, whatever the umask. LlmkeepError where another user could change what is in it,
+    or put another one in its place, and for a link below it: what is written there lies where its name says.
+
+    """
+    with readable():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for place in (above := folder.parent.resolve(), *above.parents):
+            status = place.stat()
+            if not status.st_mode & stat.S_ISVTX and (whose := _of_others(status, {os.geteuid(), 0})):
+                raise LlmkeepError(
+                    f"{place} is {whose}, and another user may put a folder of theirs there in the place of {folder}: "
+                    "give another place with --into"
+                )
+        with suppress(FileExistsError):
+            folder.mkdir()
+        with alone(folder) as descriptor:
+            for path, status in _below(folder, descriptor):
+                whose = "a link" if stat.S_ISLNK(status.st_mode) else _of_others(status, {os.geteuid()})
+                if whose:
+                    raise LlmkeepError(f"{path} is {whose}: look who made {folder}, and remove it")
+            yield
+
+
+def _of_others(status: os.stat_result, owners: set[int]) -> str:
+    """By what a user that is none of OWNERS may change the file, or what is in the folder; "" where none may."""
+    if status.st_uid not in owners:
+        return f"owned by user {status.st_uid}"
+    return f"open to others by its mode {status.st_mode & 0o7777:04o}" if status.st_mode & 0o022 else ""
+
+
+def _below(folder: Path, descriptor: int) -> Iterator[tuple[Path, os.stat_result]]:
+    """The folder that DESCRIPTOR is of, and all that is in it."""
+    yield folder, os.fstat(descriptor)
+    for place, folders, names, opened in os.fwalk(".", dir_fd=descriptor):
+        for name in (*folders, *names):
+            yield folder / place / name, os.stat(name, dir_fd=opened, follow_symlinks=False)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[int]:
+    """Hold a folder exclusively, by the descriptor it yields. The lock is released with its process, however that ends."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except NotADirectoryError as error:
@@ -49,7 +92,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LlmkeepError(f"another llmkeep is at work in {folder}: wait for it") from error
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

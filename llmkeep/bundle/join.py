@@ -99,8 +99,7 @@ def join(source: Path, into: Path, bases: list[Path]) -> str:
 @contextmanager
 def _working(aside: Path) -> Iterator[None]:
     """Make the folder and hold it; a refusal before anything is in it leaves none."""
-    aside.mkdir(parents=True, exist_ok=True)
-    with durable.alone(aside):
+    with durable.own(aside):
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llmkeep import durable
 from llmkeep.bundle import gguf
 from llmkeep.bundle.cache import sha256
 from llmkeep.errors import LlmkeepError, printable
@@ -94,9 +95,10 @@ def _add_gguf(file: Path, given: argparse.Namespace) -> intake.Taken:
     intake.check_space(place, 2 * size)  # the conversion, and the copy of it
     shutil.rmtree(place, ignore_errors=True)  # of an interrupted run
     try:
-        gguf.convert(file, place / file.stem)
-        source = Folder(place / file.stem, f"GGUF file {file.name}, sha256 {sha256(file)}")
-        return _add_source(source, given, stated)
+        with durable.own(place):
+            gguf.convert(file, place / file.stem)
+            source = Folder(place / file.stem, f"GGUF file {file.name}, sha256 {sha256(file)}")
+            return _add_source(source, given, stated)
     except LlmkeepError as error:
         raise error if isinstance(error, ModelRefused) else ModelRefused(UNFIT, str(error)) from error
     finally:

@@ -192,8 +192,7 @@ def _working(into: Path, source: str, files: list[File]) -> Iterator[Path]:
             with durable.alone(other):
                 shutil.rmtree(other)
     place = check_space(aside, sum(file.size for file in files))
-    aside.mkdir(parents=True, exist_ok=True)
-    with durable.alone(aside):
+    with durable.own(aside):
         fresh = not any(aside.rglob("*.safetensors"))
         try:
             yield aside
