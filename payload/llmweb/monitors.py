@@ -223,8 +223,8 @@ def matrix(answer: Any, times: range) -> list[Series]:
         if any(at not in times for at, _ in points) or points != sorted(points):
             raise BadAnswer("points are not at the times that were asked for, or not in their order")
         # NaN is no value, and what no axis has room for is none that was measured.
-        if drawn := [(at, value) for at, value in points if abs(value) < MOST_VALUE]:
-            found.append(Series(texts(each["metric"]), drawn))
+        if points := [(at, value) for at, value in points if abs(value) < MOST_VALUE]:
+            found.append(Series(texts(each["metric"]), points))
     return sorted(found, key=lambda each: -max(value for _, value in each.points))
 
 

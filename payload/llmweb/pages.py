@@ -454,11 +454,11 @@ async def waiting_of_day(look: Look, _: WebConfig) -> Section:
 async def errors_of_day(look: Look, _: WebConfig) -> Section:
     """A counter of what has not happened is not there: where gateways are scraped, that is none."""
 
-    def counted(status: str) -> str:
-        chosen = f'route!~"/livez|/readyz|/health|/drainz",status=~"{status}"'
-        return f"60 * sum(rate(llm_requests_total{{{chosen}}}[5m])) or 0 * sum(llm_engine_up)"
+    def requests(status: str) -> str:
+        selector = f'route!~"/livez|/readyz|/health|/drainz",status=~"{status}"'
+        return f"60 * sum(rate(llm_requests_total{{{selector}}}[5m])) or 0 * sum(llm_engine_up)"
 
-    expression = lines(**{"5xx": counted("5.."), "429": counted("429")})
+    expression = lines(**{"5xx": requests("5.."), "429": requests("429")})
     return await look.plot("errors_plot", expression, "llm_engine_up", ("line",), per_minute, hours=24)
 
 

@@ -84,7 +84,7 @@ class WebConfig(Section):
     days: Positive = 30
     feedback: Path | None = None
     verdicts: Path | None = None
-    body_bytes: Positive = 1024 * 1024
+    body_bytes: Positive = 12 * 131072  # the default of role edge
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")

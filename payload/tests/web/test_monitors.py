@@ -186,10 +186,10 @@ def test_the_time_of_the_last_answer_is_told_when_there_is_none(monkeypatch: pyt
 NO_CONFIG: Any = None  # these parts read none
 
 
-def over(*points: object) -> bytes:
+def over(*points: tuple[int, str]) -> bytes:
     """A series of the last hours, each point its distance from now in steps, and its value."""
     now = int(time.time()) // STEP_SECONDS * STEP_SECONDS
-    values = [[now - distance * STEP_SECONDS, value] for distance, value in points]  # type: ignore[misc]
+    values = [[now - distance * STEP_SECONDS, value] for distance, value in points]
     result = [{"metric": {"line": "P99"}, "values": values}]
     return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}}).encode()
 

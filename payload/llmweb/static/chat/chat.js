@@ -4,7 +4,7 @@ import { Conversations, Unkept } from "./conversations.js";
 import { Gateway } from "./gateway.js";
 import { Library } from "./library.js";
 import * as messages from "./messages.js";
-import { amount, at, item, refused, say, words } from "./page.js";
+import { amount, at, element, refused, say, words } from "./page.js";
 
 const chat = at("#chat");
 const most = Number(chat.dataset.bytes);
@@ -19,10 +19,10 @@ function begin() {
   show({ id: crypto.randomUUID(), title: "", system: "", messages: [] });
 }
 
-function show(shown) {
+function show(other) {
   stopping?.abort();
-  if (composer.edited) composer.clear();
-  conversation = shown;
+  if (composer.target) composer.clear();
+  conversation = other;
   at("#system").value = conversation.system ?? "";
   at("#system-used").hidden = !conversation.system;
   draw(0);
@@ -46,10 +46,10 @@ function edit(message) {
 }
 
 async function rate(message, rating) {
-  const rated = conversation; // another one may be shown when it is kept
+  const current = conversation; // another one may be shown when the rating is kept
   const textsKept = await gateway.rate(rating);
   message.thumb = rating.thumb;
-  await kept.put(rated);
+  await kept.put(current);
   return textsKept;
 }
 
@@ -78,12 +78,12 @@ async function showQuota() {
 
 // Asks for an answer to the first `count` messages and `question`. Messages after these stay if no answer comes.
 async function answer(count, question = null) {
-  const asked = conversation;
-  const replaced = asked.messages.splice(count);
-  const answered = replaced.some(({ role }) => role === "assistant");
-  if (question) asked.messages.push(question);
+  const current = conversation; // another one may be shown when the answer is there
+  const rest = current.messages.splice(count);
+  const hasAnswer = rest.some(({ role }) => role === "assistant");
+  if (question) current.messages.push(question);
   draw(count);
-  if (!answered) kept.put(asked).then(() => library.list()); // so that it can be deleted while its answer comes
+  if (!hasAnswer) kept.put(current).then(() => library.list()); // so that it can be deleted while its answer comes
   const message = { role: "assistant", content: "", model: at("#model").value, id: "", ended: "" };
   const coming = article(message);
   const text = document.createTextNode("");
@@ -94,8 +94,8 @@ async function answer(count, question = null) {
   const controller = new AbortController();
   busy(controller);
   say(words("answering"));
-  const system = asked.system?.trim() ? [{ role: "system", content: asked.system }] : [];
-  const history = asked.messages.map((each) => ({ role: each.role, content: messages.readable(each) }));
+  const system = current.system?.trim() ? [{ role: "system", content: current.system }] : [];
+  const history = current.messages.map((each) => ({ role: each.role, content: messages.readable(each) }));
   let end = words("answered");
   try {
     const reason = await gateway.answer(message.model, [...system, ...history], {
@@ -124,14 +124,14 @@ async function answer(count, question = null) {
     if (document.activeElement === at("#stop")) at("#question").focus();
     busy(null);
   }
-  if (message.content) asked.messages.push(message);
-  else if (answered) asked.messages.splice(count, asked.messages.length, ...replaced);
-  if (asked === conversation) {
+  if (message.content) current.messages.push(message);
+  else if (hasAnswer) current.messages.splice(count, current.messages.length, ...rest);
+  if (current === conversation) {
     draw(count);
-    if (question && !message.content && composer.empty) composer.fill(question, answered ? replaced[0] : null); // to be sent again
+    if (question && !message.content && composer.empty) composer.fill(question, hasAnswer ? rest[0] : null); // to be sent again
     say(end);
   }
-  await kept.put(asked);
+  await kept.put(current);
   await library.list();
   await showQuota();
 }
@@ -151,7 +151,7 @@ async function look() {
   if (older) lines.push(words("kept_older", { count: older }));
   if (others) lines.push(words("kept_others", { count: others }));
   if (!lines.length) lines.push(words("nothing_kept"));
-  at("#kept ul").replaceChildren(...lines.map((line) => item("li", line)));
+  at("#kept ul").replaceChildren(...lines.map((line) => element("li", line)));
   at("#forget").hidden = !data.length && !others;
 }
 
@@ -166,8 +166,8 @@ async function forget() {
 async function ask() {
   if (composer.empty || stopping) return;
   const question = composer.message;
-  const edited = conversation.messages.indexOf(composer.edited);
-  let count = edited < 0 ? conversation.messages.length : edited;
+  const target = conversation.messages.indexOf(composer.target);
+  let count = target < 0 ? conversation.messages.length : target;
   composer.clear();
   // A question whose answer never came would stand beside this one.
   while (conversation.messages[count - 1]?.role === "user") count--;
@@ -182,8 +182,8 @@ async function start() {
     say(words("unkept"));
   }
   library = new Library(kept, {
-    open: (chosen) => chosen.id !== conversation.id && show(chosen),
-    removed: (id) => (!id || id === conversation.id) && begin(),
+    open: (other) => other.id !== conversation.id && show(other),
+    removing: (id) => (!id || id === conversation.id) && begin(),
   });
   chat.hidden = false;
   begin();
@@ -210,9 +210,9 @@ async function start() {
     at("#question").focus();
   });
   at("#new").addEventListener("click", begin);
-  const tried = (work) => () => work().catch((error) => say(refused(error)));
-  at("#kept").addEventListener("toggle", () => at("#kept").open && tried(look)());
-  at("#forget").addEventListener("click", tried(forget));
+  const orSay = (work) => () => work().catch((error) => say(refused(error)));
+  at("#kept").addEventListener("toggle", () => at("#kept").open && orSay(look)());
+  at("#forget").addEventListener("click", orSay(forget));
   showQuota();
   try {
     const models = await gateway.models();

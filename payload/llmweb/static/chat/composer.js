@@ -8,12 +8,12 @@ export class Composer {
   constructor(most) {
     this.most = most;
     this.files = [];
-    this.edited = null; // the message that is replaced
+    this.target = null; // the message that is replaced
     at("#attach").addEventListener("change", async () => {
-      const chosen = [...at("#attach").files];
+      const files = [...at("#attach").files];
       at("#attach").value = ""; // so that the same file can be chosen again
       const refusals = [];
-      for (const file of chosen) refusals.push(await this.attach(file));
+      for (const file of files) refusals.push(await this.attach(file));
       this.list();
       say(refusals.filter(Boolean).join(" ") || words("attached", { count: amount(this.files.length) }));
     });
@@ -46,26 +46,26 @@ export class Composer {
 
   list() {
     const items = this.files.map((file) => {
-      const shown = copy("file-item");
-      shown.querySelector("span").textContent = file.name;
-      const remove = shown.querySelector("button");
+      const entry = copy("file-item");
+      entry.querySelector("span").textContent = file.name;
+      const remove = entry.querySelector("button");
       remove.setAttribute("aria-label", words("detach", { name: file.name }));
       remove.addEventListener("click", () => {
         this.files = this.files.filter((each) => each !== file);
         this.list();
         at("#attach").focus();
       });
-      return shown;
+      return entry;
     });
     at("#files").replaceChildren(...items);
-    at("#editing").hidden = !this.edited;
+    at("#editing").hidden = !this.target;
   }
 
-  // `message`: whose text and files are written anew. `edited`: the one that is replaced by them.
-  fill(message, edited = null) {
+  // `message`: whose text and files are written anew. `target`: the one that is replaced by them.
+  fill(message, target = null) {
     at("#question").value = message.content;
     this.files = [...(message.files ?? [])];
-    this.edited = edited;
+    this.target = target;
     this.list();
   }
 

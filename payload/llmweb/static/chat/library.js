@@ -11,9 +11,9 @@ function matches(conversation, term) {
 }
 
 export class Library {
-  // `open` shows a conversation; `removed` is called before one is deleted, with its id, or before all are.
-  constructor(kept, { open, removed }) {
-    Object.assign(this, { kept, open, removed, conversations: [], items: [] });
+  // `open` shows a conversation; `removing` is called before one is deleted, with its id, or before all are.
+  constructor(kept, { open, removing }) {
+    Object.assign(this, { kept, open, removing, conversations: [], items: [] });
     at("#search").addEventListener("input", () => {
       this.search();
       say(words("matches", { count: amount(this.matching.length), all: amount(this.items.length) }));
@@ -22,7 +22,7 @@ export class Library {
       button.addEventListener("click", () => download(this.conversations, words("all_named"), button.dataset.format));
     }
     at("#delete-all").addEventListener("click", async () => {
-      this.removed();
+      this.removing();
       await this.kept.clear();
       await this.deleted();
     });
@@ -49,7 +49,7 @@ export class Library {
     const remove = item.querySelector(".delete");
     remove.setAttribute("aria-label", words("delete_named", { title }));
     remove.addEventListener("click", async () => {
-      this.removed(id);
+      this.removing(id);
       await this.kept.remove(id);
       await this.deleted();
     });

@@ -1,6 +1,6 @@
 // Messages as articles. What a model says is a text node while it comes, and sanitised Markdown afterwards.
 import { rendered } from "./markdown.js";
-import { copy, item, refused, say, words } from "./page.js";
+import { copy, element, refused, say, words } from "./page.js";
 
 // What a model reads of a message: its text, then each file below its name, in a fence that is longer than any in the file.
 export function readable({ content, files = [] }) {
@@ -18,10 +18,10 @@ export function question(message, edit) {
   const text = article.querySelector(".text");
   text.append(message.content);
   for (const file of message.files ?? []) {
-    const folded = document.createElement("details");
-    folded.className = "file";
-    folded.append(item("summary", file.name), item("pre", file.text));
-    text.after(folded);
+    const details = document.createElement("details");
+    details.className = "file";
+    details.append(element("summary", file.name), element("pre", file.text));
+    article.querySelector(".actions").before(details);
   }
   article.querySelector(".edit").addEventListener("click", () => edit(message));
   return article;
@@ -56,8 +56,8 @@ function act(article, message, send) {
     part(".down").setAttribute("aria-pressed", message.thumb === "down");
   };
   const rate = async (thumb, fields = {}) => {
-    const filled = Object.entries(fields).filter(([, text]) => text);
-    const rating = { id: message.id, ...(thumb && { thumb }), ...Object.fromEntries(filled) };
+    const texts = Object.entries(fields).filter(([, text]) => text);
+    const rating = { id: message.id, ...(thumb && { thumb }), ...Object.fromEntries(texts) };
     if (!rating.thumb && !rating.correction) return say(words("no_rating"));
     try {
       say(words((await send(message, rating)) ? "rated_kept" : "rated"));

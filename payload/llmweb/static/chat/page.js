@@ -25,8 +25,8 @@ export function copy(name) {
 }
 
 // An element of that name, with a text.
-export function item(name, text) {
-  const element = document.createElement(name);
-  element.textContent = text;
-  return element;
+export function element(name, text) {
+  const node = document.createElement(name);
+  node.textContent = text;
+  return node;
 }
