@@ -169,3 +169,8 @@ class Places:
     def images(self) -> Path:
         """Container images that the mirror serves."""
         return self.root / "srv/llmkeep/images"
+
+    @property
+    def image_serial(self) -> Path:
+        """The serial of the image that was accepted here last: the highest, unless an operator went back."""
+        return self.root / "var/lib/llmkeep/image-serial"

@@ -32,7 +32,8 @@ from llmkeep.places import Places
 GRACE_SECONDS = 15
 WORKING = "llmkeep-run-"  # begins the names of runs' working folders
 INI_SECTION = re.compile(r"^\[[\w.:-]+\]\s*$", re.MULTILINE)
-ACCEPTS = "Accept an untested system"  # task of roles/_common
+# Tasks whose message is put on record: of roles/_common, and of role kubernetes.
+ACCEPTS = frozenset({"Accept an untested system", "Accept an older image"})
 NOISE = ("[WARNING]", "<<< caused by >>>")  # of Ansible's messages, which say the same again
 PLACES = Places()
 
@@ -58,7 +59,7 @@ def _require_signed(tree: Path) -> None:
     way_out = "Nothing was run. Keep a copy of it if this change is not yours, then run `bootstrap` again from the medium"
     try:
         highest = manifest.highest_serial(PLACES.bundle_serial)
-        signed = manifest.authentic(tree.parent, PLACES.bundle_keyring, highest)
+        signed = manifest.authentic(tree.parent, PLACES.bundle_keyring, manifest.BUNDLE, highest)
     except LlmkeepError as error:
         raise RunError(f"{tree.parent} is no bundle to run playbooks from: {error}\n{way_out}") from error
     prefix = f"{source_tree.INSTALLED.name}/"
@@ -122,8 +123,9 @@ def require_yaml(place: Path) -> None:
 class Heard:
     """Results of a run: failures with their reasons, and Ansible's recap.
 
-    `accepted`: untested systems that the inventory accepts. `faults`: those of the inventory. `complaints`: Ansible's messages
-    outside of tasks. `asked`: tasks whose standard output, or message, is kept, in `said` by task and host.
+    `accepted`: untested systems and older images that the inventory accepts. `faults`: those of the inventory.
+    `complaints`: Ansible's messages outside of tasks. `asked`: tasks whose standard output, or message, is kept, in `said` by
+    task and host.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -145,7 +147,7 @@ class Heard:
             self.hosts = counted(data)
         elif event.get("event") == "verbose" and (said := event.get("stdout")) and not said.startswith(NOISE):
             self.complaints.append(said)
-        elif event.get("event") == "runner_on_ok" and data.get("task") == ACCEPTS:
+        elif event.get("event") == "runner_on_ok" and data.get("task") in ACCEPTS:
             if (said := (data.get("res") or {}).get("msg", "")) not in self.accepted:
                 self.accepted.append(said)
         elif event.get("event") == "runner_on_ok" and data.get("task") in self.asked:

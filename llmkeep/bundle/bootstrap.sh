@@ -5,12 +5,12 @@
 # Compare this file's sha256 with the one that `llmkeep bundle build` printed BEFORE you run it: it carries the
 # fingerprint of the only key whose bundles it accepts. It needs root, and what each Debian 13 has: apt, awk, sed, sqv.
 #
-# It works on a copy: copies the bundle, checks signature, expiry, serial, then every file; until then nothing of the
+# It works on a copy: copies the bundle, checks signature, type, expiry, serial, then every file; until then nothing of the
 # bundle is run. Each step may be cut off by a power loss; run it again, and it goes on. A second run changes nothing.
 # A bundle on several media, or a delta: run it from each medium, in any order; it says which ones are still missing.
 #
-# Exit codes: 1 this machine will not do, 3 unsigned or signed by an unknown key, 4 damaged, 5 older than a bundle that
-# was accepted before, 6 expired, 7 more media are needed, 8 a medium of another bundle, or a delta from another one.
+# Exit codes: 1 this machine will not do, 3 unsigned, signed by an unknown key or as something else, 4 damaged, 5 older
+# than a bundle that was accepted before, 6 expired, 7 more media are needed, 8 a medium of another bundle, or a delta from another one.
 set -eu
 umask 022
 export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
@@ -130,6 +130,8 @@ done
 who=$(sqv --keyring "$judged/keyring.pgp" --signature-file "$judged/MANIFEST.json.sig" "$judged/MANIFEST.json") ||
     refuse 3 'the signature does not fit the manifest: do not use this bundle, ask who gave it to you'
 [ "$who" = "$signer" ] || refuse 3 "signed by $who, expected $signer: do not use this bundle, ask who gave it to you"
+type=$(field type "$judged/MANIFEST.json")
+[ "$type" = bundle ] || refuse 3 "its manifest is signed as '$type', and 'bundle' is needed: bring what was built as a bundle"
 serial=$(field serial "$judged/MANIFEST.json")
 expires=$(field expires "$judged/MANIFEST.json")
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)

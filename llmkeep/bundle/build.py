@@ -132,6 +132,7 @@ def _build(
     with _step("hashes and signature"):
         entries = _entries(aside, sources)
         new = Manifest(
+            type=manifest.BUNDLE,
             serial=_serial(keys, entries),
             profile=profile,
             created=moment.strftime(manifest.TIME),

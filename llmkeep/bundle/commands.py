@@ -3,9 +3,10 @@
 A bundle, a release or a candidate can also travel over several media (`split`), or as what a newer one has beyond an older one
 (`delta`). `join` puts the media together, in any order; for bundles, `bootstrap` does.
 
-Exit codes of `verify`, `split`, `delta` and `join`: 0 done, 1 refused, 3 unsigned or signed by an unknown key, 4 damaged (a
-changed, missing or extra file, a list that lies), 5 an older serial than was accepted before, 6 expired, 7 more media are needed,
-8 a medium of something else, or a delta from something else, than what is here. `bootstrap` uses the same ones.
+Exit codes of `verify`, `split`, `delta` and `join`: 0 done, 1 refused, 3 unsigned, signed by an unknown key or as something
+else, 4 damaged (a changed, missing or extra file, a list that lies), 5 an older serial than was accepted before, 6 expired,
+7 more media are needed, 8 a medium of something else, or a delta from something else, than what is here. `bootstrap` uses
+the same ones.
 
 Exit codes of `build`: 0 good, 1 refused or failed, 3 a package source was not reached, 4 a source was refused (key, signature,
 age or content), 5 a package was refused, such as a vendor's file that is not the lock's.
@@ -47,7 +48,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(run=_build)
     parser = verbs.add_parser(
-        "verify", help="signature, serial, age, every byte; no network", description=__doc__
+        "verify", help="signature, type, serial, age, every byte; no network", description=__doc__
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument(
@@ -158,7 +159,8 @@ def _verify(arguments: argparse.Namespace) -> None:
         return
     if not arguments.keyring.is_file():
         raise LlmkeepError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
-    print(media.verify(arguments.folder, arguments.keyring, manifest.highest_serial(arguments.seen)))
+    seen = manifest.highest_serial(arguments.seen)
+    print(media.verify(arguments.folder, arguments.keyring, manifest.BUNDLE, seen))
 
 
 def _list(arguments: argparse.Namespace) -> int:

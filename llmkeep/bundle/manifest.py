@@ -2,6 +2,9 @@
 
 Verifying needs the standard library, `sqv` and no network; nothing of the bundle is executed. Each file has a
 line of its own, `path` first, so that `bootstrap` can read it with sed on a host that has no JSON parser.
+
+One key signs bundles and images, so each of these documents names its type, and a verifier demands the one that it is for. apt's
+InRelease, by the same key, keeps apt's format: it is no JSON, and JSON has none of the fields that apt demands.
 """
 
 import datetime
@@ -19,6 +22,7 @@ from llmkeep.bundle.cache import sha256
 from llmkeep.errors import LlmkeepError, Refused
 
 NAME, SIGNATURE = "MANIFEST.json", "MANIFEST.json.sig"
+BUNDLE, RELEASE = "bundle", "release"  # what a manifest is signed as
 MEDIUM = "MEDIUM.json"  # on a medium of several: which one it is, see llmkeep.bundle.media
 FORMAT = 1
 SAFE_PATH = re.compile(r"[A-Za-z0-9._+~@%=,:-]+(/[A-Za-z0-9._+~@%=,:-]+)*")
@@ -30,7 +34,7 @@ UNSIGNED, DAMAGED, REPLAYED, EXPIRED, INCOMPLETE, FOREIGN = 3, 4, 5, 6, 7, 8
 
 
 class BundleRefused(Refused):
-    """The bundle must not be used."""
+    """The bundle, release or image must not be used."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ class Entry:
 
 @dataclass
 class Manifest:
-    """A bundle's table of contents. `inputs_sha256` tells whether a rebuild would differ."""
+    """A bundle's table of contents. `type`: of which kind it is; `inputs_sha256` tells whether a rebuild would differ."""
 
+    type: str
     serial: int
     profile: str
     created: str
@@ -97,7 +102,13 @@ def read(folder: Path) -> Manifest:
 def parse(folder: Path, content: bytes) -> Manifest:
     """The manifest of `folder`, whose MANIFEST.json has this content."""
     try:
-        document = json.loads(content)
+        return _parsed(folder, json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
+
+
+def _parsed(folder: Path, document: dict[str, Any]) -> Manifest:
+    try:
         if document["format"] != FORMAT:
             raise BundleRefused(
                 DAMAGED,
@@ -110,17 +121,20 @@ def parse(folder: Path, content: bytes) -> Manifest:
                 raise ValueError(f"the file {entry.path!r:.120} has no safe path, no size or no sha256")
         if type(document["serial"]) is not int:
             raise ValueError("its serial is no number")
-        return Manifest(files=entries, **document)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        # One of an earlier version has no type. It is read, for the files that it lists, and never verified.
+        return Manifest(**{"type": "", **document}, files=entries)
+    except (KeyError, TypeError, ValueError) as error:
         raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
 
 
-def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
-    """Signature, age, serial, then every byte. Raises BundleRefused; changes nothing.
+def verify(
+    folder: Path, keyring: Path, kind: str, seen: int = 0, now: datetime.datetime | None = None
+) -> Manifest:
+    """Signature, type, age, serial, then every byte. Raises BundleRefused; changes nothing.
 
-    `seen`: the highest serial accepted here before.
+    `kind`: BUNDLE or RELEASE. `seen`: the highest serial accepted here before.
     """
-    manifest = signed(folder, keyring, seen, now)
+    manifest = signed(folder, keyring, kind, seen, now)
     if (folder / MEDIUM).exists():
         raise BundleRefused(
             INCOMPLETE,
@@ -140,43 +154,69 @@ def highest_serial(record: Path) -> int:
     return int(text)
 
 
-def signed(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
-    """The manifest, after its signature, age and serial were verified. Raises BundleRefused."""
-    manifest = authentic(folder, keyring, seen)
-    moment = (now or datetime.datetime.now(datetime.UTC)).strftime(TIME)
-    if moment >= manifest.expires:
-        raise BundleRefused(
-            EXPIRED,
-            f"it expired at {manifest.expires} and the clock says {moment}: "
-            "set the clock, or carry a newer one",
-        )
+def signed(
+    folder: Path, keyring: Path, kind: str, seen: int = 0, now: datetime.datetime | None = None
+) -> Manifest:
+    """The manifest, after its signature, type, age and serial were verified. Raises BundleRefused."""
+    manifest = authentic(folder, keyring, kind, seen)
+    require_in_date(manifest.expires, now)
     return manifest
 
 
-def authentic(folder: Path, keyring: Path, seen: int = 0) -> Manifest:
-    """The manifest, after its signature and serial were verified, whatever its age. Raises BundleRefused.
+def authentic(folder: Path, keyring: Path, kind: str, seen: int = 0) -> Manifest:
+    """The manifest, after its signature, type and serial were verified, whatever its age. Raises BundleRefused."""
+    manifest = _parsed(folder, statement(folder, NAME, keyring, kind))
+    require_serial(manifest.serial, seen, "carry one of that serial or a later one")
+    return manifest
+
+
+def statement(folder: Path, name: str, keyring: Path, kind: str) -> dict[str, Any]:
+    """The JSON of FOLDER/NAME, with its signature beside it; BundleRefused unless a key of the keyring signed it, as KIND.
 
     It is read once: a medium may answer differently the second time.
     """
-    if not (folder / SIGNATURE).is_file() or not (folder / NAME).is_file():
-        raise BundleRefused(UNSIGNED, f"{folder} lacks {NAME} or {SIGNATURE}: what is unsigned is not used")
-    content, signature = (folder / NAME).read_bytes(), (folder / SIGNATURE).read_bytes()
+    for path in (folder / name, folder / f"{name}.sig"):
+        if not path.is_file():
+            raise BundleRefused(UNSIGNED, f"{folder} lacks {path.name}: what is unsigned is not used")
+    content, signature = (folder / name).read_bytes(), (folder / f"{name}.sig").read_bytes()
     try:
-        signer = signing.verify(keyring, folder / NAME, content, signature)
+        signer = signing.verify(keyring, folder / name, content, signature)
     except signing.SignatureRefused as error:
         raise BundleRefused(UNSIGNED, str(error)) from error
-    manifest = parse(folder, content)
-    if manifest.signer != signer:
+    try:
+        document: dict[str, Any] = dict(json.loads(content))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BundleRefused(DAMAGED, f"{folder}/{name} cannot be read ({error}): fetch it again") from error
+    if (stated := document.get("type", "")) != kind:
         raise BundleRefused(
-            UNSIGNED, f"signed by {signer}, but made for {manifest.signer}: not what its builder made"
+            UNSIGNED,
+            f"{folder}/{name} is signed as {stated!r}, and {kind!r} is needed: give what was signed as that;"
+            " where an earlier version left the type out, build or sign it anew",
         )
-    if manifest.serial < seen:
+    if document.get("signer") != signer:
         raise BundleRefused(
-            REPLAYED,
-            f"serial {manifest.serial} is older than {seen}, which was accepted before: "
-            "carry one of that serial or a later one",
+            UNSIGNED,
+            f"{folder}/{name} is signed by {signer}, but made for {document.get('signer')}: not what its builder made",
         )
-    return manifest
+    return document
+
+
+def require_serial(serial: int, seen: int, way_out: str) -> None:
+    """Raise BundleRefused for an older serial than SEEN, the highest that was accepted here."""
+    if serial < seen:
+        raise BundleRefused(
+            REPLAYED, f"serial {serial} is older than {seen}, which was accepted before: {way_out}"
+        )
+
+
+def require_in_date(expires: str, now: datetime.datetime | None = None) -> None:
+    """Raise BundleRefused for what has expired, at NOW or by the clock."""
+    moment = (now or datetime.datetime.now(datetime.UTC)).strftime(TIME)
+    if moment >= expires:
+        raise BundleRefused(
+            EXPIRED,
+            f"it expired at {expires} and the clock says {moment}: set the clock, or carry a newer one",
+        )
 
 
 def check(folder: Path, entries: Iterable[Entry], beside: set[str]) -> None:

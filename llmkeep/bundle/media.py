@@ -205,9 +205,9 @@ def fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
     return carried
 
 
-def verify(folder: Path, keyring: Path, seen: int) -> str:
-    """Verify a bundle, a release, or one medium of either: signature, age, serial, and each byte in it; returns a message."""
-    good = manifest.signed(folder, keyring, seen)
+def verify(folder: Path, keyring: Path, kind: str, seen: int) -> str:
+    """Verify a bundle or a release, or one medium of it: signature, type, age, serial, and each byte in it; returns a message."""
+    good = manifest.signed(folder, keyring, kind, seen)
     whole = contents(folder)
     if whole.files != {entry.path: entry for entry in good.files}:
         raise BundleRefused(DAMAGED, f"{folder} gave another manifest when it was read again: do not use it")

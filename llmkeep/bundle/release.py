@@ -6,9 +6,9 @@ person signs; it lies sealed by systemd-creds besides, and is only ever opened i
 hosts trust for releases and for nothing else: the bundle has another key. `add` puts a release on the mirror, where hosts
 that name it in the inventory fetch it.
 
-Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned or signed by another key, 4
-damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired, 7 one medium of several. 9: the
-passphrase is wrong, weak, or cannot be had.
+Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned, signed by another key or as
+something else, 4 damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired, 7 one medium
+of several. 9: the passphrase is wrong, weak, or cannot be had.
 """
 
 import argparse
@@ -288,6 +288,7 @@ def _signed(
         for path, digest in digests.items()
     ]
     made = Manifest(
+        type=manifest.RELEASE,
         serial=serial,
         profile=PROFILE + name,
         created=moment.strftime(manifest.TIME),
@@ -313,7 +314,7 @@ def _signed(
         manifest.write(folder, made)
         signing.sign(key, folder / manifest.NAME, aside)
         aside.replace(folder / manifest.SIGNATURE)
-        manifest.verify(folder, places.publish_public, now=moment)
+        manifest.verify(folder, places.publish_public, manifest.RELEASE, now=moment)
     except BaseException:
         for path in (aside, folder / manifest.NAME, folder / manifest.SIGNATURE):
             path.unlink(missing_ok=True)
@@ -343,7 +344,7 @@ def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime |
     """Verify a release in the way that bundles are verified; raises BundleRefused. Changes nothing."""
     if not keyring.is_file():
         raise ReleaseError(f"there is no {keyring}: give the publish key's public part with --keyring")
-    good = manifest.verify(folder, keyring, _seen(places, folder), now)
+    good = manifest.verify(folder, keyring, manifest.RELEASE, _seen(places, folder), now)
     name_of(good)
     return good
 
@@ -464,7 +465,7 @@ def _init(given: argparse.Namespace) -> str:
 def _verify(given: argparse.Namespace) -> str:
     keyring = given.keyring or given.places.publish_public
     if media.read(given.folder):
-        return media.verify(given.folder, keyring, _seen(given.places, given.folder))
+        return media.verify(given.folder, keyring, manifest.RELEASE, _seen(given.places, given.folder))
     good = verify(given.places, given.folder, keyring)
     count = f"{len(good.files)} files, all as signed by {good.signer}"
     return f"{given.folder}: release {name_of(good)}, serial {good.serial}, {count}"
@@ -516,7 +517,7 @@ def register(
     )
     trust = "the trusted key (default: /etc/llmkeep/publish/keyring.pgp)"
     verb = verbs.add_parser(
-        "verify", help="signature, serial, age, every byte; no network", description=__doc__
+        "verify", help="signature, type, serial, age, every byte; no network", description=__doc__
     )
     verb.add_argument("folder", type=Path)
     verb.add_argument("--keyring", type=Path, help=trust)

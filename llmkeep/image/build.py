@@ -16,7 +16,7 @@ from llmkeep.errors import LlmkeepError
 from llmkeep.image import contents, layers, layout, sbom
 from llmkeep.image.layers import Made
 from llmkeep.image.layout import Layout
-from llmkeep.image.record import FOLDER, NAME, SIGNATURE, Record
+from llmkeep.image.record import FOLDER, IMAGE, NAME, SIGNATURE, Record
 from llmkeep.policy import source as policy
 
 NAMED = "llmkeep"
@@ -48,7 +48,7 @@ def build(bundle: Path, out: Path, variant: str, keys: Keys, passphrase_file: Pa
         raise LlmkeepError(
             f"{out} holds something else than an image: give an empty folder, or one that is not there"
         )
-    verified = manifest.verify(bundle, keys.keyring)
+    verified = manifest.verify(bundle, keys.keyring, manifest.BUNDLE)
     environment, roles = layers.VARIANTS[variant]
     given = contents.source(bundle, verified, environment, roles)
     aside = out.with_name(f".{out.name}.new")
@@ -72,15 +72,17 @@ def _write(target: Layout, made: list[Made], given: contents.Source, variant: st
     referrer = target.add_referrer(image, layout.encoded(bill), sbom.MEDIA_TYPE)
     target.end(NAMED, image, referrer)
     return Record(
+        type=IMAGE,
+        serial=verified.serial,
+        created=verified.created,
+        expires=verified.expires,
+        signer=verified.signer,
         name=NAMED,
         variant=variant,
         digest=image["digest"],
         sbom=referrer["digest"],
-        bundle_serial=verified.serial,
         bundle_manifest=labels["org.llmkeep.bundle.manifest"],
         policy_revision=labels["org.llmkeep.policy.revision"],
-        created=verified.created,
-        signer=verified.signer,
         layers=[each.layer for each in made],
     )
 

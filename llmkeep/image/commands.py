@@ -4,14 +4,15 @@ verified bundle alone.
 DIR has the image as an OCI layout in `oci`, its record in `image.json`, and the record's signature by the bundle's key. The
 record names the digest that manifests and clusters pin. `add` puts an image on this mirror, from which nodes pull it.
 
-Exit codes: 0 done, 1 refused or failed, 3 unsigned or signed by an unknown key, 4 damaged (a changed, missing or extra file),
-6 the bundle has expired, 9 the passphrase of the signing key is wrong or cannot be had.
+Exit codes: 0 done, 1 refused or failed, 3 unsigned, signed by an unknown key or as something else, 4 damaged (a changed, missing
+or extra file), 5 older than an image that was accepted here before, 6 the image or its bundle has expired, 9 the passphrase of
+the signing key is wrong or cannot be had.
 """
 
 import argparse
 from pathlib import Path
 
-from llmkeep.bundle import keys
+from llmkeep.bundle import keys, manifest
 from llmkeep.image import record, served
 from llmkeep.image.layers import VARIANTS
 from llmkeep.image.record import Record
@@ -46,11 +47,16 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     image = argparse.ArgumentParser(add_help=False, parents=[trust])
     image.add_argument("--image", type=Path, default=Path(".lab/image"), help="default: %(default)s")
     for name, told, run in (
-        ("verify", "signature, record, every blob; no network", _verify),
+        ("verify", "signature, record, age, serial, every blob; no network", _verify),
         ("add", "verify it and put it on this mirror", _add),
     ):
         verb = verbs.add_parser(name, help=told, description=__doc__, parents=[image])
         verb.set_defaults(run=run)
+    verb.add_argument(
+        "--allow-older",
+        metavar="REASON",
+        help="even if an image of a later serial was added before; REASON is put on record",
+    )
     verb = verbs.add_parser("list", help="the images on this mirror", parents=[trust])
     verb.set_defaults(run=_list)
     verb = verbs.add_parser("remove", help="take an image off this mirror")
@@ -76,12 +82,13 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    print(f"{arguments.image}: {_described(record.verify(arguments.image, arguments.keyring))}")
+    seen = manifest.highest_serial(arguments.places.image_serial)
+    print(f"{arguments.image}: {_described(record.verify(arguments.image, arguments.keyring, seen))}")
     return 0
 
 
 def _add(arguments: argparse.Namespace) -> int:
-    made = served.add(arguments.places, arguments.image, arguments.keyring)
+    made = served.add(arguments.places, arguments.image, arguments.keyring, arguments.allow_older)
     print(f"{arguments.places.images}: {_described(made)}")
     return 0
 
@@ -99,5 +106,5 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 def _described(made: Record) -> str:
     size = sum(layer.size for layer in made.layers) / 1e6
-    what = f"{made.name} ({made.variant}) of bundle {made.bundle_serial}, {len(made.layers)} layers, {size:.0f} MB"
-    return f"{what}, signed by {made.signer}: {made.digest}"
+    what = f"{made.name} ({made.variant}) of bundle {made.serial}, {len(made.layers)} layers, {size:.0f} MB"
+    return f"{what}, expires {made.expires}, signed by {made.signer}: {made.digest}"

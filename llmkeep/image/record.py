@@ -1,77 +1,73 @@
 """image.json, the signed record of an image: what is pinned by manifests and clusters, and verified with the image."""
 
-import json
+import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkeep.bundle import cache, manifest, signing
-from llmkeep.bundle.manifest import DAMAGED, UNSIGNED
-from llmkeep.errors import Refused
+from llmkeep.bundle import cache, manifest
+from llmkeep.bundle.manifest import DAMAGED, BundleRefused
 from llmkeep.image import archive
 from llmkeep.image.archive import Layer
 from llmkeep.image.layout import Layout
 
 NAME, SIGNATURE, FOLDER = "image.json", "image.json.sig", "oci"
+IMAGE = "image"  # what a record is signed as
 FORMAT = 1
-
-
-class ImageRefused(Refused):
-    """The image must not be used."""
 
 
 @dataclass(frozen=True)
 class Record:
     """An image. Digests are `sha256:…`, but `bundle_manifest` (of MANIFEST.json) and `policy_revision` (of the bundle's policy)
-    are bare hex digits. `sbom` is the digest of the manifest that refers to the image."""
+    are bare hex digits. `sbom` is the digest of the manifest that refers to the image. `serial`, `created` and `expires` are the
+    bundle's, so that all images of a bundle are of one age, and building one again never makes it younger."""
 
+    type: str
+    serial: int
+    created: str
+    expires: str
+    signer: str
     name: str
     variant: str
     digest: str
     sbom: str
-    bundle_serial: int
     bundle_manifest: str
     policy_revision: str
-    created: str
-    signer: str
     layers: list[Layer]
     format: int = FORMAT
 
 
 def read(folder: Path, keyring: Path) -> Record:
-    """The record of an image, after its signature was verified. Raises ImageRefused."""
-    for name in (NAME, SIGNATURE):
-        if not (folder / name).is_file():
-            raise ImageRefused(UNSIGNED, f"{folder} lacks {name}: what is unsigned is not used")
-    content, signature = (folder / NAME).read_bytes(), (folder / SIGNATURE).read_bytes()
+    """The record of an image, after its signature and type were verified, whatever its age. Raises BundleRefused."""
+    document = manifest.statement(folder, NAME, keyring, IMAGE)
     try:
-        signer = signing.verify(keyring, folder / NAME, content, signature)
-    except signing.SignatureRefused as error:
-        raise ImageRefused(UNSIGNED, str(error)) from error
-    try:
-        document = json.loads(content)
         layers = [Layer(**layer) for layer in document.pop("layers")]
-        record = Record(layers=layers, **document)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ImageRefused(
+        return Record(layers=layers, **document)
+    except (KeyError, TypeError) as error:
+        raise BundleRefused(
             DAMAGED, f"{folder}/{NAME} is no record of an image ({error}): use the llmkeep that came with it"
         ) from error
-    if record.signer != signer:
-        raise ImageRefused(
-            UNSIGNED, f"{folder} is signed by {signer}, but made for {record.signer}: build it anew"
-        )
-    return record
 
 
-def verify(folder: Path, keyring: Path) -> Record:
-    """Signature, record, each blob's digest, each layer's diff id. Raises ImageRefused; changes nothing."""
+def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Record:
+    """Signature, record, age, serial, each blob's digest, each layer's diff id. Raises BundleRefused; changes nothing.
+
+    `seen`: the serial that was accepted here last.
+    """
     record = read(folder, keyring)
+    manifest.require_serial(
+        record.serial,
+        seen,
+        "an old image brings back holes that were closed. Carry one of that serial or a later one, or go back to this one with"
+        " `llmkeep image add --allow-older REASON`, which is put on record",
+    )
+    manifest.require_in_date(record.expires, now)
     try:
         problems = list(_problems(Layout(folder / FOLDER), record))
     except (OSError, KeyError, TypeError, ValueError) as error:
         problems = [f"it cannot be read ({error})"]
     if problems:
-        raise ImageRefused(
+        raise BundleRefused(
             DAMAGED,
             f"{folder} is not what was signed:\n  {manifest.shown(problems)}\nCopy it again, or build it anew",
         )

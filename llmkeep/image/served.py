@@ -9,21 +9,29 @@ import shutil
 from pathlib import Path
 
 from llmcore.files import flush
+from llmkeep import source_tree
+from llmkeep.bundle import manifest
 from llmkeep.bundle.cache import sha256
-from llmkeep.bundle.manifest import DAMAGED
+from llmkeep.bundle.manifest import DAMAGED, BundleRefused
 from llmkeep.bundle.media import copy
-from llmkeep.durable import alone, readable
+from llmkeep.durable import alone, readable, write
 from llmkeep.errors import LlmkeepError
-from llmkeep.image.record import FOLDER, NAME, SIGNATURE, ImageRefused, Record, read, verify
+from llmkeep.image.record import FOLDER, NAME, SIGNATURE, Record, read, verify
 from llmkeep.places import Places
+from llmkeep.record import runs
 
 BLOBS = ".blobs"
 
 
 @readable()
-def add(places: Places, folder: Path, keyring: Path) -> Record:
-    """Bring an image to the mirror and verify it there. Idempotent; raises ImageRefused."""
-    good = verify(folder, keyring)
+def add(places: Places, folder: Path, keyring: Path, allow_older: str | None = None) -> Record:
+    """Bring an image to the mirror and verify it there. Idempotent; raises BundleRefused.
+
+    `allow_older`: why one of an older serial than was accepted before is taken all the same, for the record. From then on its
+    serial counts. Nothing is served where that cannot be recorded (RecordError).
+    """
+    seen = manifest.highest_serial(places.image_serial)
+    good = verify(folder, keyring, 0 if allow_older else seen)
     images, shared = places.images, places.images / BLOBS
     shared.mkdir(parents=True, exist_ok=True)
     with alone(images):
@@ -41,7 +49,10 @@ def add(places: Places, folder: Path, keyring: Path) -> Record:
                     copy(source, target, source.stat().st_size)
                     target.chmod(0o644)
             if verify(partial, keyring) != good:
-                raise ImageRefused(DAMAGED, f"{folder} changed while it was copied: add it again")
+                raise BundleRefused(DAMAGED, f"{folder} changed while it was copied: add it again")
+            if allow_older and good.serial < seen:
+                _record(good, seen, allow_older)
+            write(places.image_serial, f"{good.serial}\n".encode(), 0o644)
             for blob in (partial / FOLDER / "blobs/sha256").iterdir():
                 _replace(blob, shared / blob.name)
             flush(shared)
@@ -52,6 +63,25 @@ def add(places: Places, folder: Path, keyring: Path) -> Record:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return good
+
+
+def _record(image: Record, seen: int, reason: str) -> None:
+    """Put on the control node's record that an image older than SEEN is served, and why. A developer's machine keeps none."""
+    if runs.is_kept(source_tree.located()):
+        runs.append(
+            {
+                "event.kind": "event",
+                "event.category": ["configuration"],
+                "event.type": ["change"],
+                "event.action": "image add --allow-older",
+                "event.outcome": "success",
+                "event.reason": reason,
+                "user.name": runs.who(),
+                "llmkeep.image.digest": image.digest,
+                "llmkeep.image.serial": image.serial,
+                "llmkeep.image.highest": seen,
+            }
+        )
 
 
 def _replace(blob: Path, link: Path) -> None:
@@ -69,9 +99,9 @@ def _folder(places: Places, digest: str) -> Path:
 
 
 def listed(places: Places, keyring: Path) -> list[Record]:
-    """The images on this mirror, the newest bundle's first. Raises ImageRefused at one that is not signed."""
+    """The images on this mirror, the newest bundle's first. Raises BundleRefused at one that is not signed."""
     found = [read(path, keyring) for path in places.images.glob("[!.]*")]
-    return sorted(found, key=lambda record: (-record.bundle_serial, record.digest))
+    return sorted(found, key=lambda record: (-record.serial, record.digest))
 
 
 def remove(places: Places, digest: str) -> None:

@@ -28,8 +28,8 @@ options:
     type: path
   seen:
     description:
-      - File that records the highest serial of this manifest accepted on this host. A lower serial is refused, and an
-        expired manifest is not fetched. Not needed for the estate's bundle, whose serial the mirror enforces.
+      - File that records the highest serial of this release accepted on this host. A lower serial is refused, and an
+        expired manifest is not fetched. Without it the manifest is the bundle's, whose serial the mirror enforces.
     type: path
 """
 
@@ -206,8 +206,8 @@ def main() -> None:
         if given["folders"]:
             certificate = Path(given["certificate"]) if given["certificate"] else None
             source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]), certificate)
-            manifest = source.manifest()
             remembered = Path(given["seen"]) if given["seen"] else None
+            manifest = source.manifest("release" if remembered else "bundle")
             seen = int(remembered.read_text()) if remembered and remembered.exists() else 0
             serial = judged(manifest, seen, given["url"]) if remembered else 0
         for folder in [name.strip("/") for name in given["folders"]]:

@@ -71,7 +71,9 @@ def forget_old(folder: Path, keep: set[str]) -> None:
 
 def bring(source: Any, name: str, root: Path, units: list[str], check: bool) -> tuple[bool, str]:
     """The program in place and current: whether that took a change, and its hash."""
-    found = [entry for entry in mirror.entries(source.manifest(), "bin") if entry.path == f"bin/{name}"]
+    found = [
+        entry for entry in mirror.entries(source.manifest("bundle"), "bin") if entry.path == f"bin/{name}"
+    ]
     if not found:
         raise mirror.MirrorError(
             f"the bundle has no bin/{name}; build it where LLMKEEP_MIRROR names a folder that has it"

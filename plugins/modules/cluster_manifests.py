@@ -11,8 +11,9 @@ description:
     field manager C(llmkeep). Objects that were applied before and are declared no more are removed, after the others are
     healthy; namespaces, volumes and claims stay.
   - Refuses, before it changes anything, a kubeconfig that others can read or that does not verify the server, a cluster that
-    is too old or lacks an API, missing rights, missing GPUs, an image that is not the record's, objects that others made,
-    fields that others manage, and all that the API server refuses in a dry run.
+    is too old or lacks an API, missing rights, missing GPUs, an image that is not the record's, a record that has expired or is
+    older than one deployed before, objects that others made, fields that others manage, and all that the API server refuses in
+    a dry run.
   - If workloads do not become ready, the objects that were healthy before are applied again, and the module fails with the
     pods' reasons.
   - Check mode asks the API server by dry runs, and shows the difference.
@@ -24,6 +25,16 @@ options:
   keyring: {description: Keys of which one signed the image record., type: path, required: true}
   registry: {description: "Registry from which nodes pull, with its port if it is not 443.", type: str, required: true}
   replicas: {description: "Number of pods by name of the workload, where it is not the overlay's.", type: dict, default: {}}
+  seen:
+    description:
+      - File that records the serial of the image that was deployed last, for all clusters together. An image of a lower serial is
+        refused.
+    type: path
+    required: true
+  allow_older:
+    description: Why an image of a lower serial is deployed all the same. From then on its serial counts.
+    type: str
+    default: ""
   record: {description: "Folder of what was applied to this cluster, which the module keeps.", type: path, required: true}
   seconds: {description: How long workloads may take to become ready., type: int, default: 600}
 """
@@ -36,6 +47,7 @@ EXAMPLES = r"""
     image: /etc/llmkeep/kubernetes/image.json
     keyring: /etc/apt/keyrings/llmkeep.pgp
     registry: registry.llmkeep.internal
+    seen: /var/lib/llmkeep/kubernetes/image.serial
     record: /var/lib/llmkeep/kubernetes/main
 """
 
@@ -47,6 +59,7 @@ changes:
   elements: str
 """
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -60,6 +73,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.kubectl imp
     judge_kubeconfig,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.record import Record
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
 
 
 def run(module: AnsibleModule, cache: Path) -> Outcome:
@@ -67,11 +81,18 @@ def run(module: AnsibleModule, cache: Path) -> Outcome:
     given = module.params
     cluster = Cluster(Path(given["kubeconfig"]), cache)
     judge_kubeconfig(cluster.kubeconfig)
-    image = declared.image_record(Path(given["image"]), Path(given["keyring"]))
+    seen = Path(given["seen"])
+    last = declared.deployed_serial(seen)
+    image = declared.image_record(
+        Path(given["image"]), Path(given["keyring"]), 0 if given["allow_older"] else last
+    )
     manifests = declared.rendered(
         cluster, Path(given["overlay"]), given["registry"], image, given["replicas"]
     )
-    return deployed(cluster, manifests, Record(Path(given["record"])), given["seconds"], module.check_mode)
+    outcome = deployed(cluster, manifests, Record(Path(given["record"])), given["seconds"], module.check_mode)
+    if image["serial"] != last and not outcome.refusal and not module.check_mode:
+        files.write_file(seen, f"{image['serial']}\n".encode(), os.geteuid(), os.getegid(), 0o600)
+    return outcome
 
 
 def main() -> None:
@@ -83,6 +104,8 @@ def main() -> None:
             "keyring": {"type": "path", "required": True, "no_log": False},
             "registry": {"type": "str", "required": True},
             "replicas": {"type": "dict", "default": {}},
+            "seen": {"type": "path", "required": True},
+            "allow_older": {"type": "str", "default": ""},
             "record": {"type": "path", "required": True},
             "seconds": {"type": "int", "default": 600},
         },

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: mirrored_bundle
 short_description: Verify the bundle that is about to be served, and record its serial
 description:
-  - Verifies the manifest's signature with C(sqv) against the keyring that bootstrap accepted, its expiry, and
+  - Verifies the manifest's signature with C(sqv) against the keyring that bootstrap accepted, its type and expiry, and
     that its serial is not lower than the highest recorded on this host. A higher serial is recorded.
   - With I(wanted), also returns what the manifest lacks. Debian packages are compared by name, since the
     builder may have pinned a later version; wheels and weights are compared by version.
@@ -52,7 +52,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refu
 
 
 def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
-    """The manifest, once its signature holds."""
+    """The manifest, once its signature holds and it is a bundle's."""
     manifest, signature = folder / "MANIFEST.json", folder / "MANIFEST.json.sig"
     for path in (manifest, signature, keyring):
         if not path.is_file():
@@ -73,6 +73,11 @@ def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
             " bootstrap, or comes from another source. Bootstrap again from a stick you trust"
         )
     document: dict[str, Any] = json.loads(manifest.read_bytes())
+    if (stated := document.get("type")) != "bundle":
+        raise Refused(
+            f"{manifest} is signed as {stated!r}, and 'bundle' is needed: the same key signs other documents."
+            " Bootstrap again from a stick you trust"
+        )
     return document
 
 

@@ -148,7 +148,7 @@ def main() -> None:
     releases = root / "releases"
     try:
         source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
-        manifest = source.manifest()
+        manifest = source.manifest("bundle")
         wheels = mirror.entries(manifest, given["folder"].strip("/"))
         target = releases / release_id(wheels)
         made = (target / RECORD).is_file()

@@ -74,5 +74,5 @@ def publish(state: Served, model: dict[str, bytes], folder: str = "models/m") ->
         for name, content in model.items()
     ]
     state.files = {f"{folder}/{name}": content for name, content in model.items()}
-    state.files["MANIFEST.json"] = json.dumps({"serial": 7, "files": listed}).encode()
+    state.files["MANIFEST.json"] = json.dumps({"type": "bundle", "serial": 7, "files": listed}).encode()
     state.files["MANIFEST.json.sig"] = b"signed"

@@ -11,10 +11,25 @@ DIGESTS = [f"sha256:{letter * 64}" for letter in "ab"]
 Manifest = dict[str, Any]
 
 
-def signed_image(folder: Path, keys: Path, digest: str = DIGESTS[0], variant: str = "cpu") -> Path:
-    """image.json and its signature, as `llmkeep image build` writes them."""
+RECORD = {
+    "type": "image",
+    "serial": 7,
+    "expires": "2999-01-01T00:00:00Z",
+    "name": "llmkeep",
+    "variant": "cpu",
+    "digest": DIGESTS[0],
+}
+
+
+def signed_image(folder: Path, keys: Path, **stated: object) -> Path:
+    """image.json and its signature, as `llmkeep image build` writes them, but for what is STATED."""
+    return signed(folder, keys, json.dumps(RECORD | stated))
+
+
+def signed(folder: Path, keys: Path, content: str) -> Path:
+    """image.json of any content, and its signature."""
     path = folder / "image.json"
-    path.write_text(json.dumps({"name": "llmkeep", "variant": variant, "digest": digest}))
+    path.write_text(content)
     signature = folder / "image.json.sig"
     signature.unlink(missing_ok=True)
     with signing.signer(signing.key_file(keys), None) as key:

@@ -41,6 +41,7 @@ class Estate:
             "keyring": str(self.keys / "keyring.pgp"),
             "registry": "registry.llmkeep.internal",
             "record": str(self.folder / "record"),
+            "seen": str(self.folder / "image.serial"),
             "seconds": seconds,
         }
         return called(module, {**known, **given, "_ansible_check_mode": check}, self.capsys)

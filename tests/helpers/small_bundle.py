@@ -38,8 +38,8 @@ def write(folder: Path, keys: Path, serial: int = 7, days: int = 30) -> Path:
     return folder
 
 
-def sign(folder: Path, keys: Path, serial: int, days: int) -> None:
-    """Write the manifest of what lies there, and sign it."""
+def sign(folder: Path, keys: Path, serial: int, days: int, kind: str = manifest.BUNDLE) -> None:
+    """Write the manifest of what lies there, of the type `kind`, and sign it."""
     for name in (manifest.NAME, manifest.SIGNATURE):
         (folder / name).unlink(missing_ok=True)
     now = datetime.datetime.now(datetime.UTC)
@@ -51,6 +51,7 @@ def sign(folder: Path, keys: Path, serial: int, days: int) -> None:
     ]
     expires = now + datetime.timedelta(days=days)
     made = Manifest(
+        type=kind,
         serial=serial,
         profile="lab",
         created=now.strftime(manifest.TIME),

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import small_bundle
 from plugin_modules import ROOT
 
 
@@ -96,12 +97,25 @@ def test_gateways_have_some_seconds_in_all_to_take_in_the_policy_in_place(
     assert (checks["engine"]["ok"], checks["revision"]["ok"]) == (True, found)
 
 
-@pytest.mark.parametrize(("serial", "code"), [(6, 1), (7, 0), (8, 0)])
-def test_a_bundle_may_not_be_older_than_one_that_was_seen(serial: int, code: int, tmp_path: Path) -> None:
-    (tmp_path / "MANIFEST.json").write_text(json.dumps({"serial": serial}))
+@pytest.mark.parametrize(
+    ("kind", "serial", "code"), [("bundle", 6, 1), ("bundle", 7, 0), ("bundle", 8, 0), ("image", 8, 1)]
+)
+def test_a_bundle_is_one_and_may_not_be_older_than_one_that_was_seen(
+    kind: str, serial: int, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({"type": kind, "serial": serial}))
     (tmp_path / "serial").write_text("7\n")
     told = ran("mirror/files/bundle_serial.py", tmp_path / "MANIFEST.json", tmp_path / "serial")
-    assert (told.returncode, told.stdout) == (code, f"served {serial}, seen 7\n")
+    assert (told.returncode, told.stdout) == (code, f"served {kind} {serial}, seen 7\n")
+
+
+@pytest.mark.parametrize(("kind", "told"), [("bundle", ""), ("image", "is not signed as bundle")])
+def test_folders_of_the_mirror_are_signed_as_what_they_are(kind: str, told: str, tmp_path: Path) -> None:
+    keys = small_bundle.signing_keys(tmp_path)
+    place, keyring = tmp_path / "place", keys / "keyring.pgp"
+    small_bundle.sign(small_bundle.write(place / "one", keys), keys, 7, 30, kind)
+    done = ran("mirror/files/folder-signatures.sh", place, "MANIFEST.json", keyring, "bundle")
+    assert (done.returncode, told in done.stdout) == (int(bool(told)), True), done.stdout
 
 
 def test_opa_is_asked_for_an_action_that_the_policy_grants(tmp_path: Path) -> None:

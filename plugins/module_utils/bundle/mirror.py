@@ -97,8 +97,8 @@ class Mirror:
             )
         return content
 
-    def manifest(self) -> dict[str, Any]:
-        """The bundle's manifest, whose OpenPGP signature must be by a key in the keyring."""
+    def manifest(self, kind: str) -> dict[str, Any]:
+        """The manifest, which a key in the keyring must have signed (OpenPGP) as KIND, `bundle` or `release`."""
         with tempfile.TemporaryDirectory(prefix="llmkeep-manifest-") as folder:
             signed, signature = Path(folder, "MANIFEST.json"), Path(folder, "MANIFEST.json.sig")
             signed.write_bytes(self.small(signed.name, MANIFEST_BYTES))
@@ -114,6 +114,11 @@ class Mirror:
                     f" ({done.stderr.strip()[-300:]}); do not use this mirror, look at who changed it"
                 )
             manifest: dict[str, Any] = json.loads(signed.read_bytes())
+            if (stated := manifest.get("type")) != kind:
+                raise MirrorError(
+                    f"the manifest of {self.url} is signed as {stated!r}, and {kind!r} is needed; build or sign it again,"
+                    " and look at who changed the mirror"
+                )
             return manifest
 
     def fetch(self, entry: Entry, path: Path) -> None:

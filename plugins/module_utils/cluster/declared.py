@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,24 @@ def shown(manifest: Manifest) -> str:
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
 
-def image_record(path: Path, keyring: Path) -> dict[str, Any]:
-    """What `llmkeep image build` wrote of an image; Refused unless a key of the keyring signed it."""
+def deployed_serial(path: Path) -> int:
+    """The serial of the image that was deployed last; 0 where none was."""
+    try:
+        text = files.read(path).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return 0
+    if not text.isdecimal():
+        raise Refused(
+            f"{path} holds {text[:40]!r}, which is no serial. Write the serial of the image that was deployed last into it"
+        )
+    return int(text)
+
+
+def image_record(path: Path, keyring: Path, seen: int = 0) -> dict[str, Any]:
+    """What `llmkeep image build` wrote of an image.
+
+    Refused unless a key of the keyring signed it, as an image, it is in date, and its serial is SEEN's or later.
+    """
     try:
         content, signature = files.read(path), files.read(path.with_name(f"{path.name}.sig"))
     except OSError as problem:
@@ -57,7 +74,30 @@ def image_record(path: Path, keyring: Path) -> dict[str, Any]:
             f"the image record {path} has no valid signature by a key in {keyring} ({done.stderr.strip()[-300:]})."
             " Do not deploy this image; look at who changed the record"
         )
-    found: dict[str, Any] = json.loads(content)
+    try:
+        found = dict(json.loads(content))
+        stated, serial, expires = found.get("type"), int(found["serial"]), str(found["expires"])
+        past = (now := datetime.now(UTC)) >= datetime.fromisoformat(expires)
+    except (KeyError, TypeError, ValueError) as problem:
+        raise Refused(
+            f"{path} is signed, and is no record of an image ({type(problem).__name__}: {problem})."
+            " Bring image.json of an image that this version's `llmkeep image build` made"
+        ) from None
+    # The same key signs the bundle's manifest and apt's InRelease.
+    if stated != "image":
+        raise Refused(
+            f"{path} is signed as {stated!r}, and 'image' is needed. Bring image.json of `llmkeep image build`"
+        )
+    if past:
+        raise Refused(
+            f"the image record {path} expired at {expires}, and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}."
+            " Set the clock right, or build an image of a newer bundle"
+        )
+    if serial < seen:
+        raise Refused(
+            f"the image record {path} has serial {serial}, and {seen} was deployed from here: an old image brings back holes"
+            " that were closed. Bring one of that serial or a later one, or set kubernetes_allow_older to the reason"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""bundle_serial.py MANIFEST SEEN: exit 1 where the bundle's serial is older than the newest one seen here."""
+"""bundle_serial.py MANIFEST SEEN: exit 1 where it is no bundle's manifest, or older than the newest one seen here."""
 
 import json
 import sys
@@ -6,10 +6,11 @@ from pathlib import Path
 
 
 def main() -> int:
-    served = int(json.loads(Path(sys.argv[1]).read_text())["serial"])
+    manifest = json.loads(Path(sys.argv[1]).read_text())
+    kind, served = manifest.get("type"), int(manifest["serial"])
     seen = int(Path(sys.argv[2]).read_text())
-    print(f"served {served}, seen {seen}")
-    return int(served < seen)
+    print(f"served {kind} {served}, seen {seen}")
+    return int(kind != "bundle" or served < seen)
 
 
 if __name__ == "__main__":

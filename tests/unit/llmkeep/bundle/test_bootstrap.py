@@ -120,6 +120,17 @@ def test_refuses_an_older_serial_and_keeps_the_newer_bundle(machine: Machine, ke
     assert machine.accepted == ["7", "current"]
 
 
+@pytest.mark.parametrize("kind", ["image", "release", ""])
+def test_refuses_a_manifest_that_the_same_key_signed_as_something_else(
+    kind: str, machine: Machine, keys: Path
+) -> None:
+    small_bundle.sign(machine.stick, keys, 7, 30, kind)
+    run = machine.bootstrap()
+    assert run.returncode == manifest.UNSIGNED
+    assert f"is signed as '{kind}', and 'bundle' is needed" in run.stderr
+    assert machine.accepted == []
+
+
 def test_refuses_an_expired_bundle(machine: Machine, keys: Path) -> None:
     small_bundle.sign(machine.stick, keys, 8, -1)
     run = machine.bootstrap()

@@ -33,10 +33,27 @@ def folder(tmp_path: Path, keys: Path) -> Path:
 
 
 def test_accepts_what_was_signed(folder: Path, keys: Path) -> None:
-    found = manifest.verify(folder, keys / "keyring.pgp", seen=7)
+    found = manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE, seen=7)
     assert found.serial == 7
     assert found.signer == signing.fingerprint(keys / "keyring.pgp")
     assert {entry.path for entry in found.files} >= {"bootstrap", "keyring.pgp", "models/small/weights"}
+
+
+@pytest.mark.parametrize("kind", [manifest.RELEASE, "image", ""])
+def test_refuses_a_manifest_that_the_same_key_signed_as_something_else(
+    kind: str, folder: Path, keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_bundle.sign(folder, keys, 7, 30, kind)
+    command = ["bundle", "verify", str(folder), "--keyring", str(keys / "keyring.pgp")]
+    assert cli.main(command) == manifest.UNSIGNED
+    assert f"is signed as '{kind}', and 'bundle' is needed" in capsys.readouterr().err
+
+
+def test_lists_the_files_of_a_bundle_of_before_there_were_types(folder: Path) -> None:
+    """The bundle before this one lies on the mirror, and releases are linked from what it lists."""
+    path = folder / manifest.NAME
+    path.write_text(path.read_text().replace(' "type": "bundle",\n', ""))
+    assert "models/small/weights" in {entry.path for entry in manifest.read(folder).files}
 
 
 @pytest.mark.parametrize("damage", small_bundle.DAMAGE)
@@ -45,7 +62,7 @@ def test_refuses_a_bundle_with(damage: str, folder: Path, keys: Path, foreign: P
     do(folder, foreign)
     before = small_bundle.snapshot(folder)
     with pytest.raises(BundleRefused) as refusal:
-        manifest.verify(folder, keys / "keyring.pgp")
+        manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE)
     assert refusal.value.code == code
     assert words in str(refusal.value)
     assert small_bundle.snapshot(folder) == before
@@ -53,14 +70,14 @@ def test_refuses_a_bundle_with(damage: str, folder: Path, keys: Path, foreign: P
 
 def test_refuses_an_older_serial_than_it_accepted_before(folder: Path, keys: Path) -> None:
     with pytest.raises(BundleRefused, match="serial 7 is older than 8") as refusal:
-        manifest.verify(folder, keys / "keyring.pgp", seen=8)
+        manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE, seen=8)
     assert refusal.value.code == manifest.REPLAYED
 
 
 def test_refuses_an_expired_bundle(folder: Path, keys: Path) -> None:
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=31)
     with pytest.raises(BundleRefused, match="expired at") as refusal:
-        manifest.verify(folder, keys / "keyring.pgp", now=later)
+        manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE, now=later)
     assert refusal.value.code == manifest.EXPIRED
 
 
@@ -78,7 +95,7 @@ def test_refuses_a_manifest_that_is_another_one_once_its_signature_was_checked(
     sqv.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sqv.parent}:{os.environ['PATH']}")
     with pytest.raises(BundleRefused, match="models/small/weights has") as refusal:
-        manifest.verify(folder, keys / "keyring.pgp")
+        manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE)
     assert refusal.value.code == manifest.DAMAGED
 
 
@@ -88,7 +105,7 @@ def test_refuses_a_manifest_of_another_format(folder: Path, keys: Path) -> None:
     signing.sign(keys / "signing.key", folder / manifest.NAME, folder / "again")
     (folder / "again").replace(folder / manifest.SIGNATURE)
     with pytest.raises(BundleRefused, match="format 2"):
-        manifest.verify(folder, keys / "keyring.pgp")
+        manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE)
 
 
 def test_the_command_tells_each_refusal_by_its_exit_code(
@@ -127,6 +144,6 @@ def test_what_is_written_is_read_back(paths: list[str], licence: str) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         files = [manifest.Entry(path, 1, "f" * 64, "text/plain", licence, "", "") for path in sorted(paths)]
-        made = manifest.Manifest(3, "lab", "", "", "", "", "", files)
+        made = manifest.Manifest(manifest.BUNDLE, 3, "lab", "", "", "", "", "", files)
         manifest.write(Path(folder), made)
         assert manifest.read(Path(folder)) == made

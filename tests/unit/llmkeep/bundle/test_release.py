@@ -51,11 +51,23 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
 def test_what_was_signed_is_verified_by_the_code_that_verifies_the_bundle(
     places: Places, signed: Path
 ) -> None:
-    good = manifest.verify(signed, places.publish_public, seen=1)
+    good = manifest.verify(signed, places.publish_public, manifest.RELEASE, seen=1)
     assert good == release.verify(places, signed, places.publish_public)
     assert (release.name_of(good), good.serial) == (NAME, 1)
     assert good.signer == signing.fingerprint(places.publish_public)
     assert {entry.licence for entry in good.files} == {"MIT"}
+
+
+def test_a_bundle_that_the_publish_key_signed_is_no_release(
+    places: Places, signed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert json.loads((signed / manifest.NAME).read_text())["type"] == "release"
+    with monkeypatch.context() as another:
+        another.setattr(manifest, "RELEASE", manifest.BUNDLE)
+        release.sign(places, candidate(tmp_path / "other"))
+    with pytest.raises(BundleRefused, match="signed as 'bundle', and 'release' is needed") as refusal:
+        release.verify(places, tmp_path / "other", places.publish_public)
+    assert refusal.value.code == manifest.UNSIGNED
 
 
 def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(

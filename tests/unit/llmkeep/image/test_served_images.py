@@ -7,12 +7,14 @@ import pytest
 import small_bundle
 import small_image
 
-from llmkeep import cli
+from llmkeep import cli, source_tree
+from llmkeep.bundle.manifest import REPLAYED, BundleRefused
 from llmkeep.errors import LlmkeepError
 from llmkeep.image import served
 from llmkeep.image.layout import Layout
-from llmkeep.image.record import FOLDER, ImageRefused, Record, verify
+from llmkeep.image.record import FOLDER, Record, verify
 from llmkeep.places import Places
+from llmkeep.record import runs
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_lists_the_newest_bundles_image_first(
 def test_a_damaged_image_is_refused_and_nothing_is_served(places: Places, keys: Path) -> None:
     image = small_image.write(places.root.with_name("damaged"), keys)
     next((image / FOLDER / "blobs/sha256").iterdir()).write_bytes(b"other")
-    with pytest.raises(ImageRefused, match="is not what was signed"):
+    with pytest.raises(BundleRefused, match="is not what was signed"):
         served.add(places, image, keys / "keyring.pgp")
     assert not places.images.exists()
 
@@ -111,3 +113,79 @@ def test_refuses_to_remove_what_is_no_image(places: Places, keys: Path, digest: 
     with pytest.raises(LlmkeepError, match="has no image"):
         served.remove(places, digest)
     assert blobs(places) == before
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[runs.Event]:
+    """The record of a control node."""
+    appended: list[runs.Event] = []
+    monkeypatch.setattr(runs, "is_kept", lambda tree: tree == source_tree.located())
+    monkeypatch.setattr(runs, "append", appended.append)
+    return appended
+
+
+def test_an_older_image_than_one_added_before_is_refused_and_is_not_served(
+    places: Places, keys: Path
+) -> None:
+    new = added(places, keys, "new", 40)
+    with pytest.raises(BundleRefused, match="serial 2 is older than 40, which was accepted") as refused:
+        added(places, keys, "old", 2)
+    assert refused.value.code == REPLAYED
+    assert served.listed(places, keys / "keyring.pgp") == [new]
+
+
+def test_a_removed_image_leaves_its_serial_behind(places: Places, keys: Path) -> None:
+    served.remove(places, added(places, keys, "new", 40).digest)
+    with pytest.raises(BundleRefused, match="serial 39 is older than 40"):
+        added(places, keys, "old", 39)
+
+
+def test_an_older_image_is_added_for_a_reason_that_is_on_record_and_counts_from_then_on(
+    places: Places, keys: Path, events: list[runs.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added(places, keys, "new", 41)
+    old = small_image.write(places.root.with_name("old"), keys, above="old", serial=40)
+    monkeypatch.setattr("llmkeep.image.commands.Places", lambda: places)
+    add = ["image", "add", "--image", str(old), "--keyring", str(keys / "keyring.pgp")]
+    assert cli.main(add) == REPLAYED
+    assert not events
+    assert cli.main([*add, "--allow-older", "41 answers slowly"]) == 0
+    digest = served.listed(places, keys / "keyring.pgp")[1].digest
+    assert [
+        (
+            event["event.reason"],
+            event["llmkeep.image.serial"],
+            event["llmkeep.image.highest"],
+            event["llmkeep.image.digest"],
+        )
+        for event in events
+    ] == [("41 answers slowly", 40, 41, digest)]
+    assert cli.main([*add, "--allow-older", "again"]) == cli.main(add) == 0
+    assert len(events) == 1
+    with pytest.raises(BundleRefused, match="serial 39 is older than 40"):
+        added(places, keys, "oldest", 39)
+
+
+def test_without_its_record_an_older_image_is_not_added(
+    places: Places, keys: Path, events: list[runs.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = added(places, keys, "new", 41)
+
+    def refuse(_: runs.Event) -> None:
+        raise runs.RecordError("full")
+
+    monkeypatch.setattr(runs, "append", refuse)
+    old = small_image.write(places.root.with_name("old"), keys, above="old", serial=40)
+    with pytest.raises(runs.RecordError):
+        served.add(places, old, keys / "keyring.pgp", "41 answers slowly")
+    assert served.listed(places, keys / "keyring.pgp") == [new]
+    assert not events
+
+
+def test_an_expired_image_is_added_for_no_reason(
+    places: Places, keys: Path, events: list[runs.Event]
+) -> None:
+    image = small_image.write(places.root.with_name("expired"), keys, days=-1)
+    with pytest.raises(BundleRefused, match="expired at"):
+        served.add(places, image, keys / "keyring.pgp", "41 answers slowly")
+    assert not events

@@ -195,9 +195,18 @@ def test_what_no_kernel_enforces_is_on_record(node: Path) -> None:
     assert outcome["llmkeep.checks.not_enforceable"] == ["llm1: opa.memory_is_bounded: no controller"]
 
 
-def test_an_untested_system_that_the_inventory_accepts_is_on_record(node: Path) -> None:
-    told = "here: base.system_is_tested: Debian 14 was never tested, and base_untested_system accepts it"
-    task = {"name": "Accept an untested system", "ansible.builtin.debug": {"msg": told}}
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "Accept an untested system",
+            "here: base.system_is_tested: Debian 14 was never tested, and base_untested_system accepts it",
+        ),
+        ("Accept an older image", "here: kubernetes.image_is_not_older: 41 answers slowly"),
+    ],
+)
+def test_what_the_inventory_accepts_is_on_record_with_its_reason(node: Path, name: str, told: str) -> None:
+    task = {"name": name, "ansible.builtin.debug": {"msg": told}}
     play = {"hosts": "all", "gather_facts": False, "tasks": [task, task]}
     (node / "site.yml").write_text(yaml.safe_dump([play]))
     assert cli.main(["site", "-i", "hosts.yml"]) == 0

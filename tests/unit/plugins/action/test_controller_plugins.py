@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_bundle
 from plugin_modules import load
 
 inventory_sane = load("action.inventory_sane")
@@ -121,6 +122,17 @@ def test_folders_of_an_inventorys_models_are_looked_for_in_bundle_and_releases(t
     document = {"files": [{"path": "models/smollm2-large/config.json"}]}
     lacking = mirrored_bundle.lacking_folders(document, tmp_path, folders)
     assert lacking == ["models/smollm2", "releases/coder", "releases/deepseek"]
+
+
+@pytest.mark.parametrize("kind", ["bundle", "image"])
+def test_a_mirror_serves_what_was_signed_as_a_bundle(kind: str, tmp_path: Path) -> None:
+    keys, bundle = small_bundle.signing_keys(tmp_path), small_bundle.write(tmp_path / "bundle", tmp_path)
+    small_bundle.sign(bundle, keys, 7, 30, kind)
+    if kind == "bundle":
+        assert mirrored_bundle.signed_manifest(bundle, keys / "keyring.pgp")["serial"] == 7
+        return
+    with pytest.raises(mirrored_bundle.Refused, match="is signed as 'image', and 'bundle' is needed"):
+        mirrored_bundle.signed_manifest(bundle, keys / "keyring.pgp")
 
 
 def test_an_older_or_expired_bundle_is_refused() -> None:

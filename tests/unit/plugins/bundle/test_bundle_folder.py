@@ -1,5 +1,6 @@
 """bundle_folder, bundle_program and release against a mirror of our own: TLS, ranges, and what can be wrong with it."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -20,7 +21,7 @@ mirror = load("module_utils.bundle.mirror")
 def bring(state: Served, certificate: Path, dest: Path) -> bool:
     """One run of the module on plain folders; whether it changed anything."""
     source = mirror.Mirror(state.url, certificate / "cert.pem", Path("/keyring"))
-    entries = mirror.entries(source.manifest(), "models/m")
+    entries = mirror.entries(source.manifest("bundle"), "models/m")
     wanted = {entry.path.removeprefix("models/m/"): entry for entry in entries}
     if bundle_folder.is_there(dest, wanted, deep=False):
         return False
@@ -104,13 +105,23 @@ def test_refuses_a_manifest_that_nobody_signed(served: Served, certificate: Path
         bring(served, certificate, tmp_path / "m")
 
 
+def test_refuses_a_manifest_that_the_same_key_signed_as_something_else(
+    served: Served, certificate: Path
+) -> None:
+    document = json.loads(served.files["MANIFEST.json"])
+    served.files["MANIFEST.json"] = json.dumps(document | {"type": "image"}).encode()
+    source = mirror.Mirror(served.url, certificate / "cert.pem", Path("/keyring"))
+    with pytest.raises(mirror.MirrorError, match="is signed as 'image', and 'bundle' is needed"):
+        source.manifest("bundle")
+
+
 def test_refuses_a_mirror_whose_certificate_is_not_of_the_estate(
     served: Served, certificate: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(mirror.MirrorError, match="certificate"):
         mirror.Mirror(
             served.url.replace("localhost", "127.0.0.1"), certificate / "cert.pem", tmp_path
-        ).manifest()
+        ).manifest("bundle")
 
 
 def rewrite(path: Path, text: str) -> None:
@@ -178,10 +189,10 @@ def test_a_program_that_the_bundle_lacks_is_told(served: Served, certificate: Pa
 
 def test_a_release_is_named_by_what_is_in_it(served: Served, certificate: Path) -> None:
     source = mirror.Mirror(served.url, certificate / "cert.pem", Path("/keyring"))
-    first = release.release_id(mirror.entries(source.manifest(), "models/m"))
-    again = release.release_id(mirror.entries(source.manifest(), "models/m"))
+    first = release.release_id(mirror.entries(source.manifest("bundle"), "models/m"))
+    again = release.release_id(mirror.entries(source.manifest("bundle"), "models/m"))
     publish(served, {"model.safetensors": b"other"})
-    other = release.release_id(mirror.entries(source.manifest(), "models/m"))
+    other = release.release_id(mirror.entries(source.manifest("bundle"), "models/m"))
     assert first == again != other
 
 

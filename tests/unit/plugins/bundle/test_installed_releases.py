@@ -138,13 +138,31 @@ def test_a_file_that_the_disk_no_longer_gives_is_fetched_again_by_a_deep_run(
 
 
 def as_release(
-    state: Served, serial: int, expires: str = "2999-01-01T00:00:00Z", content: bytes = WEIGHTS
+    state: Served,
+    serial: int,
+    expires: str = "2999-01-01T00:00:00Z",
+    content: bytes = WEIGHTS,
+    kind: str = "release",
 ) -> None:
-    """Serve a release `m` of this serial."""
+    """Serve a release `m` of this serial, signed as `kind`."""
     publish(state, {"model.safetensors": content})
-    document = json.loads(state.files["MANIFEST.json"]) | {"serial": serial, "expires": expires}
+    document = json.loads(state.files["MANIFEST.json"]) | {
+        "type": kind,
+        "serial": serial,
+        "expires": expires,
+    }
     state.files["MANIFEST.json"] = json.dumps(document).encode()
     state.files = {f"releases/m/{path}": data for path, data in state.files.items()}
+
+
+@pytest.mark.parametrize("kind", ["bundle", "image"])
+def test_a_release_is_refused_that_its_key_signed_as_something_else(
+    kind: str, served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5, kind=kind)
+    said = release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+    assert f"is signed as '{kind}', and 'release' is needed" in said
+    assert not (tmp_path / "models/m").exists()
 
 
 def test_a_release_is_never_replaced_by_an_older_one(

@@ -161,9 +161,24 @@ def test_an_object_that_others_made_is_not_taken_over(estate: Estate) -> None:
 
 def test_a_new_digest_is_rolled_out(estate: Estate) -> None:
     estate.deployed()
-    signed_image(estate.folder, estate.keys, DIGESTS[1])
+    signed_image(estate.folder, estate.keys, digest=DIGESTS[1])
     assert estate.deployed()["changes"] == [f"change Deployment {estate.namespace}/serving"]
     assert estate.seen("deployment", "{..image}") == f"{IMAGE}@{DIGESTS[1]}"
+
+
+def test_an_older_image_is_deployed_for_a_reason_and_counts_from_then_on(estate: Estate) -> None:
+    for serial, digest in ((41, DIGESTS[0]), (40, DIGESTS[1])):
+        signed_image(estate.folder, estate.keys, serial=serial, digest=digest)
+        if serial == 41:
+            estate.deployed()
+    assert "has serial 40, and 41 was deployed from here" in estate.refused()
+    estate.deployed(allow_older="41 answers slowly", check=True)
+    assert "has serial 40, and 41 was deployed from here" in estate.refused()
+    estate.deployed(allow_older="41 answers slowly")
+    assert estate.seen("deployment", "{..image}") == f"{IMAGE}@{DIGESTS[1]}"
+    assert estate.deployed()["changes"] == []
+    signed_image(estate.folder, estate.keys, serial=39)
+    assert "has serial 39, and 40 was deployed from here" in estate.refused()
 
 
 def test_a_stateful_roll_out_that_fails_is_taken_back(estate: Estate) -> None:
