@@ -26,12 +26,12 @@ from llmserve.fields import PASSED
 from llmserve.gateway.parsed_requests import ParsedRequests
 from llmserve.metrics import Metrics
 from llmserve.protocol import Hello, encode
-from llmserve.settings import Limits
+from llmserve.settings import MOST_BODY_BYTES
 from llmserve.upstream.instances import prefix_key
 
 HELLO = Hello("m", "r", "echo", 4096, 8, [*PASSED])
 GRANTED = 2048  # tokens of an answer
-PARSED = ParsedRequests(Recorder(AuditClient(Path("none"), Metrics()), b"pepper").proof)
+PARSED = ParsedRequests(Recorder(AuditClient(Path("none"), Metrics()), b"pepper").proof, b"secret")
 
 
 def milliseconds(name: str, body: bytes) -> float:
@@ -56,10 +56,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--budget", type=float, default=50.0, help="milliseconds (default: %(default)s)")
     options = parser.parse_args()
-    size = Limits().body_bytes
-    bodies = [*large_bodies(size), *random_bodies(size, options.number, options.seed)]
+    bodies = [*large_bodies(MOST_BODY_BYTES), *random_bodies(MOST_BODY_BYTES, options.number, options.seed)]
     found = sorted(((milliseconds(*each), each[0]) for each in bodies), reverse=True)
-    print(f"{len(found)} bodies of {size} bytes; the slowest:")
+    print(f"{len(found)} bodies of {MOST_BODY_BYTES} bytes; the slowest:")
     for taken, name in found[:8]:
         print(f"{taken:8.1f} ms  {name[:100]}")
     return 0 if found[0][0] <= options.budget else 1

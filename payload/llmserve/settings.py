@@ -1,5 +1,6 @@
 """The configuration files of gateway and engine."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -17,6 +18,12 @@ Part = Annotated[float, Field(gt=0, le=1)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # sent in a response header
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+MOST_CONTEXT = 2**24  # tokens; more than any model has, and a server that reports more is misconfigured
+# The largest body follows the models' contexts, by what a token takes at most as a rule: one of Chinese is 1.5 characters, which
+# JSON in ASCII escapes as six bytes each. The upper bound is what the event loop validates within 50 ms
+# (bench/serving/slow_body.py): that much for 131,072 tokens, or half for 262,144.
+BODY_BYTES_A_TOKEN = 12
+LEAST_BODY_BYTES, MOST_BODY_BYTES = 1024 * 1024, 12 * 131072
 
 
 def listed(value: object) -> object:
@@ -77,7 +84,7 @@ class Remote(Section):
     fields: tuple[str, ...] | None = None
     template_arguments: tuple[str, ...] = ()
     revision: Annotated[str, Field(min_length=1)] | None = None
-    context: Positive | None = None
+    context: Annotated[int, Field(gt=0, le=MOST_CONTEXT)] | None = None
     dimensions: Positive | None = None
     cache: bool = False
     slots: Positive = 64
@@ -176,17 +183,22 @@ class AuditWriter(Section):
 
 
 class Limits(Section):
-    """Limits per request, and of all requests together."""
+    """Limits per request, and of all requests together. `body_bytes`, `waiting_tokens`: None follows the models' contexts."""
 
-    body_bytes: Positive = 1024 * 1024
+    body_bytes: Annotated[int, Field(gt=0, le=MOST_BODY_BYTES)] | None = None
     waiting: Annotated[int, Field(ge=0)] = 64
-    waiting_tokens: Positive = 262144
+    waiting_tokens: Positive | None = None
     # Of each engine's slots and tokens, at most: what else is left serves other subjects, and other tenants, at once.
     subject_share: Part = 0.75
     tenant_share: Part = 0.9
     queue_seconds: Seconds = 30.0
     answer_seconds: Seconds = 300.0  # from the request to the last token
     drain_seconds: Share = 25.0
+
+    def largest_body(self, contexts: Collection[int]) -> int:
+        """Bytes of the largest body: as configured, or by the models' contexts in tokens. The most while one is not known (0)."""
+        derived = BODY_BYTES_A_TOKEN * max(contexts) if all(contexts) else MOST_BODY_BYTES
+        return self.body_bytes or min(MOST_BODY_BYTES, max(LEAST_BODY_BYTES, derived))
 
 
 class Oidc(Section):

@@ -3,7 +3,11 @@
 Counters of all processes and hosts are in Redis, per calendar minute and UTC day. A process leases part of the
 remaining quota and spends it locally, so that most requests do not need Redis; a lease that is unspent at the end of
 the period is lost to the others (at most 1/LEASES of the limit per process). Without Redis each process counts on its
-own, and allows AWAY_SHARE of the limit.
+own, and allows AWAY_SHARE of the limit, or one request within the whole limit.
+
+Before an answer its prompt and probable length are reserved, and afterwards its usage is charged. Answers that turn out
+longer can use more than a minute allows: by their lengths beyond the reservation, so at most by those of as many answers
+as the class allows requests. That is a debt, which the next periods pay first; the average never exceeds the class.
 """
 
 import asyncio
@@ -16,6 +20,8 @@ from llmserve.api.errors import ApiError
 from llmserve.metrics import Metrics
 from llmserve.redis_client import RedisClient, RedisUnavailable
 
+ANSWER_TOKENS = 256  # reserved at least for an answer that may be as long
+LEARNING = 1 / 8  # weight of the last answer in the mean length of a subject's answers
 LEASES = 20
 AWAY_SHARE = 0.25
 MINUTE, DAY = 60, 86400
@@ -29,27 +35,40 @@ class Window:
     kind: str  # for messages
     ends: float  # seconds since the epoch
     limit: int
-    leased: int = 0
     used: int = 0
+    leased: int = 0
+    alone: int = 0  # allowed without Redis
     # One lease at a time serves all waiting requests.
     fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def debt(self) -> int:
+        """Usage that was not allowed: of answers that were longer than reserved. Requests that wait for a lease are not."""
+        return 0 if self.fetching.locked() else max(0, self.used - max(self.leased, self.alone))
+
 
 class Account:
-    """The three windows of one subject; each is replaced when its period ends."""
+    """The three windows of one subject; each is replaced when its period ends. `answer`: mean tokens of the subject's
+    answers.
+    """
 
     def __init__(self, owner: str) -> None:
         """`owner`: the subject's name in Redis keys."""
         self.owner = owner
         self.windows: dict[str, Window] = {}
+        self.answer = float(ANSWER_TOKENS)
 
     def window(self, kind: str, limit: int, seconds: int, now: float) -> Window:
-        """The current window; a limit that the policy has changed applies at once."""
+        """The current window, which begins with what the one before owes; a limit that the policy has changed applies at
+        once.
+        """
         window = self.windows.get(kind)
         if window is None or now >= window.ends:
             period = int(now // seconds)
+            # A period without requests pays a whole limit.
+            debt = max(0, window.debt() - int((now - window.ends) // seconds) * limit) if window else 0
             name = f"llm:quota:{self.owner}:{kind}:{period}"
-            window = self.windows[kind] = Window(name, kind.replace("_", " "), (period + 1) * seconds, limit)
+            ends = (period + 1) * seconds
+            window = self.windows[kind] = Window(name, kind.replace("_", " "), ends, limit, used=debt)
         window.limit, window.leased = limit, min(window.leased, limit)
         return window
 
@@ -69,14 +88,24 @@ class Account:
 class Reservation:
     """Tokens set aside for a request until its usage is known."""
 
+    account: Account
+    rate: Rate
     windows: tuple[Window, Window]
     tokens: int
 
-    def settle(self, tokens: int) -> None:
-        """The request used `tokens`: return the surplus, or charge the excess."""
+    def settle(self, tokens: int, answer: int = 0) -> None:
+        """The request used `tokens`: return the surplus to its windows, or charge the excess to those of now.
+
+        `answer`: tokens of each of its answers, 0 if there is none to learn from.
+        """
+        excess = tokens - self.tokens
+        if excess > 0:
+            self.windows = self.account.tokens(self.rate, time.time())
         for window in self.windows:
-            window.used = max(0, window.used + tokens - self.tokens)
+            window.used = max(0, window.used + excess)
         self.tokens = tokens
+        if answer:
+            self.account.answer += (answer - self.account.answer) * LEARNING
 
 
 class Quotas:
@@ -109,17 +138,24 @@ class Quotas:
         requests = self.account(tenant, subject, now).requests(decision.rate, now)
         await self.take(requests, 1, decision.rate, now)
 
-    async def reserve(self, tenant: str, subject: str, decision: Decision, tokens: int) -> Reservation:
-        """Set aside `tokens` in the windows of minute and day; raises ApiError 429."""
+    async def reserve(
+        self, tenant: str, subject: str, decision: Decision, prompt: int, longest: int = 0, answers: int = 1
+    ) -> Reservation:
+        """Set aside what a request probably uses, in the windows of minute and day; raises ApiError 429.
+
+        `prompt`: its tokens. `longest`: most tokens of each of its `answers`.
+        """
         now = time.time()
-        minute, day = self.account(tenant, subject, now).tokens(decision.rate, now)
+        account = self.account(tenant, subject, now)
+        minute, day = account.tokens(decision.rate, now)
+        tokens = prompt + answers * min(longest, max(ANSWER_TOKENS, round(account.answer)))
         await self.take(day, tokens, decision.rate, now)
         try:
             await self.take(minute, tokens, decision.rate, now)
         except ApiError:
             day.used -= tokens
             raise
-        return Reservation((minute, day), tokens)
+        return Reservation(account, decision.rate, (minute, day), tokens)
 
     async def usage(self, tenant: str, subject: str, rate: Rate) -> list[tuple[Window, int]]:
         """The windows of requests per minute, tokens per minute and tokens per day, each with how much of it is used.
@@ -149,11 +185,20 @@ class Quotas:
                         break
                 enough = window.used <= window.leased
         except RedisUnavailable:
-            enough = window.used <= max(1, int(window.limit * AWAY_SHARE))
+            allowed = min(window.limit, max(count, int(window.limit * AWAY_SHARE)))
+            enough = window.used <= allowed
+            window.alone = max(window.alone, min(window.used, allowed))
         if enough:
             return
         window.used -= count
         self.metrics.quota_refused.labels(window.kind).inc()
+        if count > window.limit:  # no wait helps
+            raise ApiError(
+                429,
+                "rate_limited",
+                f"your limit is {window.limit} {window.kind} (rate class {rate.name}), and this request alone needs {count}: "
+                "request less, or ask for a role with a larger rate class",
+            )
         wait = max(1, int(window.ends - now) + 1)
         raise ApiError(
             429,

@@ -9,6 +9,7 @@ from functools import partial
 
 from llmserve.access.experiments import OPENING
 from llmserve.api.errors import ApiError, unavailable
+from llmserve.access.quotas import ANSWER_TOKENS
 from llmserve.api.requests import Call, refuse_beyond_context, refuse_other_work, refuse_undeclared
 from llmserve.api.responses import EmbeddingRendering, GenerateRendering, OpenAiRendering, Rendering
 from llmserve.api.responses_api_answer import ResponsesRendering
@@ -24,7 +25,6 @@ from llmserve.protocol import Choices, Delta, Done, Event, Failed, Generate, Hel
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
-EXPECTED_TOKENS = 256  # of an answer whose request sets no length: reserved, and settled by what it uses
 BYTES_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
 UNDISCLOSED = "undisclosed"  # in place of an arm's revision, which would tell the arm
 LAST_WORD_SECONDS = 5.0  # time to send the error event that ends a broken stream
@@ -69,8 +69,8 @@ def collect(exchange: Exchange, text: str) -> None:
 
 
 def answer_tokens(generate: Generate) -> int:
-    """Tokens to reserve for the answer, or answers."""
-    longest = min(generate.max_tokens, EXPECTED_TOKENS) if generate.clip else generate.max_tokens
+    """Tokens that an engine needs for the answer, or answers, as far as the request says."""
+    longest = min(generate.max_tokens, ANSWER_TOKENS) if generate.clip else generate.max_tokens
     return longest * generate.answers
 
 
@@ -218,9 +218,13 @@ class Completions:
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
         exchange.hurried = seconds < self.state.limits.answer_seconds
         await self.state.recorder.intent(exchange, routed.model, parsed.content, parsed.proof)
-        prompt_tokens = max(1, len(parsed.text.encode()) // BYTES_A_TOKEN)
+        texts = len(call.generate.inputs or (1,))
+        prompt_tokens = min(max(1, len(parsed.text.encode()) // BYTES_A_TOKEN), texts * routed.hello.context)
         expected = prompt_tokens + answer_tokens(call.generate)
-        reserved = await self.state.quotas.reserve(identity.tenant, identity.subject, decision, expected)
+        answers = call.generate.answers
+        reserved = await self.state.quotas.reserve(
+            identity.tenant, identity.subject, decision, prompt_tokens, call.generate.max_tokens, answers
+        )
         self.state.ratings.assigned(exchange)
         ends = exchange.started + seconds
         tokens = min(expected, routed.hello.context)
@@ -266,7 +270,7 @@ class Completions:
             ended = error
             raise
         finally:
-            reserved.settle(sum(source.usage))
+            reserved.settle(sum(source.usage), source.usage[1] // answers)
             if source.usage != (0, 0):  # an answer that ended early is on the record, too
                 exchange.fields.setdefault("gen_ai.usage.input_tokens", source.usage[0])
                 exchange.fields.setdefault("gen_ai.usage.output_tokens", source.usage[1])

@@ -13,13 +13,16 @@ from collections.abc import Callable
 
 from llmcore import logs
 from llmserve.access.identity import Authenticator
-from llmserve.api.errors import ApiError
+from llmserve.api.errors import ApiError, unavailable
 from llmserve.asgi import App, Exchange, Message, Receive, Scope, Send, header, respond
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.access")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?")
+# Of all requests in progress. Parsed, prompts take up to 11 times as much (docs/develop/figures.md), 704 MiB: the process stays
+# below the MemoryMax of its unit, 1 GiB, however many tenants send their longest prompts.
+BODIES_BYTES = 64 * 1024 * 1024
 HEALTH = frozenset({"/livez", "/readyz", "/health", "/drainz"})  # polled every second, so not logged
 
 
@@ -174,39 +177,44 @@ class ErrorEnvelope:
 
 
 class BodyLimit:
-    """Rejects a body of more than `limit` bytes with 413; gateway.http_protocol limits request line and headers."""
+    """Rejects a body of more than `limit()` bytes with 413, and one beyond the BODIES_BYTES of all requests in progress
+    with 503; gateway.http_protocol limits request line and headers.
+    """
 
-    def __init__(self, app: App, limit: int) -> None:
+    def __init__(self, app: App, limit: Callable[[], int]) -> None:
         self.app = app
         self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        length = header(scope, b"content-length")
-        if length is not None:
-            if int(length) > self.limit:
-                raise self.too_large(int(length))
-            await self.app(scope, receive, send)  # the parser enforces content-length
-            return
+        self.held = 0
+        limit = self.limit()
+        refuse_larger(int(header(scope, b"content-length") or 0), limit)
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
             message = await receive()
             if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self.limit:
-                    raise self.too_large(seen)
+                size = len(message.get("body", b""))
+                seen += size
+                self.held += size
+                refuse_larger(seen, limit)
+                if self.held > BODIES_BYTES:
+                    reason = f"the bodies of all requests have {self.held} bytes, the limit is {BODIES_BYTES}: retry later"
+                    raise unavailable("overloaded", reason, retry_after=2)
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.held -= seen
 
-    def too_large(self, seen: int) -> ApiError:
-        return ApiError(
-            413,
-            "body_too_large",
-            f"the body has at least {seen} bytes, the limit is {self.limit}: send less",
-            headers=[(b"connection", b"close")],
-        )
+
+def refuse_larger(seen: int, limit: int) -> None:
+    """Raise ApiError 413 for a body of at least `seen` bytes beyond the limit."""
+    if seen > limit:
+        message = f"the body has at least {seen} bytes, the limit is {limit}: send less"
+        raise ApiError(413, "body_too_large", message, headers=[(b"connection", b"close")])
 
 
 class Authentication:

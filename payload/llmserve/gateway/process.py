@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -174,7 +175,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     cache_secret, *_ = derived(shared_keys, "cache name")
     return State(
         instances={
-            name: open_instances(name, engine, room, credential, salt_key)
+            name: open_instances(name, engine, replace(room), credential, salt_key)
             for name, engine in config.engines.items()
         },
         authenticator=Authenticator(keys, config.identity.certificate_header, issuer),

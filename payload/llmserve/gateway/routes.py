@@ -128,5 +128,9 @@ def build_app(state: State) -> App:
     state.metrics.expect([*(route.path for route in table), OTHER_ROUTE])
     public = frozenset(route.path for route in table if route.public)
     app: App = Authentication(Router(table, state), state.authenticator, public)
-    app = ErrorEnvelope(BodyLimit(app, state.limits.body_bytes), state.metrics)
+
+    def limit() -> int:
+        return state.limits.largest_body([each.room.context for each in state.instances.values()])
+
+    app = ErrorEnvelope(BodyLimit(app, limit), state.metrics)
     return RequestContext(AccessLog(app, state.metrics, state.recorder.close), state.metrics)

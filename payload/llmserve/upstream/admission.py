@@ -22,20 +22,28 @@ from llmserve.api.errors import ApiError, deadline_exceeded, unavailable
 
 numbers = count()
 QUANTUM = 256  # tokens of a turn: about one answer of the default length
+# Tokens that may wait, unless configured: contexts of the model, since every subject may queue a prompt that fills one.
+WAITING_CONTEXTS, LEAST_WAITING = 4, 262144
 # Of the free part of the queue. Alone, a subject can fill half of the queue, and a tenant of weight 1 two thirds.
 SUBJECT_QUEUE, TENANT_QUEUE = 1, 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Queue:
-    """Capacity of a queue: requests, and tokens of all of them; and the shares of what runs that one subject and one
-    tenant may have.
+    """Capacity of a model's queues: requests, and tokens of all of them (None: by its context); and the shares of what
+    runs that one subject and one tenant may have. `context`: as its engine last reported it; 0 before.
     """
 
     requests: int
-    tokens: int
+    tokens: int | None
     subject_share: float = 1.0
     tenant_share: float = 1.0
+    context: int = 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that may wait."""
+        return self.tokens or max(LEAST_WAITING, WAITING_CONTEXTS * self.context)
 
 
 @dataclass(slots=True)
@@ -234,7 +242,7 @@ class Admission:
             return
         if (
             held.requests + 1 > factor * (room.requests - total.requests - 1)
-            or held.tokens + place.tokens > factor * (room.tokens - total.tokens - place.tokens)
+            or held.tokens + place.tokens > factor * (room.capacity - total.tokens - place.tokens)
         ):  # fmt: skip
             message = f"{who} {held.requests} requests waiting with {held.tokens} tokens: retry later"
             raise ApiError(429, "too_many_waiting", message, headers=[(b"retry-after", b"2")])
@@ -244,7 +252,7 @@ class Admission:
         waiting = self.waiting.total
         if waiting.requests >= self.room.requests:
             return True
-        return bool(waiting.requests) and waiting.tokens + place.tokens > self.room.tokens
+        return bool(waiting.requests) and waiting.tokens + place.tokens > self.room.capacity
 
     def overloaded(self) -> ApiError:
         running, waiting = self.running.total, self.waiting.total

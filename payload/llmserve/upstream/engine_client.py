@@ -102,6 +102,7 @@ class EngineClient:
             elif isinstance(frame, Hello):
                 self.hello, self.left = self.introduced(frame), None
                 self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
+                self.admission.room.context = frame.context
                 self.beat = Beat(stalled=False)
                 self.changed.set()
                 fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}

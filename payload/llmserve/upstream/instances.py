@@ -9,10 +9,11 @@ back, requests wait for it.
 
 import asyncio
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+
+from pydantic_core import to_json
 
 from llmcore.config import ConfigError
 from llmserve.api.errors import ApiError
@@ -40,6 +41,7 @@ class Instances:
         `room`: capacity of the queue for an engine to come back, the same as that for a slot of an available one.
         """
         self.model = model
+        self.room = room
         self.engines = engines
         self.away = Admission(room)  # has no slots: requests wait here until an engine is back
         for engine in engines:
@@ -189,7 +191,7 @@ def prefix_key(tenant: str, request: Generate) -> bytes:
     if request.messages is not None:
         first = next((at for at, each in enumerate(request.messages) if each["role"] == "user"), 0)
         leading = request.messages[: first + 1]
-    return hashlib.sha256(json.dumps([tenant, leading]).encode()).digest()
+    return hashlib.sha256(to_json([tenant, leading])).digest()
 
 
 def open_instances(

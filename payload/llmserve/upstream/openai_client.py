@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from llmcore.config import ConfigError
 from llmserve.fields import PASSED
 from llmserve.protocol import Done, Event, Failed, FinishReason, Generate, Hello
-from llmserve.settings import Remote
+from llmserve.settings import MOST_CONTEXT, Remote
 from llmserve.upstream.admission import Queue
 from llmserve.upstream.engine_client import RETRY_SECONDS, EngineClient
 from llmserve.upstream.http_client import BadAnswer, HttpClient, Lost, Response
@@ -103,6 +105,7 @@ class OpenAiClient(EngineClient):
                 log.info("upstream connected", extra={"fields": fields})
             self.hello = hello
             self.admission.slots = hello.slots
+            self.admission.room.context = hello.context
             self.changed.set()
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
@@ -153,6 +156,11 @@ class OpenAiClient(EngineClient):
         for name, value, kind in ("revision", revision, str), ("context", context, int):
             if not isinstance(value, kind) or not value:
                 raise BadAnswer(f"it does not report the model's {name}: set '{name}' beside its address")
+        if isinstance(context, bool) or not 0 < context <= MOST_CONTEXT:
+            raise BadAnswer(
+                f"it reports a context of {context} tokens, and 1 to {MOST_CONTEXT} are possible: "
+                "correct it there, or set 'context' beside its address"
+            )
         return Hello(
             self.model,
             revision,
@@ -307,7 +315,7 @@ def http_request(
         content[SALT] = salt
     if request.inputs is not None:
         content |= {"input": request.inputs, "encoding_format": request.encoding}
-        return "/v1/embeddings", json.dumps(content, ensure_ascii=False).encode()
+        return "/v1/embeddings", to_json(content)
     if request.messages is not None:
         path, content["messages"] = "/v1/chat/completions", request.messages
     else:
@@ -320,7 +328,7 @@ def http_request(
             content[name] = value
     if request.stream:
         content |= {"stream": True, "stream_options": {"include_usage": True}}
-    return path, json.dumps(content, ensure_ascii=False).encode()
+    return path, to_json(content)
 
 
 async def events(response: Response) -> AsyncIterator[tuple[bytes, bytes | None]]:

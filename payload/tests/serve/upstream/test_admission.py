@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 import pytest
 
 from llmserve.api.errors import ApiError
-from llmserve.upstream.admission import QUANTUM, Admission, Load, Place, Queue
+from llmserve.upstream.admission import LEAST_WAITING, QUANTUM, Admission, Load, Place, Queue
 
 
 def admission(slots: int, waiting: int = 100, tokens: int = 0, waiting_tokens: int = 10**6) -> Admission:
@@ -72,6 +72,16 @@ def test_a_full_queue_refuses_at_once() -> None:
 def test_a_queue_is_limited_in_tokens_but_accepts_one_request_of_any_length() -> None:
     places = [Place(5, tokens=each, tenant=f"t{each}") for each in (1, 500, 2)]
     assert in_order(admission(1, waiting_tokens=100), places) == [0, "2 overloaded", 1]
+
+
+def test_a_queue_without_a_configured_size_holds_four_contexts_of_its_model() -> None:
+    it = Admission(Queue(100, None, context=131072))
+    it.slots = 1
+    subjects = [("a", "ada"), ("a", "ada"), ("a", "ada"), ("b", "bob"), ("c", "cy"), ("d", "dee")]
+    places = [Place(5, tokens=131072, tenant=tenant, subject=subject) for tenant, subject in subjects]
+    assert sorted(map(str, in_order(it, places))) == ["0", "1", "2", "3", "4", "5 overloaded"]
+    assert Queue(100, None).capacity == Queue(100, None, context=2048).capacity == LEAST_WAITING
+    assert Queue(100, 7, context=131072).capacity == 7
 
 
 def test_in_a_full_queue_a_higher_priority_evicts_the_last_of_the_lowest() -> None:
