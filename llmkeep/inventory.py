@@ -1,16 +1,29 @@
 """`llmkeep inventory check`: faults of an inventory, found without contacting a host.
 
-It reads the inventory as a run would and prints one line per fault, with the hosts that share it and the way out.
+It reads the inventory as a run would and prints one line per fault, with the hosts that share it and the way out. Where there
+is none, it prints what each rate class that a role of the policy has means in pages of text, and warns of a class that is
+smaller than one full context of a model that its holders may ask.
 
-Exit codes: 0 no fault; 1 faults, or not an inventory in YAML.
+Exit codes: 0 no fault, maybe warnings; 1 faults, or not an inventory in YAML.
 """
 
 import argparse
 import json
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from llmkeep import source_tree
-from llmkeep.playbooks import inventory_path, play
+from llmkeep.places import Places
+from llmkeep.playbooks import inventory_path, listed, play
+from llmkeep.policy import source
+from llmkeep.policy.bundle import source_folder
+
+PAGE_WORDS = 500  # of single-spaced text
+PAGE_TOKENS = (
+    PAGE_WORDS * 4 / 3
+)  # of English: 75 words are about 100 tokens (https://platform.openai.com/tokenizer)
+MOST_CONTEXT = 2**24  # as in llmserve.settings
 
 
 def faults(inventories: list[Path], root: Path) -> list[str]:
@@ -19,16 +32,85 @@ def faults(inventories: list[Path], root: Path) -> list[str]:
     return heard.faults or (heard.failures or heard.complaints) * code
 
 
+def contexts(hostvars: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The largest context of each model, in tokens, by the name that clients ask for; None where the inventory has
+    none.
+    """
+    largest: dict[str, Any] = {}
+    for values in hostvars.values():
+        declared = (values.get(name) for name in ("llm_serving_models", "vllm_models"))
+        for model in chain.from_iterable(each for each in declared if isinstance(each, list)):
+            context = model.get(
+                "max_model_len", model.get("context", (model.get("remote") or {}).get("context"))
+            )
+            for name in (model["name"], *(model.get("adapters") or {})):
+                if isinstance(context, int):  # else it is a template
+                    largest[name] = max(context, largest.get(name) or context)
+                largest.setdefault(name, None)
+    return largest
+
+
+def rate_classes(policy: dict[str, Any], models: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rate classes of roles that generate, each with its pages, and warnings. `policy`: data by folder, as
+    `llm/rates`. `models`: contexts in tokens.
+    """
+    warnings = [
+        f"the context of {name} is {context} tokens: give 1 to {MOST_CONTEXT}"
+        for name, context in models.items()
+        if context is not None and not 0 < context <= MOST_CONTEXT
+    ]
+    holders: dict[str, dict[str, Any]] = {}
+    for name, role in policy["llm/roles"].items():
+        if role.get("max_tokens"):
+            holders.setdefault(str(role.get("rate_class")), {})[name] = role
+    classes = []
+    for name, roles in sorted(holders.items()):
+        rate = policy["llm/rates"].get(name) or {}
+        limits = {period: rate.get(f"tokens_per_{period}") for period in ("minute", "day")}
+        if not all(isinstance(limit, int) and limit > 0 for limit in limits.values()):
+            warnings.append(
+                f"the rate class {name} has {limits} tokens: write numbers above 0 in llm/rates/data.yaml"
+            )
+            continue
+        minute, day = limits["minute"], limits["day"]
+        pages = round(minute / PAGE_TOKENS), round(day / PAGE_TOKENS)
+        classes.append(
+            {"class": name, "roles": [*roles], "tokens_per_minute": minute, "tokens_per_day": day}
+            | dict(zip(("pages_per_minute", "pages_per_day"), pages, strict=True))
+        )
+        for model, context in models.items():
+            asking = [role for role, row in roles.items() if {"*", model} & {*row["models"]}]
+            if asking and min(minute, day) < (context or 0) <= MOST_CONTEXT:
+                warnings.append(
+                    f"a prompt that fills the {context} tokens of {model} is refused to {', '.join(asking)}: the rate class "
+                    f"{name} has {minute} tokens a minute and {day} a day; raise them in llm/rates/data.yaml, or lower "
+                    "the model's context"
+                )
+    return classes, warnings
+
+
 def _check(given: argparse.Namespace) -> int:
     root = source_tree.located()
     inventories = [inventory_path(place, root) for place in given.inventory]
     found = faults(inventories, root)
+    classes, warnings = [], []
+    if not found:
+        models = contexts(listed(inventories, root)["_meta"]["hostvars"])
+        classes, warnings = rate_classes(source.read(source_folder(Places())).data, models)
     if given.json:
-        print(json.dumps({"ok": not found, "faults": found}, indent=2))
+        shown = {"ok": not found, "faults": found, "rate_classes": classes, "warnings": warnings}
+        print(json.dumps(shown, indent=2))
     elif found:
         print("\n".join(f"- {fault}" for fault in found))
     else:
         print(f"{', '.join(map(str, inventories))}: no fault found; no host was contacted")
+        for row in classes:
+            print(
+                f"rate class {row['class']} ({', '.join(row['roles'])}): {row['tokens_per_minute']:,} tokens a minute, about "
+                f"{row['pages_per_minute']:,} pages of {PAGE_WORDS} English words, prompts and answers together; "
+                f"{row['pages_per_day']:,} pages a day"
+            )
+        print("".join(f"warning: {warning}\n" for warning in warnings), end="")
     return int(bool(found))
 
 

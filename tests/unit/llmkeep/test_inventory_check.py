@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmkeep import cli
+from llmkeep import cli, inventory
+from llmkeep.policy.source import Source
 
 TREE = Path(__file__).parents[3]
 FAULTY = """\
@@ -60,7 +62,10 @@ def test_the_trees_own_inventories_have_no_fault(
 ) -> None:
     words = [word for name in given for word in ("-i", str(TREE / name))]
     assert cli.main(["inventory", "check", *words]) == 0
-    assert "no fault found; no host was contacted" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "no fault found; no host was contacted" in shown
+    assert "rate class standard (analyst, developer): " in shown
+    assert "warning" not in shown
 
 
 def test_each_fault_is_printed_once_with_its_hosts(
@@ -111,6 +116,83 @@ def test_what_ansible_cannot_read_is_told_in_its_words(
     (tmp_path / "hosts.yml").write_text("all: {children: {control: {hosts: [ops1]}}}\n")
     assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 1
     assert 'Invalid "hosts" entry for "control" group' in capsys.readouterr().out
+
+
+ROLE = {"models": ["*"], "max_tokens": 100}
+POLICY: dict[str, Any] = {
+    "llm/roles": {
+        "clerk": {**ROLE, "rate_class": "small"},
+        "author": {**ROLE, "rate_class": "large", "models": ["short"]},
+        "auditor": {**ROLE, "max_tokens": 0, "rate_class": "unused"},
+    },
+    "llm/rates": {
+        "small": {"tokens_per_minute": 100_000, "tokens_per_day": 1_000_000},
+        "large": {"tokens_per_minute": 1_000_000, "tokens_per_day": 10_000},
+        "unused": {},
+    },
+}
+
+
+def test_a_rate_class_is_printed_in_pages_with_a_warning_where_a_full_context_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {}\n")
+    models = [{"name": "long", "remote": {"context": 131072}}, {"name": "short", "context": 8192}]
+    monkeypatch.setattr(inventory, "faults", lambda *_: [])
+    monkeypatch.setattr(
+        inventory, "listed", lambda *_: {"_meta": {"hostvars": {"a": {"llm_serving_models": models}}}}
+    )
+    monkeypatch.setattr(inventory.source, "read", lambda _: Source({}, {}, POLICY))
+    assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        (
+            "rate class large (author): 1,000,000 tokens a minute, about 1,500 pages of 500 English words, prompts and answers "
+            "together; 15 pages a day"
+        ),
+        (
+            "rate class small (clerk): 100,000 tokens a minute, about 150 pages of 500 English words, prompts and answers "
+            "together; 1,500 pages a day"
+        ),
+        (
+            "warning: a prompt that fills the 131072 tokens of long is refused to clerk: the rate class small has "
+            "100000 tokens a minute and 1000000 a day; raise them in llm/rates/data.yaml, or lower the model's context"
+        ),
+    ]
+    assert cli.main(["inventory", "check", "--json", "-i", str(tmp_path)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["pages_per_minute"] for row in shown["rate_classes"]] == [1500, 150]
+    assert len(shown["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    "rate", [None, {}, {"tokens_per_minute": 0, "tokens_per_day": 1}, {"tokens_per_minute": "9"}]
+)
+def test_a_rate_class_without_tokens_is_named(rate: object) -> None:
+    classes, warnings = inventory.rate_classes(
+        {**POLICY, "llm/rates": {**POLICY["llm/rates"], "small": rate}}, {"m": 1}
+    )
+    assert [row["class"] for row in classes] == ["large"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the rate class small has ")
+
+
+def test_contexts_come_from_either_role_and_impossible_ones_are_named() -> None:
+    adapted = {"name": "b", "context": 2048, "adapters": {"sql": "sql"}}
+    of_hosts = {
+        "a": {"llm_serving_models": [{"name": "v", "remote": {"socket": ["x"]}}, adapted, {"name": "none"}]},
+        "b": {"vllm_models": [{"name": "v", "max_model_len": 32768}], "llm_serving_models": "{{ models }}"},
+        "c": {"llm_serving_models": [{"name": "z", "context": 0}, {"name": "t", "context": "{{ n }}"}]},
+        "d": {
+            "vllm_models": [{"name": "v", "max_model_len": 8192}, {"name": "huge", "max_model_len": 10**9}]
+        },
+    }
+    models = inventory.contexts(of_hosts)
+    expected = {"v": 32768, "b": 2048, "sql": 2048, "none": None, "z": 0, "t": None, "huge": 10**9}
+    assert models == expected
+    assert inventory.rate_classes(POLICY, models)[1] == [
+        "the context of z is 0 tokens: give 1 to 16777216",
+        "the context of huge is 1000000000 tokens: give 1 to 16777216",
+    ]
 
 
 @pytest.mark.parametrize(
