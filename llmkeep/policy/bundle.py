@@ -159,7 +159,7 @@ def _standing(out: Path, places: Places) -> Policy | None:
 
 # ---------------------------------------------------------------- diff
 def diff(old: Path, new: Path) -> list[dict[str, Any]]:
-    """The sets of one or two roles, and the actions, that OLD and NEW decide differently. Signatures are not checked.
+    """The sets of one or two roles, the groups, and the actions, that OLD and NEW decide differently. Signatures are not checked.
 
     OLD and NEW are bundles or source folders. Revision and expiry are ignored.
 
@@ -167,13 +167,15 @@ def diff(old: Path, new: Path) -> list[dict[str, Any]]:
     sides = [_engine(old), _engine(new)]
     roles = sorted({role for _, side in sides for role in side["llm"].get("roles", {})})
     actions = sorted({action for opa, _ in sides for action in opa.eval_document("llm.validate.actions")})
-    sets = [[role] for role in roles] + [list(pair) for pair in itertools.combinations(roles, 2)]
+    groups = sorted({group for _, side in sides for group in side["llm"].get("groups", {})})
+    holders = [([role], []) for role in roles] + [([*pair], []) for pair in itertools.combinations(roles, 2)]
     found = []
-    for names, action in itertools.product(sets, actions):
-        question = {"subject": "anybody", "tenant": "any", "roles": names, "action": action}
+    for (names, member), action in itertools.product(holders + [([], [group]) for group in groups], actions):
+        holder = {"roles": names, "groups": member, "action": action}
+        question = {"subject": "anybody", "tenant": "any", **holder}
         before, after = (opa.eval_document("llm.authz.decision", question) for opa, _ in sides)
         if before != after:
-            found.append({"roles": names, "action": action, "old": before, "new": after})
+            found.append({**holder, "old": before, "new": after})
     return found
 
 
@@ -198,7 +200,8 @@ def _line(change: dict[str, Any]) -> str:
         moved = [f"{key} {old[key]} → {new[key]}" for key in old if old[key] != new.get(key)]
     else:
         moved = [" → ".join("allow" if side["allow"] else f"deny ({side['rule']})" for side in (old, new))]
-    return f"{' + '.join(change['roles'])}: {change['action']}: {', '.join(moved)}"
+    holder = " + ".join(change["roles"] or [f"group {group}" for group in change["groups"]])
+    return f"{holder}: {change['action']}: {', '.join(moved)}"
 
 
 # ---------------------------------------------------------------- break-glass
@@ -337,7 +340,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--minimum", type=int, default=0, help="the highest revision accepted so far")
     verb.set_defaults(run=_verify)
     verb = verbs.add_parser(
-        "diff", help="what one or two roles may do, that they might not before, and the reverse"
+        "diff", help="what roles and groups may do, that they might not before, and the reverse"
     )
     verb.add_argument("old", type=Path, help="a bundle, or a folder with a source")
     verb.add_argument("new", type=Path)

@@ -62,7 +62,10 @@ class Source:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML whose keys are unique strings, so that a role written twice is an error instead of being dropped silently."""
+    """YAML whose keys are unique strings, so that a role written twice is an error instead of being dropped silently.
+
+    A date stays the text that was written, since JSON has none.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -72,6 +75,12 @@ class UniqueKeys(yaml.SafeLoader):
                     None, None, f"the key {key!r} is there twice, or no string", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+UniqueKeys.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read(folder: Path) -> Source:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmserve.access.aliases import Alias
 from llmserve.access.decision import Decision
 from llmserve.access.experiments import Assigned
 from llmserve.access.identity import Identity
@@ -44,6 +45,7 @@ class Exchange:
     address: str | None = None  # of the client, as seen by the edge
     route: str = OTHER_ROUTE
     model: str | None = None
+    alias: Alias | None = None  # by which the client asked for the model
     assigned: Assigned | None = None  # to an arm of an experiment, which the client must not learn
     status: int = 0
     code: str | None = None  # error code, if any

@@ -202,7 +202,9 @@ class Limits(Section):
 
 
 class Oidc(Section):
-    """The identity provider whose tokens are accepted; its public keys are in a file. Claim names may contain dots."""
+    """The identity provider whose tokens are accepted; its public keys are in a file. Claim names may contain dots. The policy
+    gives roles to groups.
+    """
 
     issuer: Annotated[str, Field(min_length=1)]
     audience: Annotated[str, Field(min_length=1)]
@@ -212,7 +214,7 @@ class Oidc(Section):
     max_age_seconds: Positive = 24 * 3600
     subject_claim: str = "sub"
     tenant_claim: str
-    roles_claim: str
+    groups_claim: str
 
 
 class Identities(Section):

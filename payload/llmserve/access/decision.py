@@ -1,8 +1,11 @@
 """Decisions of the policy: one object per subject and action, strictly validated."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 
+from llmserve.access.aliases import Alias
 from llmserve.access.experiments import OPENING, Experiment
 
 
@@ -29,7 +32,7 @@ class Decision:
     """`models` None means all; `rule` names the rule that decided. `weight` is the tenant's, where an engine is full, and so is
     `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from. `experiments`: those in which
     the tenant takes part, or, for the page about experiments, all. `reviews`: tenants whose badly rated answers the subject's
-    tenant reviews.
+    tenant reviews. `roles`: the subject's, those of its groups included. `aliases`: by name, of models that it may use.
     `id` identifies this evaluation in the audit record.
     """
 
@@ -45,6 +48,8 @@ class Decision:
     keep_prompts: bool = False
     experiments: tuple[Experiment, ...] = ()
     reviews: frozenset[str] = frozenset()
+    roles: tuple[str, ...] = ()
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
@@ -97,6 +102,17 @@ def parse_experiment(given: object) -> Experiment:
     )
 
 
+def parse_alias(given: object) -> Alias:
+    """An alias of the decision; raises PolicyUnavailable if it is invalid."""
+    if not isinstance(given, dict):
+        raise PolicyUnavailable("an alias of the decision is not an object")
+    days = {name: text(given, name) for name in ("deprecated", "sunset") if name in given}
+    try:
+        return Alias(text(given, "model"), **{name: date.fromisoformat(day) for name, day in days.items()})
+    except ValueError:
+        raise PolicyUnavailable(f"an alias of the decision has no valid days: {str(days)[:80]}") from None
+
+
 def parse_decision(answer: object) -> Decision:
     """Parse the policy's decision; raises PolicyUnavailable if it is invalid. Only exactly `true` allows."""
     if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
@@ -118,6 +134,12 @@ def parse_decision(answer: object) -> Decision:
     reviews = answer.get("reviews")
     if not isinstance(reviews, list) or not all(isinstance(tenant, str) for tenant in reviews):
         raise PolicyUnavailable("the decision's reviews are not a list of tenants")
+    # An estate's own rules may be older than these two; without them there are none.
+    roles, aliases = answer.get("roles", []), answer.get("aliases", {})
+    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+        raise PolicyUnavailable("the decision's roles are not a list of names")
+    if not isinstance(aliases, dict):
+        raise PolicyUnavailable("the decision's aliases are not an object")
     return Decision(
         allow=True,
         reason=reason,
@@ -137,4 +159,6 @@ def parse_decision(answer: object) -> Decision:
         keep_prompts=answer.get("keep_prompts") is True,
         experiments=tuple(parse_experiment(each) for each in experiments),
         reviews=frozenset(reviews),
+        roles=tuple(roles),
+        aliases={name: parse_alias(each) for name, each in aliases.items()},
     )

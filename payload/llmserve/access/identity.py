@@ -24,7 +24,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The caller, as seen by policy, quotas and audit. `id`: of the key, certificate or token. `token`: the OIDC
-    token, if any.
+    token, if any. `roles`: of the record; `groups`: of the token, to which the policy gives roles.
     """
 
     kind: Literal["api_key", "certificate", "oidc"]
@@ -33,6 +33,7 @@ class Identity:
     tenant: str
     roles: tuple[str, ...]
     token: Token | None = field(default=None, repr=False)
+    groups: tuple[str, ...] = ()
 
 
 def of_record(record: Record) -> Identity:
@@ -42,7 +43,7 @@ def of_record(record: Record) -> Identity:
 
 def of_token(token: Token) -> Identity:
     """The identity that a verified token stands for."""
-    return Identity("oidc", token.id, token.subject, token.tenant, token.roles, token)
+    return Identity("oidc", token.id, token.subject, token.tenant, (), token, token.groups)
 
 
 def refuse_other_sites(headers: Headers) -> None:

@@ -31,7 +31,7 @@ RSA_BITS = 2048  # minimum
 MEMORY_SECONDS = 60.0  # how long a verified token is trusted without verifying it again
 MEMORY_TOKENS = 4096
 LOOK_SECONDS = 1.0  # minimum time between two reloads for an unknown key id
-ROLES = 64  # maximum
+GROUPS, GROUP_LETTERS = 256, 256  # maximum of a token, of a name
 TOKEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 # Key type and curve of each algorithm (RFC 7518, 3.1; RFC 8037); algorithms that are not listed are never accepted.
 KEY_KINDS: dict[str, tuple[str, str | None]] = {
@@ -60,7 +60,7 @@ class Token:
     id: str
     subject: str
     tenant: str
-    roles: tuple[str, ...]
+    groups: tuple[str, ...]
     issued: float
     expires: float
     signer: str
@@ -141,6 +141,11 @@ def claim(claims: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def is_group(value: object) -> bool:
+    """Any text that is on one line: names of groups have spaces, slashes and letters of all scripts."""
+    return isinstance(value, str) and 0 < len(value) <= GROUP_LETTERS and value.isprintable()
 
 
 class Issuer:
@@ -270,20 +275,16 @@ class Issuer:
         if time.time() - issued > config.max_age_seconds + config.leeway_seconds:
             raise refused("token_too_old", f"the token was issued more than {config.max_age_seconds} s ago")
         subject, tenant = claim(claims, config.subject_claim), claim(claims, config.tenant_claim)
-        roles = claim(claims, config.roles_claim)
-        roles = roles.split() if isinstance(roles, str) else roles
+        groups = claim(claims, config.groups_claim)
         if not isinstance(subject, str) or not SUBJECT.fullmatch(subject):
             raise refused("incomplete_token", f"the token has no valid subject in '{config.subject_claim}'")
         if not isinstance(tenant, str) or not NAME.fullmatch(tenant):
             raise refused("incomplete_token", f"the token has no valid tenant in '{config.tenant_claim}'")
-        if (
-            not isinstance(roles, list)
-            or len(roles) > ROLES
-            or not all(isinstance(role, str) and NAME.fullmatch(role) for role in roles)
-        ):
-            raise refused(
-                "incomplete_token", f"the token has no valid list of roles in '{config.roles_claim}'"
-            )
+        if not isinstance(groups, list) or not all(map(is_group, groups)):
+            raise refused("incomplete_token", f"the token has no list of names in '{config.groups_claim}'")
+        if len(groups) > GROUPS:
+            seen = f"the token has {len(groups)} groups in '{config.groups_claim}', the limit is {GROUPS}"
+            raise refused("too_many_groups", f"{seen}: have the provider send those of this service alone")
         number = str(claims.get("jti", ""))
         number = number if TOKEN_ID.fullmatch(number) else digest[:16]
-        return Token(number, subject, tenant, tuple(roles), issued, int(claims["exp"]), signer)
+        return Token(number, subject, tenant, tuple(groups), issued, int(claims["exp"]), signer)

@@ -38,4 +38,4 @@ class Passes:
                 "invalid_pass", "the pass is not one of this estate's page, or too old: send an API key"
             ) from None
         said = claims.get("token")
-        return Token(**said | {"roles": tuple(said["roles"])}) if said else str(claims["sub"])
+        return Token(**said | {"groups": tuple(said["groups"])}) if said else str(claims["sub"])

@@ -1,6 +1,6 @@
 """Authorization by the policy: without a valid decision, the answer is no.
 
-Decisions are cached for a few seconds by subject, roles, tenant and action; a decision lists the permitted models, so
+Decisions are cached for a few seconds by subject, roles, groups, tenant and action; a decision lists the permitted models, so
 one covers all of them. A new revision clears the cache. A decision of an earlier revision than the highest seen is
 invalid.
 """
@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from llmcore.config import ConfigError
@@ -44,12 +44,12 @@ class Policy:
         self.revision = read_revision(seen)
         self.ready = False
         self.trouble = "not probed yet"
-        self.kept: OrderedDict[tuple[str, tuple[str, ...], str, str], tuple[float, Decision]] = OrderedDict()
+        self.kept: OrderedDict[Hashable, tuple[float, Decision]] = OrderedDict()
         self.changed: Callable[[], None] = lambda: None
 
     async def decide(self, identity: Identity, action: str) -> Decision:
         """The decision for a subject, allowed or not; raises ApiError 503 if there is none."""
-        key = (identity.subject, identity.roles, identity.tenant, action)
+        key = (identity.subject, identity.roles, identity.groups, identity.tenant, action)
         now = time.monotonic()
         kept = self.kept.get(key)
         if kept is not None and now < kept[0]:
@@ -59,7 +59,7 @@ class Policy:
             self.keep(key, now + (ALLOWED_SECONDS if decision.allow else DENIED_SECONDS), decision)
         return decision
 
-    def keep(self, key: tuple[str, tuple[str, ...], str, str], until: float, decision: Decision) -> None:
+    def keep(self, key: Hashable, until: float, decision: Decision) -> None:
         """Cache a decision, evicting the oldest if there are too many."""
         self.kept[key] = until, decision
         self.kept.move_to_end(key)
@@ -72,6 +72,7 @@ class Policy:
             "subject": identity.subject,
             "tenant": identity.tenant,
             "roles": list(identity.roles),
+            "groups": list(identity.groups),
             "action": action,
         }
         try:

@@ -135,7 +135,8 @@ class Recorder:
         identity, decision = exchange.identity, exchange.decision
         if identity:
             event["user.id"] = identity.subject
-            event["user.roles"] = list(identity.roles)
+            # Those of a token's groups are the policy's to name.
+            event["user.roles"] = list(decision.roles if decision and decision.roles else identity.roles)
             event["organization.id"] = identity.tenant
             event["llmkeep.identity.kind"] = identity.kind
             event["llmkeep.identity.id"] = identity.id

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from llmserve.access.aliases import DEFAULT
 from llmserve.access.experiments import OPENING
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.access.quotas import ANSWER_TOKENS
@@ -145,16 +146,20 @@ class Completions:
         await self.answer(scope, send, parsed, routed, EmbeddingRendering("", hello.model))
 
     def route(self, scope: Scope, call: Call) -> tuple[RoutedRequest, Hello]:
-        """Route to the requested model, or to the first permitted one; raises ApiError 400, 404 or 503.
+        """Route to the requested model, else to that of the alias `default`, else to the first permitted one; raises ApiError
+        400, 404 or 503.
 
         Also what the client is told of the model, which is as it asked where it is an arm of an experiment.
         """
         visible = self.state.visible(scope["llm"])
-        name = call.model if call.model is not None else next(iter(visible), "")
+        asked = call.model
+        if asked is None:
+            asked = DEFAULT if DEFAULT in scope["llm"].decision.aliases else next(iter(visible), "")
+        name = self.state.resolve(scope["llm"], asked)
         if name not in visible:
             if name in self.state.instances:  # not the client's own words, and not for its eyes
                 scope["llm"].fields["gen_ai.request.model"] = name
-            raise no_such_model(name, visible)
+            raise no_such_model(name, visible, asked)
         routed = self.of_arm(scope["llm"], name, call.generate)
         if routed is None:
             if name not in self.state.instances:  # the name of an experiment, where vectors are wanted

@@ -1,12 +1,13 @@
 """The rarely used routes: models, own usage, feedback and the OpenAPI document, by FastAPI. Imported on first use."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, Path, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from llmserve.access.aliases import Alias
 from llmserve.access.quotas import Window
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.response_models import Shape
@@ -21,7 +22,8 @@ from llmserve.redis_client import RedisUnavailable
 class Model(BaseModel):
     """A model as listed by OpenAI's API. `context`: in tokens. `dimensions`: length of its vectors, for an embedding
     model. `parent`: the base model of an adapter. `quarantined`: whether it is answered from sick GPUs only, for
-    gateways that have other hosts, too.
+    gateways that have other hosts, too. `alias_of`: the model to which this name leads; `deprecated`: the day since which the
+    name is retired, `sunset`: from which on it may be gone.
     """
 
     id: str
@@ -33,6 +35,9 @@ class Model(BaseModel):
     dimensions: int | None
     parent: str | None
     quarantined: bool = False
+    alias_of: str | None = None
+    deprecated: date | None = None
+    sunset: date | None = None
 
 
 class Models(BaseModel):
@@ -86,6 +91,16 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
             quarantined=instances.sick,
         )
 
+    def aliased(name: str, alias: Alias) -> Model:
+        """The model, by another name."""
+        changes = {
+            "id": name,
+            "alias_of": alias.model,
+            "deprecated": alias.deprecated,
+            "sunset": alias.sunset,
+        }
+        return described(alias.model).model_copy(update=changes)
+
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
         """Handled here, because FastAPI turns exceptions that leave it into a plain 500."""
@@ -101,16 +116,19 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> Models:
-        """The models that the caller may use."""
-        return Models(data=[described(name) for name in state.visible(request.scope["llm"])])
+        """The models that the caller may use, and their aliases."""
+        exchange = request.scope["llm"]
+        models = [described(name) for name in state.visible(exchange)]
+        return Models(data=models + [aliased(*each) for each in state.aliases(exchange).items()])
 
     @app.get("/v1/models/{name:path}")
     async def get_model(request: Request, name: Annotated[str, Path()]) -> Model:
-        """One of the models that the caller may use."""
-        visible = state.visible(request.scope["llm"])
-        if name not in visible:
-            raise no_such_model(name, visible)
-        return described(name)
+        """One of the models that the caller may use, by its name or an alias."""
+        exchange = request.scope["llm"]
+        visible, model = state.visible(exchange), state.resolve(exchange, name)
+        if model not in visible:
+            raise no_such_model(model, visible, name)
+        return aliased(name, exchange.alias) if exchange.alias else described(model)
 
     @app.get("/v1/usage")
     async def own_usage(request: Request) -> OwnUsage:

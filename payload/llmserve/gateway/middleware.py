@@ -80,6 +80,8 @@ class RequestContext:
                 if exchange.model:
                     told = exchange.assigned.model if exchange.assigned else exchange.model
                     headers.append((b"x-llm-model", told.encode()))
+                if exchange.alias:
+                    headers.extend(exchange.alias.headers)
                 if exchange.cache:
                     headers.append((b"x-llm-cache", exchange.cache))
                     self.metrics.overhead_by[exchange.cache].observe(overhead)

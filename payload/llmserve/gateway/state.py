@@ -1,8 +1,10 @@
 """State that the handlers of one gateway process share."""
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 
+from llmserve.access.aliases import Alias
 from llmserve.access.identity import Authenticator
 from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas
@@ -21,6 +23,8 @@ from llmserve.protocol import Hello
 from llmserve.redis_client import RedisClient
 from llmserve.settings import Limits
 from llmserve.upstream.instances import Instances
+
+log = logging.getLogger("llmserve.gateway")
 
 
 @dataclass
@@ -43,6 +47,7 @@ class State:
     own: OwnRecords
     draining: bool = False
     copies: set[asyncio.Task[None]] = field(default_factory=set)  # of shadow mode
+    hidden: set[str] = field(default_factory=set)  # aliases by a served model of the same name
 
     def visible(self, exchange: Exchange) -> list[str]:
         """The models that this exchange's decision permits, in the order of the configuration; then names of experiments that
@@ -54,14 +59,42 @@ class State:
         named = [each.model for each in decision.experiments if each.control in self.instances]
         return [name for name in dict.fromkeys([*self.instances, *named]) if decision.permits(name)]
 
+    def aliases(self, exchange: Exchange) -> dict[str, Alias]:
+        """The aliases that lead to one of the models of `visible`. A served model goes before an alias of its name."""
+        aliases = exchange.decision.aliases if exchange.decision else {}
+        visible = self.visible(exchange) if aliases else ()
+        return {
+            name: alias
+            for name, alias in aliases.items()
+            if name not in self.instances and alias.model in visible
+        }
+
+    def resolve(self, exchange: Exchange, name: str) -> str:
+        """The model that a name leads to, served or not; the name itself where it is no alias."""
+        alias = exchange.decision.aliases.get(name) if exchange.decision else None
+        if alias is None:
+            return name
+        if name in self.instances:
+            if name not in self.hidden:
+                self.hidden.add(name)
+                log.error(
+                    "an alias has no effect: a served model has its name",
+                    extra={"fields": {"llm.alias": name}},
+                )
+            return name
+        exchange.alias = alias
+        exchange.fields["llm.alias"] = name
+        return alias.model
+
     def declared(self, names: list[str]) -> dict[str, Hello]:
         """What each of these models declares, but for those that are not up."""
         known = ((name, self.instances[name].hello) for name in names if name in self.instances)
         return {name: hello for name, hello in known if hello}
 
 
-def no_such_model(name: str, visible: list[str]) -> ApiError:
-    """404. A model that the caller may not use looks like one that does not exist."""
+def no_such_model(name: str, visible: list[str], asked: str | None = None) -> ApiError:
+    """404. A model that the caller may not use looks like one that does not exist. `asked`: the client's name for it."""
     listed = ", ".join(f"'{model}'" for model in visible) or "none"
-    message = f"there is no model '{name[:80]}': you may use {listed}"
+    alias = f", to which the alias '{asked}' leads" if asked not in (None, name) else ""
+    message = f"there is no model '{name[:80]}'{alias}: you may use {listed}"
     return ApiError(404, "model_not_found", message, "model")

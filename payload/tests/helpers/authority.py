@@ -49,15 +49,21 @@ def tree_policy() -> policy_source.Source:
     return source
 
 
+# Of the identity provider that tests have.
+GROUPS = {"developers": ["developer"], "auditors": ["auditor"]}
+
+
 def signed_bundle(
     revision: int = 1,
     key: ec.EllipticCurvePrivateKey = KEY,
     lifetime: timedelta = timedelta(days=90),
     tenants: dict[str, dict[str, object]] | None = None,
     experiments: dict[str, dict[str, object]] | None = None,
+    aliases: dict[str, dict[str, str]] | None = None,
 ) -> bytes:
-    """The tree's policy as a bundle, signed with `key`. `tenants`, `experiments`: its data about them."""
-    about = {"llm/tenants": tenants or {}, "llm/experiments": experiments or {}}
+    """The tree's policy as a bundle, signed with `key`. `tenants`, `experiments`, `aliases`: its data about them."""
+    about: dict[str, object] = {"llm/tenants": tenants or {}, "llm/experiments": experiments or {}}
+    about |= {"llm/aliases": aliases or {}, "llm/groups": GROUPS}
     source = replace(tree_policy(), data=tree_policy().data | about)
     return policy_source.pack(source, revision, datetime.now(UTC) + lifetime, key)
 

@@ -53,7 +53,7 @@ class Provider:
             "exp": now + 300,
             "sub": "lea@corp",
             "tenant": "corp",
-            "realm": {"roles": ["developer"]},
+            "realm": {"groups": ["developers"]},
             **changes,
         }
         return {name: value for name, value in claims.items() if value is not None}
@@ -69,7 +69,7 @@ class Provider:
             "audience": AUDIENCE,
             "jwks_file": str(self.jwks_file),
             "tenant_claim": "tenant",
-            "roles_claim": "realm.roles",
+            "groups_claim": "realm.groups",
             **changes,
         }
 

@@ -29,6 +29,8 @@ ALLOWED: dict[str, Any] = {
     "weight": 1,
     "experiments": [],
     "reviews": [],
+    "roles": ["analyst"],
+    "aliases": {},
 }
 DENIED = {"allow": False, "reason": "no role of yours permits it", "rule": "default_deny", "revision": 7}
 
@@ -59,6 +61,13 @@ MISBEHAVIOUR: dict[str, tuple[int, bytes]] = {
     "a negative limit": answer(max_tokens=-1),
     "a weight of zero": answer(weight=0),
     "a weight as text": answer(weight="1"),
+    "roles that are not a list": answer(roles="analyst"),
+    "aliases that are a list": answer(aliases=["default"]),
+    "an alias that is a text": answer(aliases={"default": "echo"}),
+    "an alias without a model": answer(aliases={"default": {}}),
+    "an alias with a day that there is not": answer(
+        aliases={"old": {"model": "echo", "deprecated": "2026-02-30"}}
+    ),
     "an expired policy": answer(allow=False, rule="policy_expired"),
     "an error": (500, answer()[1]),
     "not found": (404, answer()[1]),

@@ -127,6 +127,7 @@ class Service:
     feedback: dict[str, Any] | None = None
     tenants: dict[str, dict[str, object]] = field(default_factory=dict)  # what the policy says of them
     experiments: dict[str, dict[str, object]] = field(default_factory=dict)  # of the policy
+    aliases: dict[str, dict[str, str]] = field(default_factory=dict)  # of the policy
     listen: dict[str, Any] | None = None  # default: the socket http.sock
     engine_options: dict[str, Any] = field(default_factory=dict)
     engine_environment: dict[str, str] = field(default_factory=dict)
@@ -238,7 +239,8 @@ class Service:
     def embedded(self) -> dict[str, Any]:
         """The tree's own policy, signed for this test."""
         bundle = self.folder / "bundle.tar.gz"
-        bundle.write_bytes(signed_bundle(tenants=self.tenants, experiments=self.experiments))
+        policy = signed_bundle(tenants=self.tenants, experiments=self.experiments, aliases=self.aliases)
+        bundle.write_bytes(policy)
         return {"engine": "embedded", "bundle": str(bundle)}
 
     def records(self) -> list[dict[str, Any]]:

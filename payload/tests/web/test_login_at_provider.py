@@ -114,10 +114,11 @@ def test_a_sign_in_outlives_a_restart_of_the_page_but_not_its_time(
         assert refused.value.code == "login_failed"
 
 
-def test_the_policy_decides_by_the_roles_of_the_token(login: ProviderLogin, client: httpx.Client) -> None:
-    login.claims = {"realm": {"roles": ["auditor"]}}
+def test_the_policy_decides_by_the_groups_of_the_token(login: ProviderLogin, client: httpx.Client) -> None:
     try:
-        assert client.get("/page/signed-in", params=code_of(client, login)).status_code == 403
+        for groups in ["auditors"], ["developer"], []:
+            login.claims = {"realm": {"groups": groups}}
+            assert client.get("/page/signed-in", params=code_of(client, login)).status_code == 403
     finally:
         login.claims = {}
 

@@ -25,6 +25,9 @@ decision := denied("policy_expired", "the policy has expired, or says no date un
 	duties_apart - duties == set()
 } else := granted if {
 	granting != set()
+} else := denied("default_deny", "the policy gives no role to the groups of the subject") if {
+	held == set()
+	count(groups) > 0
 } else := denied("default_deny", "no role of the subject grants this action")
 
 denied(rule, reason) := {"allow": false, "rule": rule, "reason": reason, "revision": revision}
@@ -42,6 +45,8 @@ granted := {
 	"keep_prompts": keep_prompts,
 	"experiments": sort(experiments),
 	"reviews": sort(reviews),
+	"roles": sort(held),
+	"aliases": aliases,
 	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
 }
 
@@ -62,24 +67,40 @@ well_formed if {
 	is_string(input.subject)
 	is_string(input.tenant)
 	is_array(input.roles)
+	is_array(groups)
 	not "" in {input.subject, input.tenant}
 	every role in input.roles {
 		is_string(role)
 	}
+	every group in groups {
+		is_string(group)
+	}
+}
+
+# Of the identity provider: what they give stands in the policy alone.
+default groups := []
+
+groups := input.groups
+
+held contains role if some role in input.roles
+
+held contains role if {
+	some group in groups
+	some role in data.llm.groups[group]
 }
 
 unknown contains role if {
-	some role in input.roles
+	some role in held
 	not data.llm.roles[role]
 }
 
 duties contains duty if {
-	some role in input.roles
+	some role in held
 	some duty in data.llm.roles[role].duties
 }
 
 granting contains role if {
-	some role in input.roles
+	some role in held
 	input.action in data.llm.roles[role].actions
 }
 
@@ -90,6 +111,15 @@ models := sort(named_models) if not "*" in named_models
 named_models contains model if {
 	some role in granting
 	some model in data.llm.roles[role].models
+}
+
+permitted(_) if "*" in named_models
+
+permitted(model) if model in named_models
+
+aliases[name] := alias if {
+	some name, alias in data.llm.aliases
+	permitted(alias.model)
 }
 
 # Where two classes have one rank, the later name counts: any order, but always the same.

@@ -35,10 +35,14 @@ role(actions, models, max_tokens, rate_class, log_prompt, duties) := {
 
 asks(names, action) := {"subject": "alice@corp", "tenant": "corp", "roles": names, "action": action}
 
-decided(question) := decision if {
+decided(question) := with_data(question, {}, {})
+
+with_data(question, group_data, alias_data) := decision if {
 	decision := authz.decision with input as question
 		with data.llm.roles as roles
 		with data.llm.rates as rates
+		with data.llm.groups as group_data
+		with data.llm.aliases as alias_data
 		with data.llm.meta as meta
 		with time.now_ns as before
 }
@@ -57,6 +61,8 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"keep_prompts": false,
 		"experiments": [],
 		"reviews": [],
+		"roles": ["reader"],
+		"aliases": {},
 		"log_prompt": false,
 	}
 }
@@ -75,6 +81,8 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"keep_prompts": false,
 		"experiments": [],
 		"reviews": [],
+		"roles": ["recorded", "writer"],
+		"aliases": {},
 		"log_prompt": true,
 	}
 }
@@ -148,6 +156,59 @@ test_all_models_of_one_role_are_all_models if {
 test_the_order_and_number_of_roles_make_no_difference if {
 	one := decided(asks(["writer", "recorded"], "POST /generate"))
 	one == decided(asks(["recorded", "writer", "recorded"], "POST /generate"))
+}
+
+aliases := {"default": {"model": "large"}, "tiny": {"model": "small", "deprecated": "2026-11-01"}}
+
+test_a_subject_has_the_aliases_of_models_that_it_may_use if {
+	decision := with_data(asks(["writer"], "POST /generate"), {}, aliases)
+	decision.aliases == {"tiny": {"model": "small", "deprecated": "2026-11-01"}}
+	every_one := with_data(asks(["reader"], "GET /generate"), {}, aliases)
+	every_one.aliases == aliases
+}
+
+test_an_alias_grants_no_model if {
+	decision := with_data(asks(["writer"], "POST /generate"), {}, {"small": {"model": "large"}})
+	decision.models == ["small"]
+	decision.aliases == {}
+}
+
+groups := {"staff": ["reader"], "/dev/leads": ["writer", "recorded"], "looks": ["looker"]}
+
+of_groups(names, action) := with_data(object.union(asks([], action), {"groups": names}), groups, {})
+
+test_the_roles_of_a_group_are_those_that_the_policy_gives_it if {
+	of_groups(["staff"], "GET /generate").roles == ["reader"]
+	decision := of_groups(["staff", "/dev/leads"], "POST /generate")
+	decision.rule == "roles/recorded+roles/writer"
+	decision.roles == ["reader", "recorded", "writer"]
+}
+
+test_a_group_that_the_policy_does_not_name_gives_nothing if {
+	of_groups(["staff", "reader", "root"], "GET /generate").roles == ["reader"]
+	decided(object.union(asks([], "GET /generate"), {"groups": ["staff"]})).rule == "default_deny"
+	every names in [["reader"], ["Staff"], ["staff "], ["leads"], ["*"], [""], []] {
+		decision := of_groups(names, "GET /generate")
+		decision.rule == "default_deny"
+		decision.allow == false
+	}
+}
+
+test_a_subject_whose_groups_have_no_role_is_told_so if {
+	of_groups(["guests"], "GET /generate").reason == "the policy gives no role to the groups of the subject"
+}
+
+test_duties_of_groups_and_roles_are_kept_apart_together if {
+	question := object.union(asks(["changer"], "GET /v1/models"), {"groups": ["looks"]})
+	decision := with_data(question, groups, {})
+	decision.rule == "separation_of_duties"
+}
+
+test_groups_of_another_shape_are_denied if {
+	every names in [null, "staff", {"0": "staff"}, ["staff", 1], [["staff"]], 7] {
+		decision := of_groups(names, "GET /generate")
+		startswith(decision.reason, "the request does not say who asks for what")
+	}
 }
 
 test_what_no_role_grants_is_denied if {

@@ -1,5 +1,5 @@
 # METADATA
-# title: What is wrong with roles, rates, tenants and experiments
+# title: What is wrong with roles, rates, groups, tenants, aliases and experiments
 # description: |
 #   `llmkeep policy build` signs nothing while `data.llm.validate.problems` has an entry. Each is a sentence that names
 #   the place.
@@ -78,6 +78,33 @@ tenants_schema := {
 	},
 }
 
+groups_schema := {
+	"type": "object",
+	"additionalProperties": false,
+	"patternProperties": {"^.": object.union(words, {"minItems": 1})},
+}
+
+# As the gateway's configuration names models.
+model_name := "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+
+day := {"type": "string", "format": "date"}
+
+aliases_schema := {
+	"type": "object",
+	"maxProperties": 256,
+	"additionalProperties": false,
+	"patternProperties": {model_name: {
+		"type": "object",
+		"additionalProperties": false,
+		"required": ["model"],
+		"properties": {
+			"model": {"type": "string", "pattern": model_name},
+			"deprecated": day,
+			"sunset": day,
+		},
+	}},
+}
+
 # A share of answers, of 0 to 0.5 but not 0, which would halt an equal candidate.
 share := {"type": "number", "minimum": 0.0001, "maximum": 0.5}
 
@@ -123,6 +150,15 @@ experiments_schema := {
 	})},
 }
 
+# An estate's own source may lack these.
+default groups := {}
+
+groups := data.llm.groups
+
+default aliases := {}
+
+aliases := data.llm.aliases
+
 # METADATA
 # description: Empty when the data can be signed.
 # entrypoint: true
@@ -148,6 +184,77 @@ problems contains sprintf("llm/tenants: %s: its prompts are not kept, so there i
 	some tenant, said in data.llm.tenants
 	said.reviewed_by
 	not said.keep_prompts == true
+}
+
+problems contains "llm/groups: it is no object with a name for each entry" if not is_object(groups)
+
+problems contains sprintf("llm/groups: %s: %s", [error.field, error.desc]) if {
+	is_object(groups)
+	some error in json.match_schema(groups, groups_schema)[1]
+}
+
+problems contains sprintf("llm/groups: %s: llm/roles has no role %s", [group, role]) if {
+	some group, roles in groups
+	is_array(roles)
+	some role in roles
+	is_string(role)
+	role != ""
+	not data.llm.roles[role]
+}
+
+problems contains sprintf(
+	"llm/groups: %s: one subject may not hold %s: its members would be denied everything",
+	[group, concat(" and ", authz.duties_apart)],
+) if {
+	some group, roles in groups
+	count(authz.duties_apart - {duty | some role in roles; some duty in data.llm.roles[role].duties}) == 0
+}
+
+problems contains "llm/aliases: it is no object with a name for each entry" if not is_object(aliases)
+
+problems contains sprintf("llm/aliases: %s: %s", [error.field, error.desc]) if {
+	is_object(aliases)
+	some error in json.match_schema(aliases, aliases_schema)[1]
+}
+
+problems contains sprintf(
+	"llm/aliases: %s leads to %s, an alias: name a model that is served",
+	[name, alias.model],
+) if {
+	some name, alias in aliases
+	aliases[alias.model]
+}
+
+problems contains sprintf("llm/aliases: %s is a model of the experiment %s, too", [name, experiment]) if {
+	some experiment, arms in data.llm.experiments
+	some name in [arms.model, arms.control, arms.candidate]
+	aliases[name]
+}
+
+problems contains sprintf(
+	"llm/roles: %s: %s is an alias, which grants nothing: name the model %s",
+	[role, name, alias.model],
+) if {
+	some role, granted in data.llm.roles
+	some name in granted.models
+	alias := aliases[name]
+}
+
+problems contains sprintf(
+	"llm/aliases: %s: it has a sunset and is not deprecated: add the day since when it is",
+	[name],
+) if {
+	some name, alias in aliases
+	alias.sunset
+	not alias.deprecated
+}
+
+problems contains sprintf(
+	"llm/aliases: %s: its sunset %s is before %s, when it is deprecated",
+	[name, alias.sunset, alias.deprecated],
+) if {
+	some name, alias in aliases
+	alias.sunset < alias.deprecated
 }
 
 problems contains sprintf("llm/experiments: %s: %s", [error.field, error.desc]) if {

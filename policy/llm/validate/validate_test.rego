@@ -14,9 +14,13 @@ role := {
 rate := {"rank": 1, "priority": 5, "requests_per_minute": 6, "tokens_per_minute": 600, "tokens_per_day": 6000}
 
 # The problems of a role `reader` and a rate class `slow`, changed by these patches.
-problems(role_patch, rate_patch) := found if {
+problems(role_patch, rate_patch) := with_aliases(role_patch, rate_patch, {})
+
+with_aliases(role_patch, rate_patch, aliases) := found if {
 	found := validate.problems with data.llm.roles as {"reader": object.union(role, role_patch)}
 		with data.llm.rates as {"slow": object.union(rate, rate_patch)}
+		with data.llm.groups as {}
+		with data.llm.aliases as aliases
 }
 
 test_what_is_right_has_no_problems if problems({}, {}) == set()
@@ -200,10 +204,119 @@ test_the_arms_of_an_experiment_are_two if {
 	experimenting({"one": same}) == {"llm/experiments: one: both arms are large-1, name two models"}
 }
 
+# The problems of these aliases, beside the experiment `one` about `large`.
+aliased(aliases) := found if {
+	found := with_aliases({}, {}, aliases) with data.llm.experiments as {"one": experiment}
+}
+
+test_aliases_lead_to_models_and_to_what_experiments_are_about if {
+	aliased({}) == set()
+	retired := {"model": "large", "deprecated": "2026-11-01", "sunset": "2027-02-28"}
+	aliased({"default": {"model": "small"}, "meta/large-0.5": retired}) == set()
+}
+
+test_a_fault_of_an_alias_is_named_with_its_place if {
+	every alias in [
+		"small",
+		{},
+		{"model": ""},
+		{"model": "two words"},
+		{"model": ["small"]},
+		{"model": "small", "deprecated": "today"},
+		{"model": "small", "deprecated": "2026-02-30"},
+		{"model": "small", "deprecated": 20261101},
+		{"model": "small", "deprecated": "2026-11-01", "sunset": "2027-13-01"},
+		{"model": "small", "more": 1},
+	] {
+		found := aliased({"default": alias})
+		count(found) > 0
+		every problem in found {
+			startswith(problem, "llm/aliases: default")
+		}
+	}
+	every name in ["", "two words", "-a", "a\n", "*", "ä"] {
+		some problem in aliased({name: {"model": "small"}})
+		startswith(problem, "llm/aliases: ")
+	}
+	every nothing in [[], "default", null, 1, false] {
+		count(aliased(nothing)) > 0
+	}
+}
+
+test_an_alias_leads_to_no_other_and_so_to_no_circle if {
+	aliased({"a": {"model": "a"}}) == {"llm/aliases: a leads to a, an alias: name a model that is served"}
+	aliased({"a": {"model": "b"}, "b": {"model": "a"}}) == {
+		"llm/aliases: a leads to b, an alias: name a model that is served",
+		"llm/aliases: b leads to a, an alias: name a model that is served",
+	}
+	aliased({"a": {"model": "b"}, "b": {"model": "small"}}) == {concat(" ", [
+		"llm/aliases: a leads to b,",
+		"an alias: name a model that is served",
+	])}
+}
+
+test_an_alias_has_the_name_of_no_model_that_the_policy_names if {
+	every name in ["large", "large-1", "large-2"] {
+		aliased({name: {"model": "small"}}) == {sprintf("llm/aliases: %s is a model of the experiment one, too", [name])}
+	}
+	found := with_aliases({"models": ["small", "default"]}, {}, {"default": {"model": "small"}})
+	found == {"llm/roles: reader: default is an alias, which grants nothing: name the model small"}
+}
+
+test_a_name_has_no_sunset_before_it_is_deprecated if {
+	early := {"model": "small", "deprecated": "2026-11-02", "sunset": "2026-11-01"}
+	aliased({"tiny": early}) == {"llm/aliases: tiny: its sunset 2026-11-01 is before 2026-11-02, when it is deprecated"}
+	aliased({"tiny": {"model": "small", "sunset": "2026-11-01"}}) == {concat(" ", [
+		"llm/aliases: tiny: it has a sunset and is not deprecated:",
+		"add the day since when it is",
+	])}
+}
+
+# The problems of these groups.
+grouped(groups) := found if {
+	found := validate.problems with data.llm.roles as {
+		"reader": role,
+		"changer": object.union(role, {"duties": ["policy:change"]}),
+		"looker": object.union(role, {"duties": ["audit:read"]}),
+	}
+		with data.llm.rates as {"slow": rate}
+		with data.llm.groups as groups
+		with data.llm.aliases as {}
+}
+
+test_a_group_has_any_name_and_roles_that_there_are if {
+	grouped({}) == set()
+	grouped({"staff": ["reader"], "CN=LLM Users,OU=Groups": ["reader", "looker"], "/部门/研发": ["reader"]}) == set()
+	grouped({"staff": ["reader", "root"]}) == {"llm/groups: staff: llm/roles has no role root"}
+}
+
+test_a_fault_of_a_group_is_named_with_its_place if {
+	grouped({"": ["reader"]}) != set()
+	every names in [[], "reader", ["reader", "reader"], {"reader": true}, null, [1], [""]] {
+		found := grouped({"staff": names})
+		count(found) > 0
+		every problem in found {
+			startswith(problem, "llm/groups: staff")
+		}
+	}
+	every nothing in [[], "staff", null, 1, false] {
+		count(grouped(nothing)) > 0
+	}
+}
+
+test_no_group_holds_duties_that_are_kept_apart if {
+	grouped({"all": ["looker", "changer"]}) == {concat(" ", [
+		"llm/groups: all: one subject may not hold audit:read and policy:change:",
+		"its members would be denied everything",
+	])}
+}
+
 test_a_role_that_lacks_a_limit_is_named if {
 	every key, _ in role {
 		found := validate.problems with data.llm.roles as {"reader": object.remove(role, [key])}
 			with data.llm.rates as {"slow": rate}
+			with data.llm.groups as {}
+			with data.llm.aliases as {}
 		some problem in found
 		contains(problem, key)
 	}
@@ -228,6 +341,8 @@ test_all_models_stands_alone if {
 test_two_rate_classes_have_two_ranks if {
 	found := validate.problems with data.llm.roles as {"reader": role}
 		with data.llm.rates as {"slow": rate, "slower": rate}
+		with data.llm.groups as {}
+		with data.llm.aliases as {}
 	found == {"llm/rates: slow and slower: two classes have the rank 1"}
 }
 
@@ -235,6 +350,8 @@ test_a_name_is_a_plain_word if {
 	every name in ["", "Reader", "a b", "roles/x", "a+b", "Ä"] {
 		found := validate.problems with data.llm.roles as {name: role}
 			with data.llm.rates as {"slow": rate}
+			with data.llm.groups as {}
+			with data.llm.aliases as {}
 		count(found) > 0
 	}
 }
@@ -243,6 +360,8 @@ test_what_is_no_data_is_a_problem if {
 	every nothing in [false, null, [], "roles", 1] {
 		found := validate.problems with data.llm.roles as nothing
 			with data.llm.rates as nothing
+			with data.llm.groups as {}
+			with data.llm.aliases as {}
 		found == {"llm/roles: there are no roles", "llm/rates: there are no rate classes"}
 	}
 }
@@ -250,5 +369,7 @@ test_what_is_no_data_is_a_problem if {
 test_data_without_entries_is_a_problem if {
 	found := validate.problems with data.llm.roles as {}
 		with data.llm.rates as {}
+		with data.llm.groups as {}
+		with data.llm.aliases as {}
 	count(found) == 2
 }

@@ -70,21 +70,23 @@ def raw(header: Any, claims: Any, signature: bytes = b"x" * 64) -> str:
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
 
-def test_a_token_identifies_its_subject_with_tenant_and_roles(
+def test_a_token_identifies_its_subject_with_tenant_and_groups(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     for kid in "ec1", "rsa1":
         token = provider.token(kid)
         identity = identify(authenticator, token)
         assert (identity.kind, identity.subject, identity.tenant) == ("oidc", "lea@corp", "corp")
-        assert identity.roles == ("developer",)
+        assert (identity.roles, identity.groups) == ((), ("developers",))
         assert identity.id == sha256(token.encode()).hexdigest()[:16]
     assert identify(authenticator, provider.token(jti="t-17")).id == "t-17"
     assert identify(authenticator, provider.token(jti="with\nnewline")).id != "with\nnewline"
     assert identify(authenticator, provider.token(aud=["other", "llm"])).subject == "lea@corp"
-    assert identify(authenticator, provider.token(realm={"roles": "a b"})).roles == ("a", "b")
-    dotted: dict[str, Any] = {"realm.roles": ["c"]}
-    assert identify(authenticator, provider.token(**dotted)).roles == ("c",)
+    names = ["/研发/a b", "CN=LLM Users,OU=Groups,DC=corp"]
+    assert identify(authenticator, provider.token(realm={"groups": names})).groups == tuple(names)
+    assert identify(authenticator, provider.token(realm={"groups": []})).groups == ()
+    dotted: dict[str, Any] = {"realm.groups": ["c"]}
+    assert identify(authenticator, provider.token(**dotted)).groups == ("c",)
 
 
 def test_an_expired_or_immature_token_is_refused_beyond_the_leeway(
@@ -116,9 +118,17 @@ def test_an_expired_or_immature_token_is_refused_beyond_the_leeway(
         ({"tenant": ["corp"]}, "incomplete_token"),
         ({"tenant": "../corp"}, "incomplete_token"),
         ({"realm": None}, "incomplete_token"),
-        ({"realm": {"roles": ["fine", "not fine"]}}, "incomplete_token"),
-        ({"realm": {"roles": {"admin": True}}}, "incomplete_token"),
-        ({"realm": {"roles": [f"r{number}" for number in range(65)]}}, "incomplete_token"),
+        ({"realm": ["groups"]}, "incomplete_token"),
+        ({"realm": {"groups": "developers"}}, "incomplete_token"),
+        ({"realm": {"groups": {"developers": True}}}, "incomplete_token"),
+        ({"realm": {"groups": 7}}, "incomplete_token"),
+        ({"realm": {"groups": ["developers", 7]}}, "incomplete_token"),
+        ({"realm": {"groups": ["developers", ["admins"]]}}, "incomplete_token"),
+        ({"realm": {"groups": ["developers", ""]}}, "incomplete_token"),
+        ({"realm": {"groups": ["developers\n"]}}, "incomplete_token"),
+        ({"realm": {"groups": ["\ud800"]}}, "incomplete_token"),
+        ({"realm": {"groups": ["x" * 257]}}, "incomplete_token"),
+        ({"realm": {"groups": [f"g{number}" for number in range(257)]}}, "too_many_groups"),
     ],
 )
 def test_a_token_with_wrong_or_missing_claims_is_refused(

@@ -14,7 +14,7 @@ from llmserve.access.passes import PREFIX, Passes
 from llmserve.api.errors import ApiError
 
 PEPPER = b"a pepper for tests"
-TOKEN = Token("t1", "lea@corp", "corp", ("developer",), 0.0, 2.0**33, "thumbprint")
+TOKEN = Token("t1", "lea@corp", "corp", ("developers",), 0.0, 2.0**33, "thumbprint")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_pass_by_another_pepper_or_without_an_end_is_refused(authenticator: Au
 
 def test_what_a_token_said_comes_back_as_it_was() -> None:
     assert Passes(PEPPER).holder(Passes(PEPPER).issue(TOKEN)) == TOKEN
-    assert asdict(TOKEN)["roles"] == ("developer",)
+    assert asdict(TOKEN)["groups"] == ("developers",)
 
 
 def test_a_gateway_without_an_identity_provider_takes_no_pass_of_a_token(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scripted_opa import ALLOWED, DENIED
 
 from llmcore.config import ConfigError
 from llmserve.access import policy as module
+from llmserve.access.aliases import Alias
 from llmserve.access.break_glass import AUDIENCE, RATE, BreakGlass
 from llmserve.access.decision import Decision, PolicyUnavailable, Rate, parse_decision
 from llmserve.access.identity import Identity
@@ -95,6 +96,11 @@ def test_a_decision_has_what_the_policy_said() -> None:
     assert parse_decision({**ALLOWED, "revision": 0, "max_tokens": 0}).max_tokens == 0
     named = parse_decision({**ALLOWED, "models": ["echo"]})
     assert named.models == frozenset({"echo"})
+    retired = {"model": "echo", "deprecated": "2026-11-01", "sunset": "2027-02-01"}
+    aliases = parse_decision({**ALLOWED, "aliases": {"default": {"model": "echo"}, "old": retired}}).aliases
+    assert aliases == {"default": Alias("echo"), "old": Alias("echo", date(2026, 11, 1), date(2027, 2, 1))}
+    older = {name: value for name, value in ALLOWED.items() if name not in ("roles", "aliases")}
+    assert (parse_decision(older).roles, parse_decision(older).aliases) == ((), {}), "an estate's own rules"
     assert (named.permits("echo"), named.permits("other"), decision.permits("other")) == (True, False, True)
 
 
@@ -163,25 +169,32 @@ def test_the_engine_is_asked_once_in_five_seconds_for_an_allowance_and_each_seco
         assert case.decide() is first
         clock[0] += 0.01
         assert case.decide() is not first
-        asked = {"subject": "ada", "tenant": "research", "roles": ["analyst"], "action": GENERATE}
+        asked = {
+            "subject": "ada",
+            "tenant": "research",
+            "roles": ["analyst"],
+            "groups": [],
+            "action": GENERATE,
+        }
         assert case.engine.queries == [asked] * 2
     assert case.metric("llm_policy_decisions_total", result="allow") == 2
     assert case.metric("llm_policy_decisions_total", result="deny") == 2
 
 
-def test_each_subject_tenant_role_and_action_has_a_decision_of_its_own(clock: list[float]) -> None:
+def test_each_subject_tenant_role_group_and_action_has_a_decision_of_its_own(clock: list[float]) -> None:
     case = Case()
     others = [
         Identity("api_key", "a1", "eve", "research", ("analyst",)),
         Identity("api_key", "a1", "ada", "sales", ("analyst",)),
         Identity("api_key", "a1", "ada", "research", ("admin",)),
+        Identity("api_key", "a1", "ada", "research", ("analyst",), groups=("staff",)),
     ]
     for identity in ADA, *others:
         case.decide(identity)
     case.decide(ADA, "POST /generate")
-    assert len(case.engine.queries) == 5
+    assert len(case.engine.queries) == 6
     case.decide(Identity("oidc", "another", "ada", "research", ("analyst",)))
-    assert len(case.engine.queries) == 5, "the same person by another means"
+    assert len(case.engine.queries) == 6, "the same person by another means"
 
 
 def test_the_oldest_decision_leaves_a_full_cache(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +433,7 @@ def test_a_replaced_or_foreign_file_counts_from_the_next_look(tmp_path: Path) ->
     assert file.active()
 
 
-QUERY = {"subject": "ada", "tenant": "research", "roles": ["analyst"], "action": GENERATE}
+QUERY = {"subject": "ada", "tenant": "research", "roles": ["analyst"], "groups": [], "action": GENERATE}
 
 
 def evaluated(engine: OpaEmbedded) -> int:

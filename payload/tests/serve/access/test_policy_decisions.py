@@ -166,6 +166,7 @@ def test_the_policy_sees_the_caller_and_never_the_prompt(opa: ScriptedOpa, guard
         "subject": "ada",
         "tenant": "research",
         "roles": ["developer"],
+        "groups": [],
         "action": "GET /generate",
     } in opa.queries()
     assert "canary" not in json.dumps(opa.server.questions)

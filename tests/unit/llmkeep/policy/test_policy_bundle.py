@@ -26,8 +26,10 @@ from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED, PolicyR
 
 SIGNED = [
     ".manifest",
+    "llm/aliases/data.json",
     "llm/authz/authz.rego",
     "llm/experiments/data.json",
+    "llm/groups/data.json",
     "llm/meta/data.json",
     "llm/rates/data.json",
     "llm/roles/data.json",
@@ -270,7 +272,7 @@ def test_the_policy_of_a_bundle_is_what_its_files_say(places: Places) -> None:
     assert found.data == {
         "llm": {
             part: json.loads(files[f"llm/{part}/data.json"])
-            for part in ("experiments", "meta", "rates", "roles", "tenants")
+            for part in ("aliases", "experiments", "groups", "meta", "rates", "roles", "tenants")
         }
     }
 

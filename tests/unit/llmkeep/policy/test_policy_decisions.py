@@ -39,6 +39,8 @@ def question(chance: random.Random) -> Any:
         "roles": chance.choices(ROLES, k=chance.choice([0, 1, 1, 1, 2, 2, 3, 6])),
         "action": chance.choice(ACTIONS),
     }
+    if chance.random() < 0.3:
+        asked["groups"] = chance.choices(["staff", "Ünïcode", "analyst"], k=chance.choice([0, 1, 2]))
     for _ in range(chance.choice([0, 0, 1, 1, 2])):
         key = chance.choice(list(asked) or ["roles"])
         match chance.randrange(5):

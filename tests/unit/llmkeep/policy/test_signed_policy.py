@@ -239,6 +239,15 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     "an unknown action": ("[GET /generate]", "[GET /v2]", "roles/data.yaml", "analyst.actions"),
     "a role that is there twice": ("developer:\n", "analyst:\n", "roles/data.yaml", "'analyst' is there twice"),
     "YAML that does not parse": ("analyst:\n", "analyst: [\n", "roles/data.yaml", "cannot be read"),
+    "a circle of aliases": (
+        "{}", "{a: {model: b}, b: {model: a}}", "aliases/data.yaml", "llm/aliases: a leads to b, an alias: name a model",
+    ),
+    "an alias with a day that there is not": (
+        "{}", "{a: {model: b, deprecated: 2026-02-30}}", "aliases/data.yaml", "llm/aliases: a.deprecated: ",
+    ),
+    "an alias that is there twice": ("{}", "{a: {model: b}, a: {model: c}}", "aliases/data.yaml", "'a' is there twice"),
+    "a group with a role that there is not": ("{}", "{staff: [root]}", "groups/data.yaml", "staff: llm/roles has no role root"),
+    "a group whose roles are no list": ("{}", "{staff: analyst}", "groups/data.yaml", "llm/groups: staff: "),
     "a test that fails": (
         "max_tokens: 8192", "max_tokens: 1", "roles/data.yaml",
         "test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept fails",
@@ -360,6 +369,23 @@ def test_a_role_that_is_new_is_a_difference(
     capsys.readouterr()
     assert llmkeep("diff", places.policy_bundle, places.policy_source) == 0
     assert "guest: GET /generate: deny (unknown_role) → allow" in capsys.readouterr().out.splitlines()
+
+
+def test_a_group_or_an_alias_that_is_new_is_a_difference(
+    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(places, "{}", "{staff: [auditor]}", "groups/data.yaml")
+    assert llmkeep("build") == 0
+    changed(places, "{staff: [auditor]}", "{staff: [auditor, analyst]}", "groups/data.yaml")
+    capsys.readouterr()
+    assert llmkeep("diff", places.policy_bundle, places.policy_source) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "group staff: GET /generate: deny (default_deny) → allow" in lines
+    assert not [line for line in lines if not line.startswith("group staff: ")]
+    changed(places, "{}", "{default: {model: large, deprecated: 2026-11-01}}", "aliases/data.yaml")
+    assert llmkeep("diff", places.policy_bundle, places.policy_source) == 0
+    alias = {"default": {"deprecated": "2026-11-01", "model": "large"}}
+    assert f"analyst: GET /generate: aliases {{}} → {alias}" in capsys.readouterr().out.splitlines()
 
 
 # ---------------------------------------------------------------- break-glass

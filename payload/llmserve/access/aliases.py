@@ -1,0 +1,35 @@
+"""Aliases of the policy: further names of models, and the headers of answers to a retired one."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from email.utils import format_datetime
+from urllib.parse import quote
+
+DEFAULT = "default"  # the alias of requests that name no model
+
+
+def midnight(day: date) -> datetime:
+    """Its begin in UTC."""
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A further name of `model`, retired since `deprecated`; from `sunset` on it may be gone. Both are days in UTC."""
+
+    model: str
+    deprecated: date | None = None
+    sunset: date | None = None
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Of answers to a retired name: RFC 9745, RFC 8594, and the successor (RFC 5829)."""
+        if self.deprecated is None:
+            return []
+        headers = [
+            (b"deprecation", b"@%d" % midnight(self.deprecated).timestamp()),
+            (b"link", f'</v1/models/{quote(self.model)}>; rel="successor-version"'.encode()),
+        ]
+        if self.sunset:
+            headers.append((b"sunset", format_datetime(midnight(self.sunset), usegmt=True).encode()))
+        return headers
