@@ -9,8 +9,8 @@ from functools import partial
 
 from llmserve.access.aliases import DEFAULT
 from llmserve.access.experiments import OPENING
-from llmserve.api.errors import ApiError, unavailable
 from llmserve.access.quotas import ANSWER_TOKENS
+from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.requests import Call, refuse_beyond_context, refuse_other_work, refuse_undeclared
 from llmserve.api.responses import EmbeddingRendering, GenerateRendering, OpenAiRendering, Rendering
 from llmserve.api.responses_api_answer import ResponsesRendering

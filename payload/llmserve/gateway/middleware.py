@@ -186,9 +186,9 @@ class BodyLimit:
     def __init__(self, app: App, limit: Callable[[], int]) -> None:
         self.app = app
         self.limit = limit
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.held = 0
         limit = self.limit()
         refuse_larger(int(header(scope, b"content-length") or 0), limit)
         seen = 0
