@@ -66,13 +66,13 @@ def rate_classes(policy: dict[str, Any], models: dict[str, Any]) -> tuple[list[d
     classes = []
     for name, roles in sorted(holders.items()):
         rate = policy["llm/rates"].get(name) or {}
-        limits = {period: rate.get(f"tokens_per_{period}") for period in ("minute", "day")}
-        if not all(isinstance(limit, int) and limit > 0 for limit in limits.values()):
+        minute, day = (rate.get(f"tokens_per_{period}") for period in ("minute", "day"))
+        if not (isinstance(minute, int) and isinstance(day, int) and min(minute, day) > 0):
             warnings.append(
-                f"the rate class {name} has {limits} tokens: write numbers above 0 in llm/rates/data.yaml"
+                f"the rate class {name} has {minute} tokens a minute and {day} a day: write numbers above 0 in "
+                "llm/rates/data.yaml"
             )
             continue
-        minute, day = limits["minute"], limits["day"]
         pages = round(minute / PAGE_TOKENS), round(day / PAGE_TOKENS)
         classes.append(
             {"class": name, "roles": [*roles], "tokens_per_minute": minute, "tokens_per_day": day}
@@ -93,7 +93,8 @@ def _check(given: argparse.Namespace) -> int:
     root = source_tree.located()
     inventories = [inventory_path(place, root) for place in given.inventory]
     found = faults(inventories, root)
-    classes, warnings = [], []
+    classes: list[dict[str, Any]] = []
+    warnings: list[str] = []
     if not found:
         models = contexts(listed(inventories, root)["_meta"]["hostvars"])
         classes, warnings = rate_classes(source.read(source_folder(Places())).data, models)

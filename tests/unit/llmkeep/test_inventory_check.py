@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmkeep import cli, inventory
-from llmkeep.policy.source import Source
+from llmkeep.policy import source
 
 TREE = Path(__file__).parents[3]
 FAULTY = """\
@@ -142,7 +142,7 @@ def test_a_rate_class_is_printed_in_pages_with_a_warning_where_a_full_context_is
     monkeypatch.setattr(
         inventory, "listed", lambda *_: {"_meta": {"hostvars": {"a": {"llm_serving_models": models}}}}
     )
-    monkeypatch.setattr(inventory.source, "read", lambda _: Source({}, {}, POLICY))
+    monkeypatch.setattr(source, "read", lambda _: source.Source({}, {}, POLICY))
     assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         (
@@ -178,7 +178,7 @@ def test_a_rate_class_without_tokens_is_named(rate: object) -> None:
 
 def test_contexts_come_from_either_role_and_impossible_ones_are_named() -> None:
     adapted = {"name": "b", "context": 2048, "adapters": {"sql": "sql"}}
-    of_hosts = {
+    of_hosts: dict[str, dict[str, Any]] = {
         "a": {"llm_serving_models": [{"name": "v", "remote": {"socket": ["x"]}}, adapted, {"name": "none"}]},
         "b": {"vllm_models": [{"name": "v", "max_model_len": 32768}], "llm_serving_models": "{{ models }}"},
         "c": {"llm_serving_models": [{"name": "z", "context": 0}, {"name": "t", "context": "{{ n }}"}]},

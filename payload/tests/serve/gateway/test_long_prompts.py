@@ -14,7 +14,7 @@ from questions import CHAT, error
 from redis_server import PASSWORD, RedisServer
 from scripted_opa import ScriptedOpa
 from scripted_opa import answer as decision
-from scripted_upstream import MODELS, ScriptedUpstream, answer
+from scripted_upstream import ScriptedUpstream, answer
 from service import Service, running
 
 from llmserve.access.decision import Decision, Rate
@@ -51,7 +51,7 @@ PROMPTS = {
 
 def described(context: object) -> Any:
     """A server's list of models with this context."""
-    return answer({"data": [{**MODELS["data"][0], "max_model_len": context}]})
+    return answer({"data": [{"id": "m", "max_model_len": context}]})
 
 
 @pytest.fixture(scope="module")
