@@ -135,7 +135,13 @@ mutants: env  ## small changes of a package's code that its fast tests do not no
 	nice -n 19 bench/mutants.py $(PACKAGE)
 
 env:
-	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready
+	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready $(if $(shell command -v npm),$(PROVIDER))
+
+# Without Node.js, npm or its registry the tests that need it are skipped.
+PROVIDER := payload/tests/oidc_provider/node_modules/.ready
+$(PROVIDER): payload/tests/oidc_provider/package-lock.json
+	$(STEP) oidc-provider "an identity provider for tests, from npm" npm --prefix payload/tests/oidc_provider ci --ignore-scripts --silent \
+	  && touch $@ || echo 'oidc-provider: SKIPPED: npm cannot install it'
 
 # Debian packages come from one list; asking dpkg first keeps a second run off the network.
 .venv/.packages: requirements.apt

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2 as httpx
 from edge import Edge, in_front_of, issue
+from oidc_provider import OidcProvider
 from operator_page import BROWSER, configured, start
 from provider_login import ProviderLogin
 from service import PEPPER, Process, Service, running
@@ -64,7 +65,7 @@ def token(client: httpx.Client) -> str:
 def served(
     folder: Path,
     models: dict[str, dict[str, Any]] | None = None,
-    login: ProviderLogin | None = None,
+    login: "ProviderLogin | OidcProvider | None" = None,
     **options: Any,
 ) -> Iterator[ChatPage]:
     """The page, and the gateway and engines behind it; `options` are the service's."""
@@ -73,7 +74,7 @@ def served(
     identity: dict[str, Any] = {"certificate_header": "X-Client-Certificate"}
     options = {
         "feedback": {"folder": str(kept), "hold": str(folder / "hold")},
-        "identity": identity | ({"oidc": login.provider.settings(leeway_seconds=0)} if login else {}),
+        "identity": identity | ({"oidc": login.oidc} if login else {}),
         "tenants": {"research": {"keep_prompts": True}},
         **options,
     }

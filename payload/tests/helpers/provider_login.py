@@ -31,6 +31,11 @@ class ProviderLogin:
         self.claims: dict[str, Any] = {}  # changes of the tokens'
         self.address = ""
 
+    @property
+    def oidc(self) -> dict[str, Any]:
+        """`identity.oidc` of the gateway."""
+        return self.provider.settings(leeway_seconds=0)
+
     def settings(self, redirect: str) -> dict[str, Any]:
         """`oidc` and `login` of web.yaml."""
         login = {
@@ -41,7 +46,7 @@ class ProviderLogin:
             "ca": str(self.ca),
             "address": "127.0.0.1",
         }
-        return {"oidc": self.provider.settings(leeway_seconds=0), "login": login}
+        return {"oidc": self.oidc, "login": login}
 
     def authorize(self, asked: dict[str, str]) -> str:
         """Where the browser is sent with a code."""
