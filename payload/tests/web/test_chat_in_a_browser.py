@@ -107,6 +107,7 @@ def test_markdown_of_an_answer_is_shown(chromium: Any, chat: ChatPage) -> None:
         assert text.locator("li").all_inner_texts() == ["a", "b"]
         assert text.locator("pre").inner_text().strip() == "x < 1"
         assert text.locator("td").all_inner_texts() == ["1", "2"]
+        assert text.locator("td").first.evaluate("it => getComputedStyle(it).display") == "table-cell"
 
 
 @pytest.mark.parametrize(
