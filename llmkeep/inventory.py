@@ -2,13 +2,15 @@
 
 It reads the inventory as a run would and prints one line per fault, with the hosts that share it and the way out. Where there
 is none, it prints what each rate class that a role of the policy has means in pages of text, and warns of a class that is
-smaller than one full context of a model that its holders may ask.
+smaller than one full context of a model that its holders may ask, and of aliases of the policy that lead to no model, or have the
+name of one.
 
 Exit codes: 0 no fault, maybe warnings; 1 faults, or not an inventory in YAML.
 """
 
 import argparse
 import json
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,25 @@ def rate_classes(policy: dict[str, Any], models: dict[str, Any]) -> tuple[list[d
     return classes, warnings
 
 
+def alias_warnings(policy: dict[str, Any], models: Collection[str]) -> list[str]:
+    """The aliases that no host answers, or that have the name of one of `models`, which the hosts serve."""
+    aliases = policy.get("llm/aliases")
+    leads = aliases.items() if isinstance(aliases, dict) else ()
+    known = {*models, *(each["model"] for each in policy.get("llm/experiments", {}).values())}
+    warnings = []
+    for name, model in [(name, alias.get("model")) for name, alias in leads if isinstance(alias, dict)]:
+        if model not in known:
+            warnings.append(
+                f"the alias {name} leads to {model}, which no host serves, so requests for it are refused: name one of "
+                f"{', '.join(sorted(known))} in llm/aliases/data.yaml"
+            )
+        if name in models:
+            warnings.append(
+                f"the alias {name} has the name of a model that is served, so it has no effect: take out one of the two"
+            )
+    return warnings
+
+
 def _check(given: argparse.Namespace) -> int:
     root = source_tree.located()
     inventories = [inventory_path(place, root) for place in given.inventory]
@@ -97,7 +118,9 @@ def _check(given: argparse.Namespace) -> int:
     warnings: list[str] = []
     if not found:
         models = contexts(listed(inventories, root)["_meta"]["hostvars"])
-        classes, warnings = rate_classes(source.read(source_folder(Places())).data, models)
+        policy = source.read(source_folder(Places())).data
+        classes, warnings = rate_classes(policy, models)
+        warnings += alias_warnings(policy, models)
     if given.json:
         shown = {"ok": not found, "faults": found, "rate_classes": classes, "warnings": warnings}
         print(json.dumps(shown, indent=2))

@@ -32,7 +32,8 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLogin]:
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory, login: ProviderLogin) -> Iterator[ChatPage]:
-    with served(tmp_path_factory.mktemp("chat"), login=login) as chat:
+    aliases = {"default": {"model": "slow"}, "old": {"model": "echo", "deprecated": "2026-11-01"}}
+    with served(tmp_path_factory.mktemp("chat"), login=login, aliases=aliases) as chat:
         yield chat
 
 
@@ -180,4 +181,6 @@ def test_a_browser_comes_back_to_the_page(chromium: Any, chat: ChatPage, login: 
         opened.get_by_role("link", name="Sign in with your organisation").click()
         opened.get_by_label("Your question").wait_for()
         opened.locator("#model option").first.wait_for(state="attached")
+        assert opened.locator("#model option").all_text_contents() == ["echo", "slow", "default"]
+        assert opened.locator("#model").input_value() == "default", "and no retired name is offered"
         assert "lea@corp" in opened.locator("footer").inner_text()

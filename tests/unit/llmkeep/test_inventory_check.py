@@ -195,6 +195,28 @@ def test_contexts_come_from_either_role_and_impossible_ones_are_named() -> None:
     ]
 
 
+def test_an_alias_of_what_no_host_serves_or_with_the_name_of_a_model_is_named() -> None:
+    policy = {
+        "llm/experiments": {"support-12": {"model": "support"}},
+        "llm/aliases": {
+            "default": {"model": "a"},
+            "help": {"model": "support"},
+            "lost": {"model": "nowhere"},
+            "b": {"model": "a"},
+        },
+    }
+    assert inventory.alias_warnings(policy, {"a": None, "b": 8192}) == [
+        (
+            "the alias lost leads to nowhere, which no host serves, so requests for it are refused: name one of a, b, support "
+            "in llm/aliases/data.yaml"
+        ),
+        "the alias b has the name of a model that is served, so it has no effect: take out one of the two",
+    ]
+    for nothing in None, "b", []:
+        assert inventory.alias_warnings({"llm/aliases": {"b": nothing}}, {"a": None}) == []
+        assert inventory.alias_warnings({"llm/aliases": nothing}, {}) == []
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [

@@ -216,7 +216,7 @@ async function start() {
   showQuota();
   try {
     const models = await gateway.models();
-    at("#model").replaceChildren(...models.map((name) => new Option(name, name)));
+    at("#model").replaceChildren(...models.map((name) => new Option(name, name, false, name === "default")));
     if (!models.length) say(words("no_models"));
   } catch (error) {
     say(refused(error));

@@ -57,7 +57,7 @@ export class Gateway {
 
   async models() {
     const { data } = await (await this.ask("GET", "models")).json();
-    return data.filter((each) => !each.dimensions).map((each) => each.id);
+    return data.filter((each) => !each.dimensions && !each.deprecated).map((each) => each.id);
   }
 
   async kept() {
