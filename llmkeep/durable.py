@@ -49,8 +49,9 @@ def own(folder: Path) -> Iterator[None]:
     with readable():
         folder.parent.mkdir(parents=True, exist_ok=True)
         for place in (above := folder.parent.resolve(), *above.parents):
-            status = place.stat()
-            if not status.st_mode & stat.S_ISVTX and (whose := _of_others(status, {os.geteuid(), 0})):
+            status, owners = place.stat(), {os.geteuid(), 0}
+            sticky = status.st_mode & stat.S_ISVTX and status.st_uid in owners
+            if not sticky and (whose := _of_others(status, owners)):
                 raise LlmkeepError(
                     f"{place} is {whose}, and another user may put a folder of theirs there in the place of {folder}: "
                     "give another place with --into"

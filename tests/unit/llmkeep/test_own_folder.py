@@ -70,6 +70,7 @@ def test_a_place_where_another_user_may_exchange_the_folder_is_refused(change: s
     (tmp_path / "open/inner").mkdir(parents=True)
     if change == "owner":
         os.chown(tmp_path / "open", NOBODY, NOBODY)
+        (tmp_path / "open").chmod(0o1777)
     else:
         (tmp_path / "open").chmod(0o777)
     with pytest.raises(LlmkeepError, match="give another place"), durable.own(tmp_path / "open/inner/work"):
