@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -39,6 +41,7 @@ MOST_BYTES = 2 << 40
 MOST_MEMBERS = 4096
 MOST_NAME_BYTES = 4096
 MOST_COMPLAINT_BYTES = 2000
+MOST_SECONDS = 24 * 3600  # 2 TiB at 25 MB/s
 MEMBER = re.compile(rf"models/{release.NAME.pattern}(/.+|\.sha256)")
 
 
@@ -115,12 +118,13 @@ def unpack(stream: BinaryIO, folder: Path, room: int) -> None:
 
 
 def received(command: list[str], folder: Path, room: int) -> None:
-    """Unpack what COMMAND prints; raises ReleaseError unless it is one archive, and the command's exit code is 0."""
-    problem, padding = "", 2 * tarfile.RECORDSIZE
+    """Unpack what COMMAND prints; raises ReleaseError unless it is one archive, in time, and the command's exit code is 0."""
+    problem, padding, end = "", 2 * tarfile.RECORDSIZE, time.monotonic() + MOST_SECONDS
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as sender:
         output, complaints = cast(BinaryIO, sender.stdout), cast(BinaryIO, sender.stderr)
+        (deadline := threading.Timer(MOST_SECONDS, sender.kill)).start()
         try:
             try:
                 unpack(output, folder, room)
@@ -132,10 +136,13 @@ def received(command: list[str], folder: Path, room: int) -> None:
             complaint = complaints.read(MOST_COMPLAINT_BYTES).decode(errors="replace").strip()
             complaints.close()
             if code := sender.wait():
+                if time.monotonic() >= end:
+                    raise ReleaseError(f"the host has not ended after {MOST_SECONDS} s: look at it")
                 raise ReleaseError(f"{shlex.join(command[:1])} ended with {code}: {complaint or problem}")
             if problem:
                 raise ReleaseError(problem)
         finally:
+            deadline.cancel()
             sender.kill()
 
 

@@ -201,7 +201,7 @@ def play(
 ) -> tuple[int, Heard]:
     """Run one playbook; returns its exit code and what was heard, including the output of the tasks ASKED.
 
-    `most_bytes`: that a host may send by one command or file, held here; 0 for no bound. A host that sends more is unreachable.
+    `most_bytes`: that a host may send by one command or one file; 0 for no bound. The task fails where a host sends more.
     """
     root = verified_tree()
     heard, interruption = Heard(asked=asked), Interruption()
@@ -218,9 +218,10 @@ def play(
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         }
         if most_bytes:
-            environment["LLMKEEP_SSH_BYTES"] = str(most_bytes)
-            environment["ANSIBLE_SSH_EXECUTABLE"] = str(root / "playbooks/files/bounded_ssh.py")
-            environment["ANSIBLE_SSH_TRANSFER_METHOD"] = "piped"  # through the same program
+            environment["ANSIBLE_SSH_TRANSFER_METHOD"] = "sftp"
+            for name, program in (("SSH", "bounded_ssh.py"), ("SFTP", "bounded_sftp.sh")):
+                environment[f"LLMKEEP_{name}_BYTES"] = str(most_bytes)
+                environment[f"ANSIBLE_{name}_EXECUTABLE"] = str(root / "playbooks/files" / program)
         if not sys.stdout.isatty():
             environment["ANSIBLE_NOCOLOR"] = "1"
         options = [word for place in inventories for word in ("-i", str(place))]

@@ -88,4 +88,5 @@ def main(user: str, record: str, kept: str, seen: str, left: str, volume: str = 
         print(base64.b64encode(file.read(LINE_BYTES)).decode(), end="")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -353,3 +353,12 @@ def test_what_a_killed_run_left_is_removed_by_the_next(host: Host) -> None:
     host.sends(archive(candidate(host.folder / "made")))
     fetch.fetch(host.places, CONNECTION, "train1", FOLDER)
     assert [path.name for path in host.places.candidates.iterdir()] == [FOLDER]
+
+
+@pytest.mark.parametrize("host_does", ["exec sleep 60", "while sleep 0.1; do printf x; done"])
+def test_a_host_that_does_not_come_to_an_end_is_refused(
+    host_does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "MOST_SECONDS", 1)
+    with pytest.raises(ReleaseError, match="has not ended after 1 s"):
+        fetch.received(["sh", "-c", host_does], tmp_path, 10**9)
