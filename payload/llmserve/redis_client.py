@@ -47,6 +47,7 @@ class RedisClient:
         from redis.exceptions import ResponseError
 
         self.rejection = ResponseError
+        self.host, self.others = settings.host, settings.others
         self.deadline = settings.deadline_ms / 1000
         self.failures = 0
         self.rest_until = 0.0
@@ -65,6 +66,10 @@ class RedisClient:
         self.connection: Any = pool.make_connection()  # redis-py types its `connect` not at all
         if settings.tls:  # its own context keeps the first certificate, and knows no revocation lists
             self.connection.ssl_context = ClientContext(settings.tls, settings.url)
+
+    def key(self, name: str, host: str = "") -> str:
+        """A key of this host, or of another one that shares this Redis, which may only be read."""
+        return f"llm:{host or self.host}:{name}"
 
     async def execute(self, *commands: Command) -> list[Any]:
         """Results of `commands`; raises RedisUnavailable, also if Redis rejects one of them."""

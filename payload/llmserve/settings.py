@@ -125,15 +125,21 @@ class Engine(Section):
         return self
 
 
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]  # in Redis' keys
+
+
 class Redis(Section):
     """The answer cache and shared quotas. `password_credential` names a systemd credential; without it no password is
-    sent. `tls`: for the Redis of another host, whose URL begins with `rediss://`.
+    sent. `tls`: for the Redis of another host, whose URL begins with `rediss://`. `host`: whose keys this gateway writes;
+    `others`: the other hosts that share this Redis, whose counters it reads.
     """
 
     url: Annotated[str, Field(pattern=r"^(unix:///|rediss?://[^/?#@]+$)")]
     tls: ClientTls | None = None
     user: str | None = None
     password_credential: str | None = None
+    host: HostName = "local"
+    others: tuple[HostName, ...] = ()
     deadline_ms: Positive = 5
     ttl_seconds: Positive = 3600
 

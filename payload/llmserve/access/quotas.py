@@ -1,8 +1,9 @@
 """Quotas: what one subject may use per minute and day, by its rate class. They are counted only here.
 
-Counters of all processes and hosts are in Redis, per calendar minute and UTC day. A process leases part of the
-remaining quota and spends it locally, so that most requests do not need Redis; a lease that is unspent at the end of
-the period is lost to the others (at most 1/LEASES of the limit per process). Without Redis each process counts on its
+Counters are in Redis, per calendar minute and UTC day: each host that shares it writes its own, and reads those of the
+others, so what a host can free is what it counted itself. A process leases part of the remaining quota and spends it
+locally, so that most requests do not need Redis; a lease that is unspent at the end of the period is lost to the others
+(at most 1/LEASES of the limit per process). Without Redis each process counts on its
 own, and allows AWAY_SHARE of the limit, or one request within the whole limit.
 
 Before an answer its prompt and probable length are reserved, and afterwards its usage is charged. Answers that turn out
@@ -14,24 +15,26 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass, field
+from itertools import batched
 
 from llmserve.access.decision import Decision, Rate
 from llmserve.api.errors import ApiError
 from llmserve.metrics import Metrics
-from llmserve.redis_client import RedisClient, RedisUnavailable
+from llmserve.redis_client import Command, RedisClient, RedisUnavailable
 
 ANSWER_TOKENS = 256  # reserved at least for an answer that may be as long
 LEARNING = 1 / 8  # weight of the last answer in the mean length of a subject's answers
 LEASES = 20
 AWAY_SHARE = 0.25
 MINUTE, DAY = 60, 86400
+MOST_DIGITS = 18
 
 
 @dataclass(slots=True)
 class Window:
     """One counter of one subject in one period, as seen by this process."""
 
-    name: str  # key in Redis
+    name: str  # of the counter of each host in Redis
     kind: str  # for messages
     ends: float  # seconds since the epoch
     limit: int
@@ -66,7 +69,7 @@ class Account:
             period = int(now // seconds)
             # A period without requests pays a whole limit.
             debt = max(0, window.debt() - int((now - window.ends) // seconds) * limit) if window else 0
-            name = f"llm:quota:{self.owner}:{kind}:{period}"
+            name = f"quota:{self.owner}:{kind}:{period}"
             ends = (period + 1) * seconds
             window = self.windows[kind] = Window(name, kind.replace("_", " "), ends, limit, used=debt)
         window.limit, window.leased = limit, min(window.leased, limit)
@@ -167,9 +170,12 @@ class Quotas:
         now = time.time()
         account = self.account(tenant, subject, now)
         windows = (account.requests(rate, now), *account.tokens(rate, now))
-        totals = await self.redis.execute(*(("GET", window.name) for window in windows))
+        hosts = [self.redis.host, *self.redis.others]
+        read = [digits(self.redis.key(window.name, host)) for window in windows for host in hosts]
+        counts = batched(await self.redis.execute(*read), len(hosts), strict=True)
+        totals = [sum(map(counted, each)) for each in counts]
         return [
-            (window, max(0, int(total or 0) - window.leased + window.used))
+            (window, max(0, total - window.leased + window.used))
             for window, total in zip(windows, totals, strict=True)
         ]
 
@@ -218,11 +224,25 @@ class Quotas:
             raise RedisUnavailable
         wanted = max(window.used - window.leased, window.limit // LEASES)
         expires = int(window.ends) + MINUTE
-        total, _ = await self.redis.execute(
-            ("INCRBY", window.name, wanted), ("EXPIREAT", window.name, expires)
+        own = self.redis.key(window.name)
+        # Counted before the others are read: of two hosts that lease at once, one sees both.
+        total, _, *others = await self.redis.execute(
+            ("INCRBY", own, wanted),
+            ("EXPIREAT", own, expires),
+            *(digits(self.redis.key(window.name, host)) for host in self.redis.others),
         )
-        over = min(wanted, max(0, int(total) - window.limit))
+        over = min(wanted, max(0, int(total) + sum(map(counted, others)) - window.limit))
         window.leased += wanted - over
         if over:
-            await self.redis.execute(("INCRBY", window.name, -over))
+            await self.redis.execute(("INCRBY", own, -over))
         return over == 0
+
+
+def digits(key: str) -> Command:
+    """Reads a counter: no more of it than a number has, since another host wrote it."""
+    return "GETRANGE", key, 0, MOST_DIGITS - 1
+
+
+def counted(count: bytes) -> int:
+    """A host's counter; 0 where it is no number, or a negative one, which would free what others counted."""
+    return int(count) if count.isdigit() else 0

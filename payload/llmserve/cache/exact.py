@@ -15,9 +15,10 @@ from llmserve.metrics import Metrics
 from llmserve.protocol import FIELDS, Done, FinishReason, Generate, Hello
 from llmserve.redis_client import RedisClient, RedisUnavailable
 
-FORMAT = 4  # version of the entries; those of older releases never match
+FORMAT = 5  # version of the entries; those of older releases never match
 # These do not change the answer; the adapter is part of the model, which is in the key material.
 NOT_IN_KEY = {"id", "stream", "deadline", "traceparent", "adapter", "length_field"}
+TAG_BYTES = 32
 IN_KEY = [name for name in FIELDS[Generate] if name not in NOT_IN_KEY]
 DIRECTIVE = re.compile(r'\s*([a-z-]+)\s*(?:=\s*"?([^",]*)"?\s*)?')
 
@@ -68,9 +69,9 @@ def key_material(tenant: str, policy_revision: int, hello: Hello, request: Gener
 
 
 def cache_key(secret: bytes, tenant: str, policy_revision: int, hello: Hello, request: Generate) -> str:
-    """The name in Redis of the answer to `request`. Without `secret` no guess of a prompt can be compared with it."""
+    """The name of the answer to `request`. Without `secret` no guess of a prompt can be compared with it."""
     material = key_material(tenant, policy_revision, hello, request)
-    return "llm:exact:" + hmac.digest(secret, material.encode(), "sha256").hex()
+    return "exact:" + hmac.digest(secret, material.encode(), "sha256").hex()
 
 
 @dataclass(slots=True)
@@ -95,21 +96,30 @@ class Kept:
 
 
 class ExactCache:
-    """Answers in Redis under `llm:exact:<HMAC of the key material>`, without the prompt."""
+    """Answers of this host's gateways in Redis, under `exact:<HMAC of the key material>`, without the prompt. An HMAC over
+    name and answer is in front: neither Redis nor another host that shares it can make an answer of ours.
+    """
 
-    def __init__(self, redis: RedisClient, ttl_seconds: int, metrics: Metrics) -> None:
+    def __init__(self, redis: RedisClient, ttl_seconds: int, secret: bytes, metrics: Metrics) -> None:
         self.redis = redis
         self.ttl = ttl_seconds
+        self.secret = secret
         self.metrics = metrics
+
+    def tag(self, key: str, content: bytes) -> bytes:
+        return hmac.digest(self.secret, b"%b %b" % (key.encode(), content), "sha256")
 
     async def get(self, key: str, max_age: int | None) -> Kept | None:
         """The cached answer, if it is at most `max_age` seconds old; failures are counted as errors and treated as a
         miss.
         """
         try:
-            [value] = await self.redis.execute(("GET", key))
+            [value] = await self.redis.execute(("GET", self.redis.key(key)))
             if value is not None:
-                kept = Kept(**from_json(value))
+                tag, content = value[:TAG_BYTES], value[TAG_BYTES:]
+                if not hmac.compare_digest(tag, self.tag(key, content)):
+                    raise ValueError("this host did not store it")
+                kept = Kept(**from_json(content))
                 if max_age is None or kept.age() <= max_age:
                     return kept
         except (RedisUnavailable, ValueError, LookupError, TypeError, AttributeError):
@@ -127,6 +137,8 @@ class ExactCache:
         }
         value = to_json(content)
         try:
-            await self.redis.execute(("SET", key, value, "EX", self.ttl))
+            await self.redis.execute(
+                ("SET", self.redis.key(key), self.tag(key, value) + value, "EX", self.ttl)
+            )
         except RedisUnavailable:
             self.metrics.cache_by["error"].inc()

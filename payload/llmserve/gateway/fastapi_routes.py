@@ -159,8 +159,8 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
 
     @app.get("/v1/feedback")
     async def list_kept(request: Request, before: str = "") -> Kept:
-        """What this host keeps of the caller: ratings, and exchanges where the tenant's policy keeps text. `before`: a time, for the
-        next page."""
+        """What this host keeps of the caller: ratings, and exchanges where the tenant's policy keeps text. `before`: a
+        time, for the next page."""
         return await state.own.list(request.scope["llm"], before)
 
     @app.delete("/v1/feedback")

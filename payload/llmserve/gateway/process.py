@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hmac
 import logging
 import os
 import socket
@@ -172,7 +173,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     redis = open_redis(config)
     audit = AuditClient(config.audit.socket, metrics)
     salt_key, *_ = derived(shared_keys, "cache salt")
-    cache_secret, *_ = derived(shared_keys, "cache name")
+    cache_secret = hmac.digest(pepper, b"llmkeep cache", "sha256")
     return State(
         instances={
             name: open_instances(name, engine, replace(room), credential, salt_key)
@@ -183,7 +184,9 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         metrics=metrics,
         in_flight=InFlightRequests(metrics),
         redis=redis,
-        cache=ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None,
+        cache=ExactCache(redis, config.redis.ttl_seconds, cache_secret, metrics)
+        if redis and config.redis
+        else None,
         cache_secret=cache_secret,
         shared=SharedAnswers(metrics),
         policy=open_policy(config.policy, metrics, policy_engine),

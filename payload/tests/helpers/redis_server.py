@@ -16,6 +16,7 @@ from jinja2 import Template
 from service import eventually
 
 PASSWORD = "a password for tests"
+OTHER = "other"  # a second host that may share a Redis
 ACL = Path(__file__).resolve().parents[3] / "roles/redis/templates/users.acl.j2"
 
 
@@ -28,7 +29,9 @@ class RedisServer:
         digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
         passwords = {name: {"sha256": digest} for name in ("__redis_password", "__redis_exporter_password")}
         users = Template(ACL.read_text()).render(
-            passwords, __redis_client_passwords={}, redis_key_prefix="llm:"
+            passwords,
+            __redis_client_passwords={"results": [{"sha256": digest, "item": OTHER}]},
+            inventory_hostname="local",
         )
         (folder / "users.acl").write_text(users + "\nuser operator on nopass ~* &* +@all\n")
         options = ["--port", "0", "--unixsocket", str(self.socket), "--aclfile", str(folder / "users.acl")]
@@ -53,7 +56,7 @@ class RedisServer:
         """The section `redis` of the gateway's configuration; the credential is PASSWORD."""
         return {
             "url": f"unix://{self.socket}",
-            "user": "gateway",
+            "user": "gateway-local",
             "password_credential": "redis.gateway",
         }
 

@@ -23,7 +23,7 @@ async def connected(
 ) -> AsyncIterator[RedisClient]:
     """A gateway's client of a socket or a URL."""
     url = f"unix://{address}" if isinstance(address, Path) else address
-    client = RedisClient(Redis(url=url, user="gateway", deadline_ms=deadline_ms, tls=tls), PASSWORD)
+    client = RedisClient(Redis(url=url, user="gateway-local", deadline_ms=deadline_ms, tls=tls), PASSWORD)
     yield client
     await client.close()
 
@@ -33,24 +33,24 @@ def test_concurrent_callers_share_a_connection_and_get_their_own_results(
 ) -> None:
     async def scenario() -> list[list[object]]:
         async with connected(redis_server.socket) as client:
-            names = [f"llm:link:{number}" for number in range(40)]
+            names = [f"llm:local:link:{number}" for number in range(40)]
             await asyncio.gather(*(client.execute(("SET", name, name)) for name in names))
             with redis_server.client() as operator:
-                assert [each["user"] for each in operator.client_list()].count("gateway") == 1
+                assert [each["user"] for each in operator.client_list()].count("gateway-local") == 1
             results = (client.execute(("GET", name), ("GET", name)) for name in names)
             return list(await asyncio.gather(*results))
 
     answers = asyncio.run(scenario())
-    wanted = [f"llm:link:{number}".encode() for number in range(40)]
+    wanted = [f"llm:local:link:{number}".encode() for number in range(40)]
     assert answers == [[name, name] for name in wanted]
 
 
 def test_a_rejected_command_does_not_affect_other_callers(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
         async with connected(redis_server.socket) as client:
-            await client.execute(("SET", "llm:text", "no number"))
-            refused = client.execute(("GET", "llm:text"), ("INCRBY", "llm:text", 1), ("GET", "llm:text"))
-            beside = client.execute(("GET", "llm:text"))
+            await client.execute(("SET", "llm:local:text", "no number"))
+            refused = client.execute(("GET", "llm:local:text"), ("INCRBY", "llm:local:text", 1), ("GET", "llm:local:text"))
+            beside = client.execute(("GET", "llm:local:text"))
             return list(await asyncio.gather(refused, beside, return_exceptions=True))
 
     refused, beside = asyncio.run(scenario())
@@ -61,9 +61,9 @@ def test_a_rejected_command_does_not_affect_other_callers(redis_server: RedisSer
 def test_a_cancelled_caller_does_not_affect_other_callers(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
         async with connected(redis_server.socket) as client:
-            await client.execute(("SET", "llm:text", "mine"))
-            leaving = asyncio.create_task(client.execute(("GET", "llm:other")))
-            staying = asyncio.create_task(client.execute(("GET", "llm:text")))
+            await client.execute(("SET", "llm:local:text", "mine"))
+            leaving = asyncio.create_task(client.execute(("GET", "llm:local:other")))
+            staying = asyncio.create_task(client.execute(("GET", "llm:local:text")))
             while client.waiting or not client.asking:  # until both are sent
                 await asyncio.sleep(0)
             leaving.cancel()
@@ -77,9 +77,9 @@ def test_a_caller_behind_a_slow_result_waits_no_longer_than_its_deadline(
 ) -> None:
     async def scenario() -> None:
         async with connected(path, deadline_ms=1000) as client:
-            first = asyncio.create_task(client.execute(("GET", "llm:text")))
+            first = asyncio.create_task(client.execute(("GET", "llm:local:text")))
             await asyncio.sleep(0.2)
-            second = asyncio.create_task(client.execute(("GET", "llm:text")))
+            second = asyncio.create_task(client.execute(("GET", "llm:local:text")))
             with pytest.raises(RedisUnavailable):
                 await first
             await asyncio.sleep(0)
@@ -94,11 +94,11 @@ def test_a_caller_behind_a_slow_result_waits_no_longer_than_its_deadline(
 def test_a_restarted_redis_is_used_at_once(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
         async with connected(redis_server.socket) as client:
-            await client.execute(("GET", "llm:text"))
+            await client.execute(("GET", "llm:local:text"))
             redis_server.stop()
             redis_server.start()
             await asyncio.sleep(0.1)  # the end of the connection is noticed
-            return await client.execute(("GET", "llm:text"))
+            return await client.execute(("GET", "llm:local:text"))
 
     assert asyncio.run(scenario()) == [None]
 
@@ -126,7 +126,7 @@ def test_the_redis_of_another_host_is_reached_by_mutual_tls(other_host: OtherHos
         async with connected(
             other_host.url, tls=other_host.client_of(issue(other_host.ca, "ours"))
         ) as client:
-            return await client.execute(("SET", "llm:far", "away"), ("GET", "llm:far"))
+            return await client.execute(("SET", "llm:local:far", "away"), ("GET", "llm:local:far"))
 
     assert asyncio.run(scenario()) == [b"OK", b"away"]
 
@@ -137,11 +137,11 @@ def test_a_renewed_certificate_is_used_without_a_restart(other_host: OtherHost, 
     async def scenario() -> list[object]:
         async with connected(other_host.url, tls=other_host.client_of(ours)) as client:
             with pytest.raises(RedisUnavailable):
-                await client.execute(("GET", "llm:text"))
+                await client.execute(("GET", "llm:local:text"))
             for suffix in (".pem", ".key"):
                 renewed.with_suffix(suffix).replace(ours.with_suffix(suffix))
             client.rest_until = 0.0  # else it pauses
-            return await client.execute(("SET", "llm:text", "new"), ("GET", "llm:text"))
+            return await client.execute(("SET", "llm:local:text", "new"), ("GET", "llm:local:text"))
 
     assert asyncio.run(scenario()) == [b"OK", b"new"]
 
@@ -150,7 +150,7 @@ def test_a_redis_whose_certificate_is_revoked_gets_no_prompt(other_host: OtherHo
     async def scenario(lists: Path) -> None:
         tls = other_host.client_of(issue(other_host.ca, "ours"), lists)
         async with connected(other_host.url, tls=tls) as client:
-            await client.execute(("SET", "llm:text", "prompt"))
+            await client.execute(("SET", "llm:local:text", "prompt"))
 
     asyncio.run(scenario(revoke(other_host.ca)))
     with pytest.raises(RedisUnavailable):

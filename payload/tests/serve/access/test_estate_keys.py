@@ -93,8 +93,8 @@ def test_an_answer_of_one_host_is_rated_at_each_and_redis_has_no_prompt(
         store.flushall()
         with hosts[0].client(keys[0]) as client:
             answer = client.post(CHAT, json={**GREEDY, "messages": [{"role": "user", "content": PROMPT}]})
-        eventually("it is cached", lambda: store.keys("llm:exact:*"))
-        [name] = store.keys("llm:exact:*")
+        eventually("it is cached", lambda: store.keys("llm:*:exact:*"))
+        [name] = store.keys("llm:*:exact:*")
         assert PROMPT.encode() not in (store.get(name) or b"")
     rating = {"id": answer.headers["x-llm-response-id"], "thumb": "up"}
     for host, key in zip(hosts, keys, strict=True):

@@ -450,7 +450,7 @@ def test_running_streams_end_with_their_token_its_holder_or_its_key(service: Ser
 def test_a_subject_in_two_tenants_shares_no_cached_answer(tmp_path: Path) -> None:
     provider = Provider(tmp_path / "jwks.json")
     redis = RedisServer(tmp_path)
-    options = {"url": f"unix://{redis.socket}", "user": "gateway", "deadline_ms": 5000}
+    options = {"url": f"unix://{redis.socket}", "user": "gateway-local", "deadline_ms": 5000}
     secret = {"redis.gateway": PASSWORD}
     options["password_credential"] = "redis.gateway"
     identity = {"oidc": provider.settings()}

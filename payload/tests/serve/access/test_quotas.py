@@ -3,18 +3,18 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from redis_server import PASSWORD, RedisServer
+from redis_server import OTHER, PASSWORD, RedisServer
 
 from llmserve.access.decision import Decision, Rate
 from llmserve.access.quotas import ANSWER_TOKENS, AWAY_SHARE, LEASES, Quotas
 from llmserve.api.errors import ApiError
 from llmserve.metrics import Metrics
-from llmserve.redis_client import RedisClient
+from llmserve.redis_client import RedisClient, RedisUnavailable
 from llmserve.settings import Redis
 
 
@@ -26,10 +26,20 @@ def mid_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def processes(server: RedisServer, number: int) -> AsyncIterator[list[Quotas]]:
-    """The quotas of several gateways, each with its own connection."""
-    settings = Redis(url=f"unix://{server.socket}", user="gateway", deadline_ms=5000)
-    clients = [RedisClient(settings, PASSWORD) for _ in range(number)]
+async def processes(
+    server: RedisServer, number: int, hosts: Sequence[str] = ("local",)
+) -> AsyncIterator[list[Quotas]]:
+    """The quotas of several gateways of each host, each with its own connection."""
+    clients = []
+    for host in hosts:
+        settings = Redis(
+            url=f"unix://{server.socket}",
+            user=f"gateway-{host}",
+            host=host,
+            others=tuple(each for each in hosts if each != host),
+            deadline_ms=5000,
+        )
+        clients += [RedisClient(settings, PASSWORD) for _ in range(number)]
     yield [Quotas(client, Metrics()) for client in clients]
     for client in clients:
         await client.close()
@@ -200,7 +210,7 @@ def test_counters_are_named_by_a_hash_and_expire_a_minute_after_their_period(
         counted = {
             kind: (int(redis.get(name) or 0), redis.expiretime(name))
             for kind, seconds in (("requests_a_minute", 60), ("tokens_a_minute", 60), ("tokens_a_day", 86400))
-            for name in [f"llm:quota:{owner}:{kind}:{now // seconds}"]
+            for name in [f"llm:local:quota:{owner}:{kind}:{now // seconds}"]
         }
     minute = now // 60 * 60 + 120
     assert counted == {
@@ -208,6 +218,67 @@ def test_counters_are_named_by_a_hash_and_expire_a_minute_after_their_period(
         "tokens_a_minute": (10**6 // LEASES, minute),
         "tokens_a_day": (10**6 // LEASES, now // 86400 * 86400 + 86460),
     }
+
+
+BOTH = "local", OTHER
+
+
+def test_two_hosts_that_share_a_redis_share_one_limit(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1, BOTH) as (one, other):
+            limit = granting(requests=100)
+            for _ in range(50):
+                await one.request("t", "of both", limit)
+            passed = await count(60, lambda: other.request("t", "of both", limit))
+            assert 45 <= passed <= 50
+            [requests, _, _] = await other.usage("t", "of both", limit.rate)
+            assert requests[1] >= 95
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"-1000000", b"no number", b"9" * 10**6], ids=["gone", "negative", "text", "long"]
+)
+def test_a_host_that_writes_its_counters_anew_frees_nothing_that_another_counted(
+    redis_server: RedisServer, value: bytes | None
+) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1, BOTH) as (honest, hostile):
+            limit, subject = granting(requests=100), f"of {value and value[:9]!r}"
+            assert await count(100, lambda: honest.request("t", subject, limit)) == 100
+            await count(1, lambda: hostile.request("t", subject, limit))
+            name = hostile.account("t", subject, time.time()).requests(limit.rate, time.time()).name
+            assert hostile.redis
+            own = hostile.redis.key(name)
+            await hostile.redis.execute(("DEL", own) if value is None else ("SET", own, value))
+            assert await count(5, lambda: honest.request("t", subject, limit)) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_host_can_write_no_key_of_another_and_read_none_but_its_counters(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1, BOTH) as (one, hostile):
+            assert one.redis
+            assert hostile.redis
+            mine = one.redis.key("exact:answer"), one.redis.key("quota:counter")
+            for key in mine:
+                await one.redis.execute(("SET", key, "1"))
+            assert await hostile.redis.execute(("GETRANGE", mine[1], 0, 9)) == [b"1"]
+            for command in (
+                ("DEL", mine[1]),
+                ("SET", mine[1], "0"),
+                ("INCRBY", mine[1], -1),
+                ("SET", mine[0], "x"),
+                ("GET", mine[0]),
+            ):
+                with pytest.raises(RedisUnavailable):
+                    await hostile.redis.execute(command)
+                hostile.redis.failures = 0
+            assert await one.redis.execute(*(("GET", key) for key in mine)) == [b"1", b"1"]
+
+    asyncio.run(scenario())
 
 
 def test_what_a_lease_exceeds_the_limit_by_is_given_back(redis_server: RedisServer) -> None:
@@ -411,7 +482,7 @@ def test_tokens_that_a_killed_process_had_reserved_are_free_when_their_period_en
             next(clock)
             assert await count(1, lambda: other.reserve("t", "left", limit, 1000)) == 1
             with redis_server.client() as redis:
-                names = redis.keys(f"llm:quota:{hashlib.sha256(b't\0left').hexdigest()[:32]}:*")
+                names = redis.keys(f"llm:local:quota:{hashlib.sha256(b't\0left').hexdigest()[:32]}:*")
                 assert len(names) == 3
                 assert all(redis.expiretime(name) > 0 for name in names), "the day's ends, too"
 

@@ -1,5 +1,6 @@
 """The exact cache, with Debian's Redis behind a UNIX socket and an ACL user."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -17,7 +18,11 @@ from questions import CHAT, GREEDY, ask, error, whole
 from redis_server import PASSWORD, RedisServer
 from service import Service, events, eventually, running
 
-from llmserve.cache.exact import CacheWish, Kept, cache_wish
+from llmserve.cache.exact import TAG_BYTES, CacheWish, ExactCache, Kept, cache_wish
+from llmserve.metrics import Metrics
+from llmserve.protocol import Done
+from llmserve.redis_client import RedisClient
+from llmserve.settings import Redis
 
 SLOW_WORDS = " ".join(f"slow{number}" for number in range(20))
 SLOW = {"model": "slow", "temperature": 0, "messages": [{"role": "user", "content": SLOW_WORDS}]}
@@ -157,26 +162,46 @@ def test_the_age_of_an_entry_is_never_negative(
     assert Kept([], "stop", 1, 1, time.time() + 3600).age() == 0, "the clock was set back by an hour"
 
 
-def test_an_entry_that_is_none_is_a_miss_and_replaced(cached: Service, store: redis.Redis) -> None:
+def test_an_entry_that_this_host_did_not_store_is_a_miss_and_replaced(
+    cached: Service, store: redis.Redis
+) -> None:
+    """Whoever writes into Redis, another host or Redis itself, puts no words into a gateway's mouth."""
     words = user_message("believe me")
-    before = set(store.keys("llm:exact:*"))
+    before = set(store.keys("llm:local:exact:*"))
     ask(cached, messages=words)
-    eventually("it is cached", lambda: set(store.keys("llm:exact:*")) - before)
-    (name,) = set(store.keys("llm:exact:*")) - before
+    eventually("it is cached", lambda: set(store.keys("llm:local:exact:*")) - before)
+    (name,) = set(store.keys("llm:local:exact:*")) - before
     value = store.get(name)
     assert isinstance(value, bytes)
-    entry = json.loads(value)
-    written = json.dumps({**entry, "pieces": ["from ", "Redis"], "stored": time.time() - 3600}).encode()
-    store.set(name, written)
-    answer = whole(cached, messages=words)
-    assert answer.json()["choices"][0]["message"]["content"] == "from Redis"
-    assert int(answer.headers["age"]) >= 3600
-    assert ask(cached, messages=words, control="max-age=60") == ("miss", "believe me")
-    for wrong in "{}", "[]", "no JSON", b"\xff", json.dumps({**entry, "more": 1}):
+    assert ask(cached, messages=words) == ("hit", "believe me")
+    tag, entry = value[:TAG_BYTES], json.loads(value[TAG_BYTES:])
+    forged = json.dumps({**entry, "pieces": ["Send it to https://evil.example"]}).encode()
+    of_another_question = next(store.get(each) for each in before) if before else b""
+    written: bytes | None = None
+    for wrong in tag + forged, forged, bytes(TAG_BYTES) + forged, of_another_question, b"", b"{}", tag:
         eventually("the answer is cached again", lambda last=written: store.get(name) != last)
-        written = wrong if isinstance(wrong, bytes) else wrong.encode()
+        written = wrong
         store.set(name, written)
         assert ask(cached, messages=words) == ("miss", "believe me")
+
+
+def test_an_entry_is_used_while_it_is_young_enough_for_the_client_and_by_the_host_that_stored_it(
+    redis_server: RedisServer,
+) -> None:
+    settings = Redis(**redis_server.settings | {"deadline_ms": 5000, "password_credential": None})
+
+    async def scenario() -> None:
+        client = RedisClient(settings, PASSWORD)
+        cache = ExactCache(client, 60, b"secret", Metrics())
+        await cache.put("exact:a", ["x"], Done(0, "", "stop", 1, 1))
+        kept = await cache.get("exact:a", 60)
+        assert kept
+        assert kept.pieces == ["x"]
+        assert await cache.get("exact:a", -1) is None
+        assert await ExactCache(client, 60, b"another host's", Metrics()).get("exact:a", None) is None
+        await client.close()
+
+    asyncio.run(scenario())
 
 
 def test_two_tenants_never_share_an_entry(cached: Service) -> None:
@@ -301,12 +326,14 @@ def test_a_slow_redis_does_not_cost_each_request_a_deadline(
 ) -> None:
     folder = tmp_path_factory.mktemp("late")
     begun, made = time.monotonic(), list[float]()
-    with redis_server.delayed(folder / "late.sock", 500, made) as path:
+    with redis_server.delayed(folder / "late.sock", 60, made) as path:
         settings = {**redis_server.settings, "url": f"unix://{path}", "deadline_ms": 50}
         secret = {"redis.gateway": PASSWORD}
         with running(folder, redis=settings, credentials=secret) as service, service.client() as client:
-            for _ in range(40):
-                answer = client.post(CHAT, json=GREEDY)
+            for number in range(
+                40
+            ):  # each its own, since an answer can be joined while Redis is asked to keep it
+                answer = client.post(CHAT, json={**GREEDY, "messages": user_message(f"one {number}")})
                 assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "miss")
     # A missed deadline closes the connection; after four of them, the next attempt is two seconds later.
     assert 1 <= len(made) <= 5 + (time.monotonic() - begun) / 2, (

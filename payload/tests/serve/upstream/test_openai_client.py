@@ -304,7 +304,7 @@ def test_greedy_answers_of_an_upstream_are_cached_only_if_configured(
     described = {"socket": str(tmp_path / "upstream.sock"), "revision": str(tmp_path), "fields": ["tools"]}
     redis = {
         "url": f"unix://{redis_server.socket}",
-        "user": "gateway",
+        "user": "gateway-local",
         "password_credential": "redis.gateway",
     }
     options: dict[str, Any] = {
