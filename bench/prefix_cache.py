@@ -46,12 +46,12 @@ def key_of(stand: Stand, tenant: str) -> str:
 def conversation(tokens: int, number: int) -> list[dict[str, str]]:
     """A first turn; each word is a token, and none of them begins as another conversation's."""
     words = random.Random(number).choices(WORDS, k=tokens)  # noqa: S311 (no secret)
-    return [{"role": "user", "content": f"{number} {' '.join(words)}. How are you?"}]
+    return [{"role": "user", "content": f"{number} {' '.join(words)}. Tell me a story about a river."}]
 
 
 def second(first: list[dict[str, str]]) -> list[dict[str, str]]:
     """The conversation's second turn."""
-    return [*first, {"role": "assistant", "content": "I am well."}, {"role": "user", "content": "And now?"}]
+    return [*first, {"role": "assistant", "content": "Once upon a time there was a river."}, {"role": "user", "content": "Tell me a story."}]
 
 
 def measure(options: argparse.Namespace, stand: Stand) -> dict[str, list[float]]:
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace, stand: Stand) -> dict[str, list[float]]
     seconds: dict[str, list[float]] = {case: [] for case in CASES}
 
     def first_token(case: str, target: Target, messages: list[dict[str, str]]) -> None:
-        seconds[case].append(ask_one(target, 2, messages)[1])
+        seconds[case].append(ask_one(target, 4, messages)[1])
 
     for number in range(options.rounds):
         first = conversation(options.tokens, 2 * number)
