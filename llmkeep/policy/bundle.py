@@ -168,10 +168,12 @@ def diff(old: Path, new: Path) -> list[dict[str, Any]]:
     roles = sorted({role for _, side in sides for role in side["llm"].get("roles", {})})
     actions = sorted({action for opa, _ in sides for action in opa.eval_document("llm.validate.actions")})
     groups = sorted({group for _, side in sides for group in side["llm"].get("groups", {})})
-    holders = [([role], []) for role in roles] + [([*pair], []) for pair in itertools.combinations(roles, 2)]
+    sets = [[role] for role in roles] + [list(pair) for pair in itertools.combinations(roles, 2)]
+    holders = [{"roles": names, "groups": []} for names in sets]
+    holders += [{"roles": [], "groups": [group]} for group in groups]
     found = []
-    for (names, member), action in itertools.product(holders + [([], [group]) for group in groups], actions):
-        holder = {"roles": names, "groups": member, "action": action}
+    for each, action in itertools.product(holders, actions):
+        holder = {**each, "action": action}
         question = {"subject": "anybody", "tenant": "any", **holder}
         before, after = (opa.eval_document("llm.authz.decision", question) for opa, _ in sides)
         if before != after:

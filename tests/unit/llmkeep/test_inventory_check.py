@@ -212,7 +212,7 @@ def test_an_alias_of_what_no_host_serves_or_with_the_name_of_a_model_is_named() 
         ),
         "the alias b has the name of a model that is served, so it has no effect: take out one of the two",
     ]
-    for nothing in None, "b", []:
+    for nothing in (None, "b", 7):
         assert inventory.alias_warnings({"llm/aliases": {"b": nothing}}, {"a": None}) == []
         assert inventory.alias_warnings({"llm/aliases": nothing}, {}) == []
 
