@@ -51,7 +51,11 @@ def conversation(tokens: int, number: int) -> list[dict[str, str]]:
 
 def second(first: list[dict[str, str]]) -> list[dict[str, str]]:
     """The conversation's second turn."""
-    return [*first, {"role": "assistant", "content": "Once upon a time there was a river."}, {"role": "user", "content": "Tell me a story."}]
+    return [
+        *first,
+        {"role": "assistant", "content": "Once upon a time there was a river."},
+        {"role": "user", "content": "Tell me a story."},
+    ]
 
 
 def measure(options: argparse.Namespace, stand: Stand) -> dict[str, list[float]]:
