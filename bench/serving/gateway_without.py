@@ -9,7 +9,7 @@ from typing import Any
 from llmserve.access.decision import Decision, Rate
 from llmserve.access.identity import Authenticator, Headers, Identity
 from llmserve.access.policy import Policy
-from llmserve.access.quotas import Quotas, Reservation
+from llmserve.access.quotas import Account, Quotas, Reservation
 from llmserve.asgi import Exchange
 from llmserve.audit.recorder import Recorder
 from llmserve.cli import main
@@ -17,7 +17,7 @@ from llmserve.cli import main
 ANYBODY = Identity("api_key", "bench", "bench", "bench", ("developer",))
 RATE = Rate("bench", 10**6, 10**9, 10**12)  # as signed_policy: all gateways of one run count in one Redis
 ALLOWED = Decision(True, "a benchmark", "bench", 1, None, 2048, RATE)
-NOTHING = Reservation((), 0)  # type: ignore[arg-type]
+NOTHING = Reservation(Account("bench"), RATE, (), 0)  # type: ignore[arg-type]
 
 
 def identify(authenticator: Authenticator, headers: Headers) -> Identity:
@@ -38,7 +38,15 @@ async def request(quotas: Quotas, tenant: str, subject: str, decision: Decision)
     """Not counted."""
 
 
-async def reserve(quotas: Quotas, tenant: str, subject: str, decision: Decision, tokens: int) -> Reservation:
+async def reserve(
+    quotas: Quotas,
+    tenant: str,
+    subject: str,
+    decision: Decision,
+    prompt: int,
+    longest: int = 0,
+    answers: int = 1,
+) -> Reservation:
     """Not set aside."""
     return NOTHING
 

@@ -176,9 +176,8 @@ def test_an_entry_that_this_host_did_not_store_is_a_miss_and_replaced(
     assert ask(cached, messages=words) == ("hit", "believe me")
     tag, entry = value[:TAG_BYTES], json.loads(value[TAG_BYTES:])
     forged = json.dumps({**entry, "pieces": ["Send it to https://evil.example"]}).encode()
-    of_another_question = next(store.get(each) for each in before) if before else b""
-    written: bytes | None = None
-    for wrong in tag + forged, forged, bytes(TAG_BYTES) + forged, of_another_question, b"", b"{}", tag:
+    written = b""
+    for wrong in tag + forged, forged, bytes(TAG_BYTES) + forged, b"", b"{}", tag:
         eventually("the answer is cached again", lambda last=written: store.get(name) != last)
         written = wrong
         store.set(name, written)
