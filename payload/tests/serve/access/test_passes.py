@@ -63,3 +63,9 @@ def test_a_gateway_without_an_identity_provider_takes_no_pass_of_a_token(
 ) -> None:
     """Its keys would not have verified the token."""
     assert code(authenticator, Passes(PEPPER).issue(TOKEN)) == "revoked_key"
+
+
+def test_a_pass_of_a_page_of_another_release_is_refused(authenticator: Authenticator) -> None:
+    later = {"token": asdict(TOKEN) | {"more": 1}, "exp": 2**33}
+    other = jwt.encode(later, authenticator.passes.key, "HS256")
+    assert code(authenticator, f"{PREFIX}{other}") == "invalid_pass"
