@@ -18,6 +18,8 @@ CONFIG = FOLDER / "serving/config"
 # The journal is a host's; a container's output goes where the cluster's logs go.
 JOURNAL = "syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge"
 EDGE = {"edge_port": 8443, "base_ipv6": False, "estate_name": "llm.llmkeep.svc", "llm_serving_gateways": 1}
+EDGE |= {"edge_connections": 128, "edge_connections_per_address": 64}  # within the pod's memory
+CONNECTION_BYTES = 40_000  # of an open connection by TLS 1.3, beside its header buffers: measured, with a margin
 HOSTS = {"llm1.estate.internal": "10.0.0.12", "ops1.estate.internal": "10.0.0.11"}
 GROUPS = {"control": ["ops1"], "mirror": ["ops1"], "serve": ["llm1"], "edge": ["llm1"]}
 
@@ -42,7 +44,25 @@ def test_nginx_is_configured_as_on_hosts() -> None:
         "ssl_certificate_key",
         "include",
         "keepalive_timeout",  # as long as a pod that leaves can wait
+        "worker_connections",  # as many as its memory holds: no firewall counts them by address
+        "client_header_timeout",
     }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_number_of_clients_has_the_edge_use_more_memory_than_it_may(overlay: str) -> None:
+    """As many connections as nginx takes, with heads that never end; and as many requests, with bodies that never end."""
+    edge, nginx = (CONFIG / "edge.conf").read_text(), (CONFIG / "nginx.conf").read_text()
+
+    def number(text: str, name: str) -> int:
+        return int(re.findall(rf"^\s*{name}(?: llmkeep_all)? (\d+)[; ]", text, re.M)[0])
+
+    connections = number(nginx, "worker_processes") * number(nginx, "worker_connections")
+    buffers, kilobytes = map(int, re.findall(r"large_client_header_buffers (\d+) (\d+)k;", edge)[0])
+    heads = connections * (CONNECTION_BYTES + buffers * kilobytes * 1024)
+    bodies = number(edge, "limit_conn") * number(edge, "client_body_buffer_size")
+    limit = containers(one(kustomized(overlay), "StatefulSet")["spec"]["template"]["spec"])["edge"]["resources"]["limits"]
+    assert heads + bodies < int(limit["memory"].removesuffix("Mi")) << 20
 
 
 def test_metrics_are_shown_as_on_hosts(tmp_path: Path) -> None:
