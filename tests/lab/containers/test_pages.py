@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from estate import HOSTS, LAB, QUESTION, ROOT, Client, Lab, answered, request
+from estate import HOSTS, LAB, QUESTION, ROOT, Client, Lab, answered, answers, request
 
 from lab import demo
 from lab.door import open_door
@@ -96,6 +96,7 @@ def picture(opened: Any, name: str) -> None:
 @pytest.fixture(scope="module")
 def printed(estate: Lab, client: Client) -> dict[str, tuple[str, str]]:
     """What `make lab` prints of each page: its address, and the key in the file that is named below it."""
+    answers(client)  # an estate from a snapshot boots, and its engine loads the model
     instance = Instance(estate.instance)
     *pages, (_, ca) = demo.pages(instance, open_door(instance))
     assert Path(ca).samefile(client.ca)
