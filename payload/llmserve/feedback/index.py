@@ -20,17 +20,25 @@ from llmcore.ratings import ANSWERED, RATED, SUBJECT, TENANT, TIME, TRANSACTION,
 NAME = "index.sqlite"
 STEP_BYTES = 1 << 22  # of a file in one transaction: another gateway's rating waits no longer
 WAIT_SECONDS = 10.0
+VERSION = 1  # as the schema sets it
+SETTINGS = "PRAGMA synchronous = NORMAL", "PRAGMA secure_delete = ON"  # of a connection
 SCHEMA = """
 PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-PRAGMA secure_delete = ON;
 CREATE TABLE IF NOT EXISTS files (id INTEGER PRIMARY KEY, name TEXT UNIQUE, inode INTEGER, size INTEGER);
 CREATE TABLE IF NOT EXISTS lines (
     file INTEGER, place INTEGER, length INTEGER, kind TEXT, time TEXT, subject BLOB, exchange BLOB,
     PRIMARY KEY (file, place)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS of_subject ON lines (subject, time, kind, length);
+CREATE TABLE IF NOT EXISTS ratings (subject BLOB PRIMARY KEY, bytes INTEGER) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS more AFTER INSERT ON lines WHEN new.kind = 'rated' AND new.subject IS NOT NULL BEGIN
+    INSERT INTO ratings VALUES (new.subject, new.length) ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER IF NOT EXISTS less AFTER DELETE ON lines WHEN old.kind = 'rated' BEGIN
+    UPDATE ratings SET bytes = bytes - old.length WHERE subject = old.subject;
+END;
+CREATE INDEX IF NOT EXISTS of_subject ON lines (subject, time, kind);
 CREATE INDEX IF NOT EXISTS of_exchange ON lines (exchange, kind);
+PRAGMA user_version = 1;
 """
 
 
@@ -54,14 +62,23 @@ def exchange(transaction: object) -> bytes:
     return hashlib.blake2b(to_json(transaction), digest_size=8).digest()
 
 
+def connected(folder: Path) -> sqlite3.Connection:
+    """A connection to the index, which is made where there is none; any thread may close it."""
+    path = folder / NAME
+    database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    for setting in SETTINGS:
+        database.execute(setting)
+    if database.execute("PRAGMA user_version").fetchone() != (VERSION,):
+        database.executescript(SCHEMA)
+        path.chmod(0o600)
+    return database
+
+
 @contextmanager
 def opened(folder: Path) -> Iterator[sqlite3.Connection]:
     """The index; one that SQLite cannot read is made anew. Raises OSError."""
-    path = folder / NAME
     try:
-        with closing(sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)) as database:
-            database.executescript(SCHEMA)
-            path.chmod(0o600)
+        with closing(connected(folder)) as database:
             yield database
     except sqlite3.OperationalError as error:  # it is locked, or the disk is full
         raise OSError(str(error)) from error
@@ -153,20 +170,17 @@ def drop(database: sqlite3.Connection, name: str) -> None:
     database.execute("DELETE FROM files WHERE name = ?", [name])
 
 
-def rated(database: sqlite3.Connection, transaction: object) -> int:
-    """How many ratings there are of an exchange."""
-    [count] = database.execute(
-        "SELECT count(*) FROM lines WHERE exchange = ? AND kind = ?", [exchange(transaction), RATED]
-    ).fetchone()
+def rated(database: sqlite3.Connection, transaction: object, most: int) -> int:
+    """How many ratings there are of an exchange, counted up to `most`."""
+    query = "SELECT count(*) FROM (SELECT 1 FROM lines WHERE exchange = ? AND kind = ? LIMIT ?)"
+    [count] = database.execute(query, [exchange(transaction), RATED, most]).fetchone()
     return int(count)
 
 
 def rated_bytes(database: sqlite3.Connection, whose: bytes) -> int:
     """Bytes of the ratings by a holder."""
-    [total] = database.execute(
-        "SELECT total(length) FROM lines WHERE subject = ? AND kind = ?", [whose, RATED]
-    ).fetchone()
-    return int(total)
+    row = database.execute("SELECT bytes FROM ratings WHERE subject = ?", [whose]).fetchone()
+    return int(row[0]) if row else 0
 
 
 def of(

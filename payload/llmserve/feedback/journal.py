@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -255,6 +256,7 @@ class Journal:
         self.rating_bytes = RATING_BYTES
         self.reserve = RESERVE_BYTES
         self.largest = 0  # bytes of a file
+        self.open_index: sqlite3.Connection | None = None
         self.indexed = ""  # the hour from which on the index may lack lines
         self.looked = -LOOK_SECONDS  # time.monotonic() of the last look at the size
         self.full: set[str] = set()  # kinds
@@ -326,6 +328,8 @@ class Journal:
             return
         counts, sizes = Counter[object](), Counter[bytes]()
         with index.opened(self.folder) as database:
+            # The last connection that closes writes the whole log back; this one stays, so that no rating pays for it.
+            self.open_index = self.open_index or index.connected(self.folder)
             index.update(database, self.folder, self.indexed)
             self.indexed = time.strftime(HOUR, time.gmtime(time.time() - 3600))
             for rating in ratings:
@@ -333,7 +337,7 @@ class Journal:
                     rating[TRANSACTION],
                     index.holder(rating.get(SUBJECT), rating.get(TENANT)),
                 )
-                if index.rated(database, transaction) + counts[transaction] >= RATINGS_OF_ONE:
+                if index.rated(database, transaction, RATINGS_OF_ONE) + counts[transaction] >= RATINGS_OF_ONE:
                     yield too_many(
                         f"this answer was rated {RATINGS_OF_ONE} times, and the last rating counts"
                     )
