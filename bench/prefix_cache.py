@@ -2,8 +2,8 @@
 """Time to first token of a conversation's second turn where vLLM keeps prefixes, and whether another tenant notices.
 
 Each round has a conversation of its own, of about `--tokens` tokens. Its tenant asks the first turn and the second; another
-tenant asks the same second turn, and one that nobody asked before. These last two differ only in what the first tenant has left
-in the cache: their ratio is 1 where the gateway's `cache_salt` keeps tenants apart. Their order alternates by round.
+tenant asks the same second turn, and then a new one. These two differ only in what the first tenant left in the cache: their
+ratio is 1 if the gateway's `cache_salt` keeps tenants apart. Their order alternates by round.
 
 Needs `make env` and `make peers PEER=vllm`. Exit code 0, or 1 where vLLM is not there.
 """
@@ -30,7 +30,7 @@ CASES = {
     "first turn": "the tenant's first turn",
     "second turn": "its second turn",
     KNOWN: "the same second turn of another tenant",
-    UNKNOWN: "a second turn that nobody asked, of that tenant",
+    UNKNOWN: "a new second turn of the other tenant",
 }
 
 

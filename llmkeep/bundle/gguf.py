@@ -76,7 +76,7 @@ def take(wheel: Path, inner: str, folder: Path) -> None:
 
 
 def _extract(archive: zipfile.ZipFile, targets: dict[str, Path]) -> None:
-    """Write members to their targets. Nobody has looked at the wheel yet: its names and sizes are its publisher's."""
+    """Write members to their targets. The wheel is not reviewed yet, so its names and sizes are not trusted."""
     room = MOST_BYTES
     for name, target in targets.items():
         member, path = archive.getinfo(name), PurePosixPath(name)

@@ -105,9 +105,9 @@ def judged(experiment: Experiment, metric: Metric, percent: int, seen: Seen) -> 
     )
     up, down = (low > 0, high < 0) if metric.better == "higher" else (high < 0, low > 0)
     largest = max(map(largest_share, (control, candidate)))
-    said = "undecided" if largest > LARGEST_SHARE else "better" if up else "worse" if down else "undecided"
+    outcome = "undecided" if largest > LARGEST_SHARE else "better" if up else "worse" if down else "undecided"
     return Judged(
-        metric.name, sequential.mean(control), sequential.mean(candidate), (low, high), said, largest
+        metric.name, sequential.mean(control), sequential.mean(candidate), (low, high), outcome, largest
     )
 
 

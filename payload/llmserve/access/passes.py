@@ -33,8 +33,8 @@ class Passes:
         """The id of the record, or the token; raises ApiError 401."""
         try:
             claims = jwt.decode(text.removeprefix(PREFIX), self.key, ["HS256"], options={"require": ["exp"]})
-            said = claims.get("token")
-            return Token(**said | {"groups": tuple(said["groups"])}) if said else str(claims["sub"])
+            token = claims.get("token")
+            return Token(**token | {"groups": tuple(token["groups"])}) if token else str(claims["sub"])
         except (jwt.PyJWTError, KeyError, TypeError):  # such a token is of a page of another release
             raise unauthenticated(
                 "invalid_pass", "the pass is not one of this estate's page, or too old: send an API key"

@@ -119,9 +119,9 @@ class ExactCache:
                 tag, content = value[:TAG_BYTES], value[TAG_BYTES:]
                 if not hmac.compare_digest(tag, self.tag(key, content)):
                     raise ValueError("this host did not store it")
-                kept = Kept(**from_json(content))
-                if max_age is None or kept.age() <= max_age:
-                    return kept
+                entry = Kept(**from_json(content))
+                if max_age is None or entry.age() <= max_age:
+                    return entry
         except (RedisUnavailable, ValueError, LookupError, TypeError, AttributeError):
             self.metrics.cache_by["error"].inc()
         return None

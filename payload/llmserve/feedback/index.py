@@ -1,7 +1,7 @@
 """Which lines of the journal are whose: an index in SQLite beside the files, made from them, and made anew where it is lost.
 
-It has no text, and no name: of each line the hashes of its subject and of its exchange, its place and its length. The files stay
-the truth; whoever reads by the index looks at the line itself.
+It holds neither texts nor names: for each line, hashes of its subject and exchange, its place and its length. The files are
+authoritative, so a reader checks the line that the index leads to.
 """
 
 import hashlib
@@ -108,10 +108,10 @@ def update(database: sqlite3.Connection, folder: Path, since: str = "") -> None:
 def more(path: Path, known: tuple[int, int] | None) -> bool:
     """Whether the file is not as the index knows it."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return False
-    return known != (found.st_ino, found.st_size)
+    return known != (status.st_ino, status.st_size)
 
 
 def step(database: sqlite3.Connection, path: Path) -> bool:
@@ -119,17 +119,19 @@ def step(database: sqlite3.Connection, path: Path) -> bool:
     database.execute("BEGIN IMMEDIATE")
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
             known = database.execute(
                 "SELECT id, inode, size FROM files WHERE name = ?", [path.name]
             ).fetchone()
-            if known and (known[1] != found.st_ino or known[2] > found.st_size):  # lines were taken out of it
+            if known and (
+                known[1] != status.st_ino or known[2] > status.st_size
+            ):  # lines were taken out of it
                 drop(database, path.name)
                 known = None
             number, _, begin = known or (None, 0, 0)
             if number is None:
                 made = database.execute(
-                    "INSERT INTO files (name, inode, size) VALUES (?, ?, 0)", [path.name, found.st_ino]
+                    "INSERT INTO files (name, inode, size) VALUES (?, ?, 0)", [path.name, status.st_ino]
                 )
                 number = made.lastrowid
             file.seek(begin)
@@ -187,12 +189,12 @@ def of(
     database: sqlite3.Connection, folder: Path, subject: str, tenant: str, before: str, most: int
 ) -> list[Place]:
     """The newest lines of a subject, of the kinds that it sees, newest first. Older than `before`: ISO 8601; without it, all."""
-    found = database.execute(
+    rows = database.execute(
         "SELECT name, place, length, kind, time FROM lines JOIN files ON files.id = file "
         "WHERE subject = ? AND kind IN (?, ?) AND (? = '' OR time < ?) ORDER BY time DESC, name DESC, place DESC LIMIT ?",
         [holder(subject, tenant), RATED, ANSWERED, before, before, most],
     )
-    return [Place(folder / name, *rest) for name, *rest in found]
+    return [Place(folder / name, *rest) for name, *rest in rows]
 
 
 def counted(database: sqlite3.Connection, subject: str, tenant: str, before: str = "") -> tuple[int, int]:
@@ -207,11 +209,11 @@ def counted(database: sqlite3.Connection, subject: str, tenant: str, before: str
 
 def concerned(database: sqlite3.Connection, folder: Path, subject: str, tenant: str) -> list[Path]:
     """The files with lines of a subject, or with torn ones, which may be its own."""
-    found = database.execute(
+    rows = database.execute(
         "SELECT DISTINCT name FROM lines JOIN files ON files.id = file WHERE subject = ? OR subject IS NULL",
         [holder(subject, tenant)],
     )
-    names = {name for [name] in found}
+    names = {name for [name] in rows}
     sizes = dict(database.execute("SELECT name, size FROM files"))
     return [path for path in files(folder) if path.name in names or size(path) != sizes.get(path.name, 0)]
 
@@ -221,7 +223,7 @@ def record_at(place: Place) -> Record | None:
     try:
         with place.path.open("rb") as file:
             file.seek(place.place)
-            found = from_json(file.read(place.length))
+            record = from_json(file.read(place.length))
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None

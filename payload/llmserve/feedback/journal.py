@@ -257,7 +257,9 @@ class Journal:
         self.reserve = RESERVE_BYTES
         self.largest = 0  # bytes of a file
         self.open_index: sqlite3.Connection | None = None
-        self.indexed = ""  # the hour from which on the index may lack lines
+        self.indexed = (
+            ""  # the hour in which all files were compared with the index, as another program may remove some
+        )
         self.looked = -LOOK_SECONDS  # time.monotonic() of the last look at the size
         self.full: set[str] = set()  # kinds
         self.waiting: list[tuple[str, Record, asyncio.Future[None] | None]] = []
@@ -330,8 +332,9 @@ class Journal:
         with index.opened(self.folder) as database:
             # The last connection that closes writes the whole log back; this one stays, so that no rating pays for it.
             self.open_index = self.open_index or index.connected(self.folder)
-            index.update(database, self.folder, self.indexed)
-            self.indexed = time.strftime(HOUR, time.gmtime(time.time() - 3600))
+            hour, previous = (time.strftime(HOUR, time.gmtime(time.time() - ago)) for ago in (0, 3600))
+            index.update(database, self.folder, previous if self.indexed == hour else "")
+            self.indexed = hour
             for rating in ratings:
                 transaction, whose = (
                     rating[TRANSACTION],

@@ -107,7 +107,7 @@ class OidcProvider:
                     [prompt] = re.findall(r'name="prompt" value="(\w+)"', answer.text)
                     form = {"prompt": prompt, "login": account, "password": "any"}
                     answer = browser.post(action, data=form)
-        raise AssertionError(f"no way back: {answer.text}")
+        raise AssertionError(f"the provider did not redirect: {answer.text}")
 
 
 @contextmanager

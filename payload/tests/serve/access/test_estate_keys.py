@@ -20,7 +20,7 @@ ADA = Identity("api_key", "", "ada", "research", ())
 ONE = f"current {OLD.hex()}\n"
 ADDED = f"{ONE}next {NEW.hex()}\n"
 SWITCHED = f"former {OLD.hex()}\ncurrent {NEW.hex()}\n"
-PROMPT = "a question that nobody may read in Redis"
+PROMPT = "a question that Redis must not hold"
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_the_age_of_an_entry_is_never_negative(
 def test_an_entry_that_this_host_did_not_store_is_a_miss_and_replaced(
     cached: Service, store: redis.Redis
 ) -> None:
-    """Whoever writes into Redis, another host or Redis itself, puts no words into a gateway's mouth."""
+    """Neither Redis nor another host that writes to it can forge an answer."""
     words = user_message("believe me")
     before = set(store.keys("llm:local:exact:*"))
     ask(cached, messages=words)

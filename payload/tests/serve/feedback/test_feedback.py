@@ -376,6 +376,18 @@ def test_the_ratings_of_a_subject_are_bounded_in_bytes_and_it_can_delete_them(tm
     assert outcomes(kept, [rating(3)]) == [""]
 
 
+def test_ratings_that_an_operator_removed_count_no_longer_in_the_next_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = journal.Journal(tmp_path, Metrics())
+    kept.rating_bytes = len(journal.line(rating(0)))
+    monkeypatch.setattr(journal, "HOUR", "20260101T00")
+    assert outcomes(kept, [rating(0), rating(1)]) == ["", "too_many_ratings"]
+    journal.forget(tmp_path, lambda record: record["user.id"] == "ada")
+    monkeypatch.setattr(journal, "HOUR", "20260101T09")
+    assert outcomes(kept, [rating(1)]) == [""]
+
+
 def test_a_full_volume_takes_no_rating_and_no_answer_and_what_is_kept_can_be_deleted(tmp_path: Path) -> None:
     kept, metrics = journal.Journal(tmp_path, Metrics()), Metrics()
     assert outcomes(kept, [rating(1)]) == [""]
