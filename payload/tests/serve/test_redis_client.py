@@ -49,7 +49,9 @@ def test_a_rejected_command_does_not_affect_other_callers(redis_server: RedisSer
     async def scenario() -> list[object]:
         async with connected(redis_server.socket) as client:
             await client.execute(("SET", "llm:local:text", "no number"))
-            refused = client.execute(("GET", "llm:local:text"), ("INCRBY", "llm:local:text", 1), ("GET", "llm:local:text"))
+            refused = client.execute(
+                ("GET", "llm:local:text"), ("INCRBY", "llm:local:text", 1), ("GET", "llm:local:text")
+            )
             beside = client.execute(("GET", "llm:local:text"))
             return list(await asyncio.gather(refused, beside, return_exceptions=True))
 

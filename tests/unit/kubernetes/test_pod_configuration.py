@@ -19,7 +19,9 @@ CONFIG = FOLDER / "serving/config"
 JOURNAL = "syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge"
 EDGE = {"edge_port": 8443, "base_ipv6": False, "estate_name": "llm.llmkeep.svc", "llm_serving_gateways": 1}
 EDGE |= {"edge_connections": 128, "edge_connections_per_address": 64}  # within the pod's memory
-CONNECTION_BYTES = 40_000  # of an open connection by TLS 1.3, beside its header buffers: measured, with a margin
+CONNECTION_BYTES = (
+    40_000  # of an open connection by TLS 1.3, beside its header buffers: measured, with a margin
+)
 HOSTS = {"llm1.estate.internal": "10.0.0.12", "ops1.estate.internal": "10.0.0.11"}
 GROUPS = {"control": ["ops1"], "mirror": ["ops1"], "serve": ["llm1"], "edge": ["llm1"]}
 
@@ -61,7 +63,9 @@ def test_no_number_of_clients_has_the_edge_use_more_memory_than_it_may(overlay: 
     buffers, kilobytes = map(int, re.findall(r"large_client_header_buffers (\d+) (\d+)k;", edge)[0])
     heads = connections * (CONNECTION_BYTES + buffers * kilobytes * 1024)
     bodies = number(edge, "limit_conn") * number(edge, "client_body_buffer_size")
-    limit = containers(one(kustomized(overlay), "StatefulSet")["spec"]["template"]["spec"])["edge"]["resources"]["limits"]
+    limit = containers(one(kustomized(overlay), "StatefulSet")["spec"]["template"]["spec"])["edge"][
+        "resources"
+    ]["limits"]
     assert heads + bodies < int(limit["memory"].removesuffix("Mi")) << 20
 
 
