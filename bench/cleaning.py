@@ -101,8 +101,9 @@ def ours(raw: Path, work: Path) -> int:
     with working(settings.work, 1) as place:
         pipeline = Pipeline(settings, place)
         left = pipeline.read()
-        left = pipeline.each("quality", quality.Quality, quality, left, settings.quality)
-        left = pipeline.each("personal", personal_data.Personal, personal_data, left, settings.personal, None)
+        left = pipeline.each("quality", quality.Quality, (quality,), left, settings.quality)
+        step = personal_data.Personal
+        left = pipeline.each("personal", step, (personal_data,), left, settings.personal, None)
         left = pipeline.duplicates("near", partial(minhash.near_keys, near), near.bands, [], left)
     return sum(shard.count for shard in left)
 

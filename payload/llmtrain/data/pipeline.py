@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from llmcore import detectors
 from llmcore.config import Section
 from llmcore.files import sha256_of
 from llmtrain.data import (
@@ -93,7 +94,7 @@ class Pipeline:
         self,
         name: str,
         make: Callable[..., Step],
-        module: ModuleType,
+        modules: tuple[ModuleType, ...],
         before: list[Shard],
         arguments: Callable[[Shard], tuple[Any, ...]],
         content: Callable[[Shard], Any],
@@ -102,7 +103,7 @@ class Pipeline:
         """Apply the step `make(*arguments, rejects)` to each shard. `content` identifies the arguments in the cache key;
         `keys` is the metadata that the step sets, or None if it changes text.
         """
-        code = code_of(module, documents, shards)
+        code = code_of(*modules, documents, shards)
         tasks = []
         for shard in before:
             key = key_of(code, content(shard), self.settings.reject_text, shard.digest)
@@ -120,14 +121,14 @@ class Pipeline:
         self,
         name: str,
         make: Callable[..., Step],
-        module: ModuleType,
+        modules: tuple[ModuleType, ...],
         before: list[Shard],
         options: Section,
         keys: tuple[str, ...] | None = (),
     ) -> list[Shard]:
         """Apply a step whose only argument is its section of the settings."""
         shown = options.model_dump(mode="json")
-        return self.map(name, make, module, before, lambda _: (options,), lambda _: shown, keys)
+        return self.map(name, make, modules, before, lambda _: (options,), lambda _: shown, keys)
 
     def annotate(self, before: list[Shard]) -> list[Shard]:
         """Annotate domain and language."""
@@ -135,7 +136,7 @@ class Pipeline:
         shown = annotate.digest(options)
         make = annotate.Annotate
         return self.map(
-            "annotate", make, annotate, before, lambda _: (options,), lambda _: shown, annotate.NOTED
+            "annotate", make, (annotate,), before, lambda _: (options,), lambda _: shown, annotate.NOTED
         )
 
     def decontaminate(self, before: list[Shard], options: Decontaminate) -> list[Shard]:
@@ -150,7 +151,7 @@ class Pipeline:
         return self.map(
             "decontaminate",
             decontaminate.Decontaminate,
-            decontaminate,
+            (decontaminate,),
             before,
             lambda _: (directory,),
             lambda _: [result["sha256"], code_of(words)],
@@ -204,7 +205,7 @@ class Pipeline:
         return self.map(
             name,
             duplicates.Drop,
-            duplicates,
+            (duplicates,),
             before,
             lambda shard: (name, {shard.number: drops[shard.number][0]}),
             lambda shard: [name, drops[shard.number][1]["sha256"]],
@@ -282,10 +283,10 @@ def run(settings: Settings, workers: int, prune: bool) -> dict[str, Any]:
         left = pipeline.read()
         left = pipeline.annotate(left)
         if settings.quality is not None:
-            left = pipeline.each("quality", quality.Quality, quality, left, settings.quality)
+            left = pipeline.each("quality", quality.Quality, (quality,), left, settings.quality)
         if settings.personal is not None:
             left = pipeline.each(
-                "personal", personal_data.Personal, personal_data, left, settings.personal, None
+                "personal", personal_data.Personal, (personal_data, detectors), left, settings.personal, None
             )
         if settings.duplicates.exact:
             left = pipeline.duplicates("exact", duplicates.exact_key, 1, [], left)

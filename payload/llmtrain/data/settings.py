@@ -99,13 +99,15 @@ Action = Literal["replace", "drop", "keep"]
 
 
 class Personal(Section):
-    """The action for each kind of personal data."""
+    """The action for each kind of personal data, and for credentials."""
 
     email: Action = "replace"
     phone: Action = "replace"
     ip: Action = "replace"
     resident_id: Action = "replace"
     card: Action = "replace"
+    account: Action = "replace"
+    credential: Action = "replace"
 
 
 class Near(Section):

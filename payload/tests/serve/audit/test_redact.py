@@ -30,6 +30,7 @@ CANARIES = {
     "password=hunter2-and-more": "hunter2-and-more",
     'password: "correct horse"': "correct",
     "密码:hunter2-and-more": "hunter2-and-more",
+    "密码\uff1ahunter2-and-more": "hunter2-and-more",
     "Basic YWRhOmh1bnRlcjI=": "YWRhOmh1bnRlcjI",
     "Authorization: Bearer abcdef0123456789": "abcdef0123456789",
     "postgres://app:S3cr3tPass@db": "S3cr3tPass",

@@ -8,6 +8,7 @@ import numpy
 import pytest
 from data_set import sentence, write_lines
 
+from llmcore.detectors import is_account, is_card, is_resident_id
 from llmtrain.data import settings
 from llmtrain.data.annotate import Annotate, language_of
 from llmtrain.data.clean import Clean
@@ -15,7 +16,7 @@ from llmtrain.data.decontaminate import Decontaminate, index
 from llmtrain.data.documents import Document, Rejects
 from llmtrain.data.duplicates import Drop, Sign, exact_key, originals, same_keys
 from llmtrain.data.minhash import minima_of, near_keys
-from llmtrain.data.personal_data import Personal, is_card, is_resident_id
+from llmtrain.data.personal_data import Personal
 from llmtrain.data.quality import Quality
 from llmtrain.data.sources import shards_of
 from llmtrain.data.words import words_of
@@ -172,6 +173,15 @@ def test_quality_lets_ordinary_text_go_on(rejects: Rejects, text: str) -> None:
         ("from 8.8.8.8 and 2001:4860:4860::8888", "from <IP> and <IP>"),
         ("身份证11010519491231002X。", "身份证<RESIDENT_ID>。"),
         ("card 4111 1111 1111 1111", "card <CARD>"),
+        ("pay to DE89 3704 0044 0532 0130 00 today", "pay to <ACCOUNT> today"),
+        ("postgres://app:S3cr3tPass@db", "postgres://<CREDENTIAL>@db"),
+        ("export KEY=AKIAIOSFODNN7EXAMPLE", "export KEY=<CREDENTIAL>"),
+        (
+            "sk-proj-abcdefGHIJKLmnopqrst and npm_abcdefghijklmnopqrstuvwxyz0123456789",
+            "<CREDENTIAL> and <CREDENTIAL>",
+        ),
+        ("-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\nand on", "<CREDENTIAL>\nand on"),
+        ("jwt eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl", "jwt <CREDENTIAL>"),
     ],
 )
 def test_personal_data_is_replaced_by_its_kind(rejects: Rejects, text: str, left: str) -> None:
@@ -187,6 +197,9 @@ def test_personal_data_is_replaced_by_its_kind(rejects: Rejects, text: str, left
         "at 192.168.1.10 or 127.0.0.1, version 1.2.3.400",
         "std::vector at 12:30:45, years 1990-2000, 3.14159265358979",
         "@decorator, a@b",
+        "GB28 NWBK 6016 1331 9268 19",  # wrong check digits
+        "see https://example.org:8443/a and sk-learn-contrib-packages, risk-based-assessments-2026",
+        "password: the user's password; the token is refused; basic training",
     ],
 )
 def test_what_only_looks_like_personal_data_stays(rejects: Rejects, text: str) -> None:
@@ -204,6 +217,7 @@ def test_a_kind_may_drop_the_document_or_stay(rejects: Rejects) -> None:
 def test_checksums_are_those_of_the_standards() -> None:
     assert [is_resident_id(f"11010519491231002{last}") for last in "0123456789X"] == [False] * 10 + [True]
     assert [is_card(f"411111111111111{last}") for last in range(10)].index(True) == 1
+    assert [is_account(f"DE893704004405320130{last:02d}") for last in range(97)].index(True) == 0
 
 
 def test_words_are_the_same_whatever_stands_between_them() -> None:
