@@ -17,6 +17,7 @@ from llmproof import cli as audit_cli
 from llmserve.access import api_keys_cli
 from llmserve.access.api_keys import KeyFileError
 from llmserve.access.oidc import read_jwks
+from llmserve.engine.sandbox import unix_sockets_only
 from llmserve.engine.unsupported_models import refuse
 from llmserve.feedback import cli as feedback_cli
 from llmserve.settings import Adapter, EmbedModel, EngineConfig, GatewayConfig, LocalModel
@@ -110,6 +111,7 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
     config = load(options.config, EngineConfig)
     logs.configure(config.log_level)
+    unix_sockets_only()
     driver: Driver
     if config.model.driver == "echo":
         from llmserve.engine.echo import EchoDriver

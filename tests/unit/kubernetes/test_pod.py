@@ -246,6 +246,11 @@ def test_no_container_has_a_capability_or_can_gain_one(pod: PodHere) -> None:
     }
 
 
+def test_the_engine_can_open_no_socket_in_the_network_that_it_shares_with_the_policy(pod: PodHere) -> None:
+    status = Path(f"/proc/{pod.processes['engine'].pid}/status").read_text().splitlines()
+    assert "Seccomp_filters:\t1" in status
+
+
 @pytest.mark.parametrize(
     ("container", "path"),
     [
