@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import fetch, inventory, logs, revoke, run, size
+from llmkeep import fetch, inventory, logs, packages, revoke, run, size
 from llmkeep.bundle import commands, keys, programs, update
 from llmkeep.errors import LlmkeepError, printable
 from llmkeep.experiments import commands as experiments
@@ -43,6 +43,7 @@ VERBS = (
     usage,
     logs,
     size,
+    packages,
     experiments,
 )
 

@@ -1,7 +1,8 @@
 """artifacts.d/*.yml: what an estate adds to artifacts.yml without changing a file of llmkeep's own tree.
 
-A file may add sources, roles, profiles and models by new names, packages to a role that is there, and what a source leaves
-empty, such as a fingerprint. A name that is taken, a key that nothing reads and anything else of artifacts.yml are refused.
+A file may add sources, roles, profiles and models by new names, packages to a role that is there, what hosts have installed
+(`llmkeep packages list` writes that), and what a source leaves empty, such as a fingerprint. A name that is taken, a key that
+nothing reads and anything else of artifacts.yml are refused.
 """
 
 import copy
@@ -15,6 +16,8 @@ import yaml
 from llmkeep.errors import LlmkeepError
 
 FOLDER, LOCK = "artifacts.d", "lock.yml"
+# The role of the packages that hosts have, in each profile, and the only one of which some may be in no source.
+INSTALLED = "installed"
 SOURCE = {
     "uri", "suites", "components", "key", "fingerprint", "directory", "files", "packages", "replaces_debian", "licence",
 }  # fmt: skip
@@ -47,7 +50,7 @@ def merged(wanted: dict[str, Any], tree: Path) -> dict[str, Any]:
             raise AdditionsRefused(f"{name} is not YAML: {error}") from error
         known(document, {"apt", "profiles", "models"}, name)
         apt = document.get("apt") or {}
-        known(apt, {"sources", "roles"}, f"{name}, apt")
+        known(apt, {"sources", "roles", INSTALLED}, f"{name}, apt")
         for kind, added, taken, keys in (
             ("source", apt.get("sources"), result["apt"]["sources"], SOURCE),
             ("profile", document.get("profiles"), result["profiles"], PROFILE),
@@ -60,7 +63,8 @@ def merged(wanted: dict[str, Any], tree: Path) -> dict[str, Any]:
                         f"{name} adds the {kind} {each}, which is there already: take another name"
                     )
                 taken[each] = {**taken.get(each, {}), **entry}
-        for role, packages in (apt.get("roles") or {}).items():
+        roles = (apt.get("roles") or {}) | ({INSTALLED: apt[INSTALLED]} if INSTALLED in apt else {})
+        for role, packages in roles.items():
             if not isinstance(packages, list):
                 raise AdditionsRefused(f"{name} gives the role {role} {packages!r}: write a list of packages")
             before = result["apt"]["roles"].setdefault(role, [])

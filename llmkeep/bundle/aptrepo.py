@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from llmkeep.bundle import aptsources, cache, signing
+from llmkeep.bundle import additions, aptsources, cache, signing
 from llmkeep.bundle.aptsources import FORBIDDEN, UNREACHABLE, UNTRUSTED, PackagesRefused, Rules, Source
 from llmkeep.bundle.lock import Deb
 from llmkeep.errors import LlmkeepError, printable
@@ -189,12 +189,21 @@ def resolve(
 ) -> tuple[dict[str, list[str]], dict[str, Deb]]:
     """Roles to their wanted packages as `name=version`, and the closure of all roles together.
 
-    `wanted`: artifacts.yml's `apt`, with the roles and sources of one profile. Packages that are `known` and in the cache are
+    `wanted`: artifacts.yml's `apt`, with the roles and sources of one profile. Of the role `installed`, packages that no source
+    has are left out, and printed. Packages that are `known` and in the cache are
     neither downloaded nor looked into again.
     """
     apt = Apt(wanted, list(wanted["sources"]), tree)
     rules = apt.update()
-    packages = sorted({name for names in wanted["roles"].values() for name in names})
+    offered = {package for package, _ in rules.versions}
+    installed = wanted["roles"].get(additions.INSTALLED, [])
+    if without := sorted(set(installed) - offered):
+        print(
+            f"apt: {len(without)} of {len(installed)} packages that hosts have installed are in no source, and get no newer "
+            f"version: {', '.join(without)}"
+        )
+    wanted_of = wanted["roles"] | {additions.INSTALLED: [name for name in installed if name in offered]}
+    packages = sorted({name for names in wanted_of.values() for name in names})
     try:
         closure = apt.closure(packages)
     except LlmkeepError as error:
@@ -223,7 +232,9 @@ def resolve(
             found = pool.map(lambda key: describe(key, digests[key], sources[key]), new)
             debs |= zip(new, found, strict=True)
     versions = dict(key.split("=", 1) for key in closure)
-    roles = {role: [f"{name}={versions[name]}" for name in names] for role, names in wanted["roles"].items()}
+    roles = {
+        role: [f"{name}={versions[name]}" for name in names] for role, names in wanted_of.items() if names
+    }
     return roles, debs
 
 

@@ -183,7 +183,11 @@ def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
 def _require_roles(apt: dict[str, Any], pinned: Lock, profile: str) -> None:
     """Refuse a lock that lacks packages of the profile."""
     locked = {role: {key.split("=")[0] for key in pinned.roles.get(role, [])} for role in apt["roles"]}
-    lacking = {role: sorted(set(names) - locked[role]) for role, names in apt["roles"].items()}
+    lacking = {
+        role: sorted(set(names) - locked[role])
+        for role, names in apt["roles"].items()
+        if role != additions.INSTALLED or not pinned.roles.get(role)
+    }
     if said := "; ".join(f"{role}: {', '.join(names)}" for role, names in lacking.items() if names):
         raise LlmkeepError(
             f"the lock lacks packages of profile {profile} ({said}): run `llmkeep lock update --profile {profile} --only apt` "

@@ -144,6 +144,8 @@ def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
     found = {}
     for kind in ("sources", "roles"):
         every, names = wanted["apt"][kind], wanted["profiles"][profile][kind]
+        if kind == "roles" and additions.INSTALLED in every:
+            names = [*names, additions.INSTALLED]
         for name in names:
             if name not in every:
                 raise LlmkeepError(

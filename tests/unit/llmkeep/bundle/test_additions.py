@@ -147,11 +147,16 @@ def estate(tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     return tree
 
 
-def lock_update(tree: Path) -> tuple[int, str]:
-    """Exit code and error output of `llmkeep lock update` in this tree."""
+def lock_updated(tree: Path) -> "subprocess.CompletedProcess[str]":
+    """`llmkeep lock update` in this tree."""
     command = [sys.executable, "-m", "llmkeep", "lock", "update", "--profile", "small"]
     env = os.environ | {"PYTHONPATH": str(tree)}
-    run = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, check=False)
+
+
+def lock_update(tree: Path) -> tuple[int, str]:
+    """Its exit code and error output."""
+    run = lock_updated(tree)
     return run.returncode, run.stderr
 
 
@@ -176,6 +181,28 @@ def test_an_estate_s_lock_lies_in_artifacts_d_beside_an_upstream_s_that_stays_as
     path.write_text(path.read_text().replace("base:", "floor:"))
     with pytest.raises(LlmkeepError, match=r"was written beside another artifacts\.lock\.yml"):
         lock.require_fresh(estate)
+
+
+def test_what_hosts_have_installed_is_taken_at_its_newest_version_and_what_no_source_has_is_named(
+    estate: Path,
+) -> None:
+    add(estate, "apt: {installed: [of-trixie-security, gone, libc6]}", "installed.yml")
+    run = lock_updated(estate)
+    assert run.returncode == 0, run.stderr
+    assert (
+        "1 of 3 packages that hosts have installed are in no source, and get no newer version: gone"
+        in run.stdout
+    )
+    locked = lock.load(estate)
+    assert set(locked.debs) == {"libc6=2.41", "of-trixie-security=1.0", "tool=1.0"}
+    build._require_roles(lock.packages(lock.wanted(estate), "small"), locked, "small")
+
+
+def test_a_lock_that_is_older_than_the_list_of_what_hosts_have_is_refused(estate: Path) -> None:
+    assert lock_update(estate) == (0, "")
+    add(estate, "apt: {installed: [libc6]}", "installed.yml")
+    with pytest.raises(LlmkeepError, match=r"lacks packages of profile small \(installed: libc6\)"):
+        build._require_roles(lock.packages(lock.wanted(estate), "small"), lock.load(estate), "small")
 
 
 def test_a_vendor_out_of_reach_changes_no_lock_and_is_told_by_the_exit_code(estate: Path) -> None:
