@@ -5,7 +5,6 @@ serve metadata apart (PEP 658), and company mirrors often do not. Sizes and hash
 wheel by HTTP ranges, too.
 """
 
-import email.parser
 import io
 import os
 import re
@@ -69,15 +68,10 @@ def packages(requires: list[str], constraints: list[str]) -> list[dict[str, Any]
 
 
 def metadata(wheel: IO[bytes]) -> dict[str, Any]:
-    """What a wheel's core metadata states of its licence, by the names in pip's report."""
+    """What a wheel states of its licence, as `wheels.metadata`."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", each))
-        headers = email.parser.BytesHeaderParser().parsebytes(archive.read(name))
-    return {
-        "license_expression": headers["License-Expression"],
-        "classifier": headers.get_all("Classifier", []),
-        "license": headers["License"],
-    }
+        return wheels.metadata(archive.read(name))
 
 
 def _artifact(client: httpx2.Client, package: dict[str, Any]) -> Artifact:

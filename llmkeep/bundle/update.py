@@ -88,8 +88,7 @@ def python(
             chosen = wheels.resolve(whole["requires"] + whole["over_debian"], constraints, without)
             if alone:
                 chosen |= wheels.resolve(alone, constraints, (), alone=True)
-            if whole["source"]:
-                chosen |= wheels.resolve(whole["source"], constraints, (), alone=True, source=True)
+            chosen |= wheels.sources(whole["source"], constraints)
         environments[name] = list(chosen)
         artifacts |= chosen
         print(f"{name}: {len(chosen)} wheels, {sum(a.size for a in chosen.values()) / 1e6:.0f} MB")

@@ -2,9 +2,11 @@
 
 A project that publishes only its source is locked as source, and its wheel is built from that.
 
-pip does both; its index, proxy and certificates are those of the machine's own pip settings.
+pip does both; its index, proxy and certificates are those of the machine's own pip settings. Nothing of a source
+distribution runs before its hash is in the lock.
 """
 
+import email.parser
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from llmkeep.errors import LlmkeepError
 
 PIP = [sys.executable, "-m", "pip"]
 SAFE = ["--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]
+ADVICE = "Check the machine's pip settings and its way to the registry, then run it again: what was downloaded is kept."
 
 
 class FetchError(LlmkeepError):
@@ -34,13 +37,12 @@ def resolve(
     constraints: list[str],
     without: Iterable[str],
     alone: bool = False,
-    source: bool = False,
 ) -> dict[str, Artifact]:
     """What pip would install for `requires` into an empty environment, minus the distributions `without`.
 
     `constraints` are `name==version` of the environment that this one includes. `alone`: as they are, without
-    dependencies, and whatever Python their metadata asks for. `source`: as source distributions. Sizes come
-    from the downloaded files, which stay in the cache.
+    dependencies, and whatever Python their metadata asks for. Sizes come from the downloaded files, which stay in
+    the cache.
     """
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder, "report.json"), Path(folder, "constraints.txt")
@@ -52,7 +54,6 @@ def resolve(
             "--break-system-packages",
             "--quiet",
             *SAFE,
-            *([f"--no-binary={name}" for name in map(distribution, requires)] if source else []),
             "--report",
             str(report),
             "--constraint",
@@ -64,24 +65,87 @@ def resolve(
     dropped = {canonical(name) for name in without}
     chosen = [item for item in chosen if canonical(item["metadata"]["name"]) not in dropped]
     hashes = {_key(item): item["download_info"]["archive_info"]["hashes"]["sha256"] for item in chosen}
-    download(hashes, hashes if source else ())
+    download(hashes)
     return {_key(item): _artifact(item, hashes[_key(item)]) for item in chosen}
 
 
+def sources(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
+    """The newest source distributions that meet `requires`, without dependencies, whatever Python they ask for.
+
+    Nothing of them is run: the version is the index's, the licence is what PKG-INFO states. `constraints` as for
+    `resolve`. The files stay in the cache.
+    """
+    pins = {canonical(distribution(pin)): pin for pin in constraints}
+    chosen = {}
+    for requirement in requires:
+        name = canonical(distribution(requirement))
+        version, file, digest = _source(requirement, pins.get(name, name))
+        with tarfile.open(cache.blob(digest)) as archive:
+            texts = [
+                archive.extractfile(each) for each in archive if re.fullmatch(r"[^/]+/PKG-INFO", each.name)
+            ]
+            stated = metadata(b"".join(text.read() for text in texts if text))
+        size = cache.blob(digest).stat().st_size
+        purl = f"pkg:pypi/{name}@{version}"
+        chosen[f"{name}=={version}"] = Artifact(file, version, digest, size, licence(stated), purl)
+    return chosen
+
+
+def _source(requirement: str, pin: str) -> tuple[str, str, str]:
+    """Download the newest source distribution that meets both into the cache: its version, file name and sha256.
+
+    pip's commands run a source's build backend for its metadata, before a person has reviewed the hash. Index and
+    session are pip's own, with the machine's settings; they have no public interface.
+    """
+    from pip._internal.commands.download import DownloadCommand
+    from pip._internal.exceptions import PipError
+    from pip._internal.network.utils import HEADERS, raise_for_status
+    from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.requests.exceptions import RequestException
+
+    command, wanted = DownloadCommand("download", ""), Requirement(requirement)
+    options, _ = command.parse_args(["--no-binary=:all:", "--no-input"])
+    with command.main_context(), tempfile.TemporaryDirectory(dir=cache.home()) as folder:
+        session = command.get_default_session(options)
+        finder = command._build_package_finder(options, session, ignore_requires_python=True)
+        both = wanted.specifier & Requirement(pin).specifier
+        try:
+            best = finder.find_best_candidate(wanted.name, both).best_candidate
+            if best is None or not best.link.filename.endswith(".tar.gz"):
+                raise FetchError(
+                    f"the index has no source distribution (.tar.gz) of {wanted.name}{both}\n{ADVICE}"
+                )
+            path = Path(folder, "source")
+            response = session.get(best.link.url_without_fragment, headers=HEADERS)
+            raise_for_status(response)
+            path.write_bytes(response.content)
+            if hashes := best.link.as_hashes():
+                hashes.check_against_path(str(path))
+        except (PipError, RequestException) as error:
+            raise FetchError(f"{wanted.name}{both} cannot be downloaded: {error}\n{ADVICE}") from error
+        return str(best.version), best.link.filename, cache.put(path)
+
+
 def download(hashes: dict[str, str], sources: Iterable[str] = ()) -> None:
-    """Download wheels (`name==version` to sha256) into the cache; pip checks each hash. Cached ones are kept.
+    """Download wheels (`name==version` to sha256) into the cache; each hash is checked. Cached ones are kept.
 
     `sources` are the keys of those that are source distributions.
     """
     missing = {key: digest for key, digest in hashes.items() if not cache.blob(digest).exists()}
+    for key in missing.keys() & set(sources):
+        _, file, digest = _source(key, key)
+        if digest != (locked := missing.pop(key)):
+            raise FetchError(
+                f"{file} has sha256 {digest}, the lock says {locked}: do not use it before you know why"
+            )
     while missing:
         # pip takes one version of a distribution at a time, and environments may differ.
         batch = {distribution(key): (key, digest) for key, digest in missing.items()}
-        _download(dict(batch.values()), sources)
+        _download(dict(batch.values()))
         missing = {key: digest for key, digest in missing.items() if key not in dict(batch.values())}
 
 
-def _download(missing: dict[str, str], sources: Iterable[str]) -> None:
+def _download(missing: dict[str, str]) -> None:
     folder = cache.home() / "pip-partial"
     folder.mkdir(exist_ok=True)
     listing = folder / "requirements.txt"
@@ -93,14 +157,12 @@ def _download(missing: dict[str, str], sources: Iterable[str]) -> None:
         "--require-hashes",
         "--quiet",
         *SAFE,
-        *(f"--no-binary={distribution(key)}" for key in sources),
-        "--no-build-isolation",  # pip asks a source for its metadata: with the tools that are here and hashed
         "--dest",
         str(folder),
         "--requirement",
         str(listing),
     )
-    for file in (*folder.glob("*.whl"), *folder.glob("*.tar.gz")):
+    for file in folder.glob("*.whl"):
         cache.put(file)
     lacking = [key for key, digest in missing.items() if not cache.blob(digest).exists()]
     if lacking:
@@ -158,9 +220,7 @@ def _pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
     if run.returncode != 0:
         reasons = [line for line in run.stderr.splitlines() if not line.startswith("WARNING: Retrying")]
         raise FetchError(
-            f"pip {arguments[0]} failed: {'\n'.join(reasons).strip() or run.stdout.strip()}\n"
-            "Check the machine's pip settings and its way to the registry, then run it again: "
-            "what was downloaded is kept."
+            f"pip {arguments[0]} failed: {'\n'.join(reasons).strip() or run.stdout.strip()}\n{ADVICE}"
         )
 
 
@@ -178,6 +238,16 @@ def _artifact(item: dict[str, Any], digest: str) -> Artifact:
         licence=licence(item["metadata"]),
         purl=f"pkg:pypi/{name}@{version}",
     )
+
+
+def metadata(text: bytes) -> dict[str, Any]:
+    """What core metadata states of the licence, by the names in pip's report."""
+    headers = email.parser.BytesHeaderParser().parsebytes(text)
+    return {
+        "license_expression": headers["License-Expression"],
+        "classifier": headers.get_all("Classifier", []),
+        "license": headers["License"],
+    }
 
 
 def licence(metadata: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """Resolving without downloading, and downloading two versions at once. uv and pip are real, their index a stand-in."""
 
 import http.server
+import io
 import json
 import os
 import re
+import tarfile
 import threading
 import zipfile
 from collections import Counter
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from llmkeep.bundle import cache, remote_wheels, wheels
+from llmkeep.bundle.lock import Artifact
 
 TYPE = "application/vnd.pypi.simple.v1+json"
 PAYLOAD = 1 << 20  # bytes in each wheel, of no use for resolving
@@ -32,6 +35,22 @@ def wheel(folder: Path, name: str, version: str, requires: str = "") -> Path:
     return path
 
 
+def source(folder: Path, name: str, version: str) -> tuple[Path, Path]:
+    """A source distribution whose build leaves a mark, and the path of that."""
+    path, mark = folder / f"{name}-{version}.tar.gz", folder.parent / "mark"
+    files = {
+        "setup.py": f"open({str(mark)!r}, 'w').close()\n"
+        f"import setuptools\nsetuptools.setup(name={name!r}, version={version!r}, license='BSD')\n",
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense: BSD\n",
+    }
+    with tarfile.open(path, "w:gz") as archive:
+        for file, text in files.items():
+            member = tarfile.TarInfo(f"{name}-{version}/{file}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return path, mark
+
+
 class Index:
     """A stand-in for a company's mirror of PyPI, on loopback: without metadata apart, and it counts the bytes it sends."""
 
@@ -39,6 +58,7 @@ class Index:
         self.files = files
         self.sent: Counter[str] = Counter()
         self.in_parts = True
+        self.digests: dict[str, str] = {}  # false ones
         index = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -85,10 +105,10 @@ class Index:
             {
                 "filename": file.name,
                 "url": f"/files/{file.name}",
-                "hashes": {"sha256": cache.sha256(file)},
+                "hashes": {"sha256": self.digests.get(file.name) or cache.sha256(file)},
                 "size": file.stat().st_size,
             }
-            for file in self.files.glob(f"{project}-*.whl")
+            for file in self.files.glob(f"{project}-*")
         ]
         return json.dumps({"meta": {"api-version": "1.1"}, "name": project, "files": files}).encode()
 
@@ -150,3 +170,68 @@ def test_two_environments_may_have_two_versions_of_a_distribution(index: Index) 
     }
     wheels.download(digests)
     assert all(cache.blob(digest).exists() for digest in digests.values())
+
+
+def test_a_source_distribution_is_the_newest_that_is_asked_for(index: Index) -> None:
+    for version in ("0.19.7", "0.20.0"):
+        source(index.files, "deepspeed", version)
+    newest, _ = source(index.files, "deepspeed", "0.19.8")
+    wheel(index.files, "deepspeed", "0.19.9")
+    assert wheels.sources(["DeepSpeed~=0.19.0"], []) == {
+        "deepspeed==0.19.8": Artifact(
+            newest.name,
+            "0.19.8",
+            cache.sha256(newest),
+            newest.stat().st_size,
+            "BSD",
+            "pkg:pypi/deepspeed@0.19.8",
+        )
+    }
+
+
+def test_a_source_distribution_comes_from_the_index_of_pip_conf(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source(index.files, "deepspeed", "0.19.8")
+    monkeypatch.delenv("PIP_INDEX_URL")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {index.url}\n")
+    assert list(wheels.sources(["deepspeed"], [])) == ["deepspeed==0.19.8"]
+
+
+def test_an_environment_takes_the_source_distribution_of_the_one_that_it_includes(index: Index) -> None:
+    for version in ("0.19.7", "0.19.8"):
+        source(index.files, "deepspeed", version)
+    assert list(wheels.sources(["deepspeed~=0.19.0"], ["deepspeed==0.19.7"])) == ["deepspeed==0.19.7"]
+
+
+def test_a_source_distribution_is_locked_and_downloaded_without_running_it(index: Index) -> None:
+    path, mark = source(index.files, "deepspeed", "0.19.8")
+    (artifact,) = wheels.sources(["deepspeed"], []).values()
+    cache.blob(artifact.sha256).unlink()
+    wheels.download({"deepspeed==0.19.8": cache.sha256(path)}, ["deepspeed==0.19.8"])
+    assert not mark.exists()
+    wheels.build_source(artifact, index.files)
+    assert mark.exists()
+
+
+def test_a_source_distribution_with_another_hash_than_the_locks_is_refused(index: Index) -> None:
+    path, _ = source(index.files, "deepspeed", "0.19.8")
+    locked = "0" * 64
+    with pytest.raises(
+        wheels.FetchError, match=f"{path.name} has sha256 {cache.sha256(path)}, the lock says 0000"
+    ):
+        wheels.download({"deepspeed==0.19.8": locked}, ["deepspeed==0.19.8"])
+
+
+def test_a_source_distribution_with_another_hash_than_the_indexs_is_refused(index: Index) -> None:
+    path, _ = source(index.files, "deepspeed", "0.19.8")
+    index.digests[path.name] = "0" * 64
+    with pytest.raises(wheels.FetchError, match="Expected sha256 0000"):
+        wheels.sources(["deepspeed"], [])
+
+
+def test_a_distribution_without_a_source_is_named(index: Index) -> None:
+    wheel(index.files, "deepspeed", "0.19.8")
+    with pytest.raises(wheels.FetchError, match=r"no source distribution \(.tar.gz\) of deepspeed~=0\.19\n"):
+        wheels.sources(["deepspeed~=0.19"], [])
