@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils.gpu.upgrade import BACKWARD, FORWARD
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.rollout import BACKWARD, FORWARD
 
 Survey = Mapping[str, Any]
 Hostvars = Mapping[str, Mapping[str, Any]]

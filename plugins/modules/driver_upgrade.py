@@ -69,6 +69,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import rollout
 from ansible_collections.llmkeep.estate.plugins.module_utils.gpu import (
     canary,
     dkms,
@@ -113,7 +114,7 @@ class Host:
 
 
 def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
-    """What the decision needs of a host. Raises upgrade.Failed, dkms.Failed."""
+    """What the decision needs of a host. Raises rollout.Failed, dkms.Failed."""
     found = {
         "engines": upgrade.engines(host.program),
         "ready": canary.is_ready(host / "run/llm-gateway"),
@@ -143,10 +144,10 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
     return {"changed": False, **found}
 
 
-def begin(given: dict[str, Any], progress: upgrade.Progress, facts: dict[str, Any], host: Host) -> None:
+def begin(given: dict[str, Any], progress: rollout.Progress, facts: dict[str, Any], host: Host) -> None:
     """Save what runs, unless an upgrade that did not end has saved it. Raises dkms.Failed, OSError."""
     progress.wanted, progress.cause = given["wanted"], ""
-    if progress.step in upgrade.FORWARD:
+    if progress.step in rollout.FORWARD:
         return
     places = host.places
     kernel = facts["running"] if facts["own_kernel"] else (places.kept / "kernel").read_text().strip()
@@ -156,11 +157,11 @@ def begin(given: dict[str, Any], progress: upgrade.Progress, facts: dict[str, An
 
 
 def settle(module: AnsibleModule, facts: dict[str, Any], host: Host) -> dict[str, Any]:
-    """Do what the state says; what the module returns. Raises upgrade.Failed, dkms.Failed, kernels.Failed, OSError."""
+    """Do what the state says; what the module returns. Raises rollout.Failed, dkms.Failed, kernels.Failed, OSError."""
     given, state = module.params, module.params["state"]
     if state == "surveyed":
         return surveyed(given, host)
-    progress = upgrade.load(host.progress)
+    progress = rollout.load(host.progress)
     step, changed = state, True
     if state == "begun":
         begin(given, progress, facts, host)
@@ -177,9 +178,9 @@ def settle(module: AnsibleModule, facts: dict[str, Any], host: Host) -> dict[str
         before = previous.Previous(**progress.previous)
         changed = previous.restore(before, facts["running"], host.places, previous.run, host / "boot")
     # Acceptance on the way back is no step forward.
-    if state not in ("restored", "undrained") and (state == "noted" or progress.step not in upgrade.BACKWARD):
+    if state not in ("restored", "undrained") and (state == "noted" or progress.step not in rollout.BACKWARD):
         audit = host / "run/llm-audit/audit.sock" if given["recorded"] else None
-        upgrade.note(host.progress, audit, step, progress, module.log)
+        rollout.note(host.progress, audit, upgrade.KIND, step, progress, module.log)
     return {"changed": changed, "step": progress.step, "cause": progress.cause, "previous": progress.previous}
 
 
@@ -210,10 +211,10 @@ def main() -> None:
     host = Host(Path(module.params["root"]))
     facts = host.facts()
     try:
-        progress = upgrade.load(host.progress)
+        progress = rollout.load(host.progress)
         result = {"step": progress.step, "cause": progress.cause, "previous": progress.previous}
         result |= facts | settle(module, facts, host)
-    except (upgrade.Failed, dkms.Failed, kernels.Failed, OSError) as problem:
+    except (rollout.Failed, dkms.Failed, kernels.Failed, OSError) as problem:
         module.fail_json(msg=str(problem), **facts)
     module.exit_json(**result)
 

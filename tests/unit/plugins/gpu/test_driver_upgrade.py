@@ -14,6 +14,7 @@ from standin_driver import HEADERS_MAKEFILE, dkms_conf
 
 dkms = load("module_utils.gpu.dkms")
 previous = load("module_utils.gpu.previous")
+rollout = load("module_utils.config.rollout")
 upgrade = load("module_utils.gpu.upgrade")
 
 KERNEL = "6.12.999-standin"
@@ -217,14 +218,14 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, lis
 def test_a_step_is_on_record_and_then_on_disk_for_root_alone(tmp_path: Path, writer: Any) -> None:
     place, taken = writer
     file = tmp_path / "gpu/upgrade.json"
-    progress = upgrade.Progress(wanted="new (nvidia 2.0)", previous={"name": "old"})
-    upgrade.note(file, place, "installed", progress, lambda _: None)
-    assert upgrade.load(file) == progress
+    progress = rollout.Progress(wanted="new (nvidia 2.0)", previous={"name": "old"})
+    rollout.note(file, place, upgrade.KIND, "installed", progress, lambda _: None)
+    assert rollout.load(file) == progress
     assert file.stat().st_mode & 0o777 == 0o600
     assert taken[0]["event.action"] == "gpu.driver_upgrade_installed"
     assert taken[0]["event.outcome"] == "success"
     progress.cause = "no answer"
-    upgrade.note(file, place, "returned", progress, lambda _: None)
+    rollout.note(file, place, upgrade.KIND, "returned", progress, lambda _: None)
     assert (taken[1]["event.outcome"], taken[1]["event.reason"]) == ("failure", "no answer")
 
 
@@ -233,20 +234,20 @@ def test_no_step_forward_is_taken_without_the_record_and_the_way_back_is(tmp_pat
     file, gone = tmp_path / "upgrade.json", tmp_path / "audit.sock"
     said: list[str] = []
     with pytest.raises(
-        upgrade.Failed, match=rf"so {step} is not on the audit record: start llm-audit\.service"
+        rollout.Failed, match=rf"so {step} is not on the audit record: start llm-audit\.service"
     ):
-        upgrade.note(file, gone, step, upgrade.Progress(), said.append)
+        rollout.note(file, gone, upgrade.KIND, step, rollout.Progress(), said.append)
     assert not file.exists()
-    upgrade.note(file, gone, "failed", upgrade.Progress(), said.append)
-    assert upgrade.load(file).step == "failed"
+    rollout.note(file, gone, upgrade.KIND, "failed", rollout.Progress(), said.append)
+    assert rollout.load(file).step == "failed"
     assert "not on the audit record" in said[0]
 
 
 def test_a_file_that_cannot_be_read_is_no_fresh_start(tmp_path: Path) -> None:
     file = tmp_path / "upgrade.json"
     file.write_text("{")
-    with pytest.raises(upgrade.Failed, match="see on the host what runs"):
-        upgrade.load(file)
+    with pytest.raises(rollout.Failed, match="see on the host what runs"):
+        rollout.load(file)
 
 
 def watch(folder: Path, text: str) -> Path:
@@ -259,7 +260,7 @@ def watch(folder: Path, text: str) -> Path:
 
 def test_a_watch_that_carries_out_no_order_is_named(tmp_path: Path) -> None:
     program = watch(tmp_path, "[ $1 != status ] || echo echo: in service")
-    with pytest.raises(upgrade.Failed, match=r"llm-gpu\.service did not drain echo within 0 s"):
+    with pytest.raises(rollout.Failed, match=r"llm-gpu\.service did not drain echo within 0 s"):
         upgrade.order(program, "drain", "why", 0)
 
 
@@ -268,7 +269,7 @@ def test_an_engine_that_an_operator_drained_is_not_taken_over(tmp_path: Path) ->
     program = watch(
         tmp_path, f'[ $1 = status ] && echo echo: in service || {{ echo "{refusal}" >&2; exit 3; }}'
     )
-    with pytest.raises(upgrade.Failed, match="was drained by ada"):
+    with pytest.raises(rollout.Failed, match="was drained by ada"):
         upgrade.order(program, "drain", "why", 1)
 
 
@@ -276,7 +277,7 @@ def test_an_engine_that_is_sick_after_the_upgrade_is_not_said_to_be_in_service(t
     program = watch(
         tmp_path, "[ $1 != status ] || echo 'echo: quarantined since now by llm-gpu: GPU 3: lost'"
     )
-    with pytest.raises(upgrade.Failed, match="echo: by llm-gpu: GPU 3: lost"):
+    with pytest.raises(rollout.Failed, match="echo: by llm-gpu: GPU 3: lost"):
         upgrade.order(program, "undrain", "why", 1)
 
 
