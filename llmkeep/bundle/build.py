@@ -112,7 +112,7 @@ def _build(
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
         _tree(aside / "tree", wanted)
-        sources = _wheels(aside, wanted, pinned, profile)
+        sources = _wheels(aside, wanted, pinned, profile) | lock.vendored(aside / "tree")
         if pinned != lock.load(
             aside / "tree", apart.values()
         ):  # the far side's lock says what the far side has

@@ -22,6 +22,9 @@ from llmkeep.bundle import additions
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
+VENDORED = Path(
+    "payload/llmweb/static/vendor"
+)  # third-party scripts of the pages; vendor.yml beside it lists them
 HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it by hand.\n"
 
 
@@ -201,6 +204,12 @@ def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
             f"{path} is not a lock of this version of llmkeep ({error}): "
             "restore it from git, or run `llmkeep lock update`"
         ) from error
+
+
+def vendored(tree: Path) -> dict[str, Artifact]:
+    """The third-party files that the tree itself has, by their path in a bundle."""
+    rows = yaml.safe_load((tree / VENDORED.with_suffix(".yml")).read_text())
+    return {f"tree/{VENDORED}/{row['file']}": Artifact(**row) for row in rows}
 
 
 def save(lock: Lock, tree: Path = TREE, apart: Mapping[str, str] = MappingProxyType({})) -> None:

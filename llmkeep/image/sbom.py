@@ -1,4 +1,7 @@
-"""A software bill of materials (CycloneDX 1.6) of an image: what is installed, as the bundle's signed manifest describes it."""
+"""A software bill of materials (CycloneDX 1.6) of an image: what is installed, as the bundle's signed manifest describes it.
+
+Third-party scripts of the pages, which our own wheel carries, are components, too.
+"""
 
 import uuid
 from pathlib import Path
@@ -18,7 +21,12 @@ STATUS = "var/lib/dpkg/status"
 def document(given: Source, trees: list[Path], digest: str, created: str) -> dict[str, Any]:
     """The bill of the image with this digest and these layers. Raises LlmkeepError for what is installed and not signed."""
     programs = [entry for entry in given.manifest.files if entry.path == contents.OPA]
-    entries = [*_packages(given, trees[0]), *_wheels(given, trees), *programs]
+    scripts = [
+        entry
+        for entry in given.manifest.files
+        if entry.purl.startswith("pkg:npm/") and entry.path.endswith(".js")
+    ]
+    entries = [*_packages(given, trees[0]), *_wheels(given, trees), *programs, *scripts]
     found = [_component(entry) for entry in entries]
     return {
         "bomFormat": "CycloneDX",

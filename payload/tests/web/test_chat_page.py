@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+import yaml
 from chat_page import ChatPage, token
 from operator_page import BROWSER, OTHER_SITE
 from service import eventually
@@ -28,13 +29,7 @@ ASKED: dict[str, Any] = {
     "stream": True,
 }
 CHAT = "/page/v1/chat/completions"
-# Of npm's packages marked 18.2.1 (MIT) and dompurify 3.5.0 (Apache-2.0 or MPL-2.0), whose licences are beside them.
-VENDORED = {
-    "marked.esm.js": "5371fea86fd0656b4fc7bea7c94c663109d82789b69433eeee78d42895aa44de",
-    "marked.LICENSE": "8e3a3f82f59a60958f56ca08f445647c32a4733dc7ca6c2c46f6eb898471ab9c",
-    "purify.min.js": "f69a46022ab1f53e969c8ebbca98172c8995785a9b3be72ea4a12d25b1a1bf67",
-    "dompurify.LICENSE": "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30",
-}
+VENDORED = yaml.safe_load((STATIC / "vendor.yml").read_text())
 
 
 @pytest.fixture
@@ -389,8 +384,17 @@ def test_the_page_is_below_200_kilobytes_and_loads_nothing_from_elsewhere(client
     assert not re.search(r'(?:href|src)="(?:https?:)?//', page)
 
 
-def test_vendored_files_are_the_ones_that_were_looked_at() -> None:
+def test_each_vendored_file_is_listed_by_its_hash() -> None:
     found = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (STATIC / "vendor").iterdir()
     }
-    assert found == VENDORED
+    assert found == {row["file"]: row["sha256"] for row in VENDORED}
+
+
+@pytest.mark.parametrize(
+    "script", [row for row in VENDORED if row["file"].endswith(".js")], ids=lambda row: row["file"]
+)
+def test_a_vendored_script_is_listed_with_the_version_in_its_header(script: dict[str, str]) -> None:
+    header = (STATIC / "vendor" / script["file"]).read_text()[:200]
+    assert re.findall(r"(?:marked v|DOMPurify )([0-9.]+)", header) == [script["version"]]
+    assert script["purl"].endswith(f"@{script['version']}")

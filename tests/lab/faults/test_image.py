@@ -18,6 +18,7 @@ from typing import Any
 import policies
 import pytest
 import rootless
+import yaml
 from estate import ROOT
 from plugin_modules import load
 from rootless import Podman
@@ -289,6 +290,8 @@ def test_the_sbom_lists_what_is_installed_and_nothing_else(
     for line in inside(podman, "/opt/llmkeep/venv/bin/python", "-c", program % site):
         name, version = line.split()
         installed.add(("pkg:generic" if name.startswith("llmkeep") else "pkg:pypi", canonical(name), version))
+    for row in yaml.safe_load("\n".join(inside(podman, "cat", f"{site}/llmweb/static/vendor.yml"))):
+        installed.add(("pkg:npm", row["purl"].split("/")[1].split("@")[0], row["version"]))
     installed.add(("pkg:golang", "opa", inside(podman, "opa", "version")[0].replace("Version: ", "v")))
     assert listed == installed
 
