@@ -61,6 +61,18 @@ EDGE = {
 }
 SUDO = " ; TTY=pts/0 ; PWD=/root ; USER=root ; COMMAND=/usr/bin/id"
 PROGRAMS = {"sshd-session": "/usr/lib/openssh/sshd-session", "sudo": "/usr/bin/sudo"}
+LOGGER = "/usr/bin/logger"
+# Who wrote the line of a case: user id and program, None where the journal lacks it. The others are root's, by PROGRAMS.
+WRITERS: dict[str, tuple[int, str | None]] = {
+    "sshd, by a program in its unit": (0, LOGGER),
+    "sshd, a login by a user that became its program": (1000, PROGRAMS["sshd-session"]),
+    "sshd, a failure by a user in its unit": (1000, None),
+    "sudo": (1000, PROGRAMS["sudo"]),
+    "sudo, by another program": (1000, LOGGER),
+    "sudo, by another program of root's": (0, LOGGER),
+    "sudo, by a program that the journal lacks": (1000, None),
+    "sudo, a session by another program": (1000, LOGGER),
+}
 SECONDS = 60  # the whole table takes two
 
 # What is in the journal: message, identifier, unit, transport; and fields of the document. None: there is no such field.
@@ -252,10 +264,24 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
     ),
     "sshd, by a program in its unit": (
         "Accepted publickey for root from 6.6.6.6 port 1 ssh2: ED25519 SHA256:x",
-        "sshd",
+        "sshd-session",
         "ssh.service",
         "syslog",
         {"event.action": None, "user": None, "source": None},
+    ),
+    "sshd, a login by a user that became its program": (
+        "Accepted publickey for root from 6.6.6.6 port 2 ssh2: ED25519 SHA256:x",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {"event.action": None, "user": None, "source": None},
+    ),
+    "sshd, a failure by a user in its unit": (
+        "Failed password for eve from 6.6.6.6 port 1 ssh2",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {"event.action": None, "event.outcome": None, "user": None, "source": None},
     ),
     "sshd, something else": (
         "Received disconnect from 10.77.0.2 port 34508:11: disconnected by user",
@@ -329,6 +355,41 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
             "process.executable": "/usr/bin/id",
         },
     ),
+    "sudo, by another program": (
+        f"   ada : {SUDO.removeprefix(' ; ')} {CANARY}",
+        "sudo",
+        "",
+        "syslog",
+        {
+            "data_stream.dataset": "llmkeep.system",
+            "event.action": "sudo_claimed",
+            "event.outcome": None,
+            "user": None,
+            "process.executable": LOGGER,
+            "message": None,
+        },
+    ),
+    "sudo, by another program of root's": (
+        f"   bob : {SUDO.removeprefix(' ; ')}",
+        "sudo",
+        "",
+        "syslog",
+        {"event.action": "sudo_claimed", "user": None},
+    ),
+    "sudo, by a program that the journal lacks": (
+        f"   bob : command not allowed{SUDO} {CANARY}",
+        "sudo",
+        "",
+        "syslog",
+        {"event.action": "sudo_claimed", "event.outcome": None, "user": None, "message": None},
+    ),
+    "sudo, a session by another program": (
+        "pam_unix(sudo:session): session opened for user root(uid=0) by bob(uid=1001)",
+        "sudo",
+        "",
+        "syslog",
+        {"data_stream.dataset": "llmkeep.system", "event.action": None},
+    ),
     "redis": (
         "1234:M 27 Nov 2026 18:00:00.123 * Ready to accept connections tcp",
         "redis-server",
@@ -346,8 +407,10 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
 }
 
 
-def entry(message: str, identifier: str, unit: str, transport: str) -> dict[str, Any]:
-    """The journal's entry as Filebeat's input gives it to the processors."""
+def entry(case: str) -> dict[str, Any]:
+    """The journal's entry of a case as Filebeat's input gives it to the processors."""
+    message, identifier, unit, transport, _ = CASES[case]
+    uid, executable = WRITERS.get(case, (0, PROGRAMS.get(identifier, LOGGER)))
     return {
         "@timestamp": "2026-11-27T18:00:00.000Z",
         "message": message,
@@ -355,7 +418,8 @@ def entry(message: str, identifier: str, unit: str, transport: str) -> dict[str,
         "systemd": {"transport": transport} | ({"unit": unit} if unit else {}),
         "journald": {
             "pid": 5,
-            "process": {"name": "x", "executable": PROGRAMS.get(identifier, "/usr/bin/logger")},
+            "uid": uid,
+            "process": {"name": "x"} | ({"executable": executable} if executable else {}),
             "custom": {"cursor": "s=1"},
         },
         "process": {"pid": 5, "command_line": f"x --token {CANARY}"},
@@ -374,7 +438,7 @@ def shipping(
 ) -> Iterator[subprocess.Popen[str]]:
     """Filebeat's own program, which reads the table from a file in FOLDER and ends with the test; MORE: further processors."""
     read = folder / "in.ndjson"
-    read.write_text("".join(json.dumps(entry(*case[:4])) + "\n" for case in CASES.values()))
+    read.write_text("".join(json.dumps(entry(case)) + "\n" for case in CASES))
     config = folder / "filebeat.yml"
     processors = yaml.safe_load((ROOT / "roles/filebeat/files/processors.yml").read_text())
     config.write_text(
