@@ -166,7 +166,7 @@ def _records(folder: Path) -> Iterator[tuple[bytes, dict[str, object]]]:
         for line in lines(path):
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # `verify` tells it
             if isinstance(record, dict):
                 yield line.rstrip(b"\n"), record

@@ -123,7 +123,7 @@ def parsed(files: dict[str, bytes]) -> Policy:
         if manifest["revision"] != str(meta["revision"]) or manifest["roots"] != ["llm"]:
             raise PolicyRefused(DAMAGED, f"{MANIFEST} and llm/meta/data.json do not agree")
         return Policy(int(meta["revision"]), expires, modules, data)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PolicyRefused(
             DAMAGED, f"it is no policy of llmkeep ({type(error).__name__}: {error})"
         ) from error
@@ -139,7 +139,7 @@ def _signed(signatures: bytes | None, key: bytes) -> dict[str, str]:
             raise PolicyRefused(UNSIGNED, f"its signature is not for the key {KEY_ID!r}")
         claims = jwt.decode(token, key, algorithms=[ALGORITHM])
         return {file["name"]: file["hash"] for file in claims["files"] if file["algorithm"] == "SHA-256"}
-    except (KeyError, TypeError, ValueError, jwt.PyJWTError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, jwt.PyJWTError) as error:
         raise PolicyRefused(
             UNSIGNED,
             f"it is not signed by the key of this estate ({error or type(error).__name__}): do not use it",

@@ -69,10 +69,13 @@ def _start(line: bytes) -> Start | None:
         record: Mapping[str, object] = json.loads(line)
         size, previous, peaks = record[LAST], record[HASH], record[PEAKS]
         sequence, at = record["event.sequence"], record["@timestamp"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not (
-        isinstance(size, int) and isinstance(sequence, int) and isinstance(peaks, list) and size < sequence
+        isinstance(size, int)
+        and isinstance(sequence, int)
+        and isinstance(peaks, list)
+        and 0 < size < sequence
     ):
         return None
     if (

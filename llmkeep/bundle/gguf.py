@@ -9,6 +9,8 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -94,20 +96,48 @@ def _extract(archive: zipfile.ZipFile, targets: dict[str, Path]) -> None:
             shutil.copyfileobj(source, file)
 
 
+class Unreadable(LlmkeepError):
+    """A GGUF file is damaged, or lacks what every model of its kind has."""
+
+
+@contextmanager
+def _reading(gguf_file: Path) -> Iterator[Any]:
+    """A reader of a GGUF file; within the context, what the file lacks or has of another kind raises Unreadable."""
+    import numpy as np
+    from gguf import GGUFReader
+    from safetensors import SafetensorError
+
+    class Reader(GGUFReader):  # type: ignore[misc, unused-ignore]
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            # GGUF's own reads on beyond the end, as often as a length in the file says.
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError(f"it ends at byte {len(self.data)}, within its header or a tensor")
+            return super()._get(offset, dtype, count, override_order)
+
+    try:
+        yield Reader(gguf_file)
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, SafetensorError,
+            TypeError, ValueError) as error:  # fmt: skip
+        raise Unreadable(
+            f"{gguf_file} is no GGUF file, or a damaged one ({error!r}): get it again"
+        ) from error
+
+
 def outline(gguf_file: Path) -> tuple[str | None, int]:
     """The licence that a GGUF file states, if it does, and the bytes that its weights have in bfloat16."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(gguf_file)
-    field = reader.get_field("general.license")
-    return str(field.contents()) if field else None, sum(2 * int(each.n_elements) for each in reader.tensors)
+    with _reading(gguf_file) as reader:
+        field = reader.get_field("general.license")
+        size = sum(2 * int(each.n_elements) for each in reader.tensors)
+        return str(field.contents()) if field else None, size
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
     """Write model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json."""
-    from gguf import GGUFReader
+    with _reading(gguf_file) as reader:
+        _convert(gguf_file, reader, folder)
 
-    reader = GGUFReader(gguf_file)
+
+def _convert(gguf_file: Path, reader: Any, folder: Path) -> None:
     facts = {name: field.contents() for name, field in reader.fields.items()}
     kind = facts.get("general.architecture"), facts.get("tokenizer.ggml.pre")
     if kind != ("llama", "smollm"):

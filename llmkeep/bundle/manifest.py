@@ -31,6 +31,7 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 # Exit codes of `llmkeep bundle verify` and `join`, and of bootstrap.
 UNSIGNED, DAMAGED, REPLAYED, EXPIRED, INCOMPLETE, FOREIGN = 3, 4, 5, 6, 7, 8
+NO_TEXTS = {"format", "serial", "size", "files"}  # of a manifest and its entries
 
 
 class BundleRefused(Refused):
@@ -122,7 +123,11 @@ def _parsed(folder: Path, document: dict[str, Any]) -> Manifest:
         if type(document["serial"]) is not int:
             raise ValueError("its serial is no number")
         # One of an earlier version has no type. It is read, for the files that it lists, and never verified.
-        return Manifest(**{"type": "", **document}, files=entries)
+        found = Manifest(**{"type": "", **document}, files=entries)
+        for name, value in (item for each in (found, *entries) for item in vars(each).items()):
+            if name not in NO_TEXTS and not isinstance(value, str):
+                raise ValueError(f"its {name} is no text")
+        return found
     except (KeyError, TypeError, ValueError) as error:
         raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
 

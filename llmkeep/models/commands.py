@@ -89,8 +89,8 @@ def _add_gguf(file: Path, given: argparse.Namespace) -> intake.Taken:
         raise ModelRefused(UNFIT, f"there is no file {file}: give the path of a GGUF file")
     try:
         stated, size = gguf.outline(file)
-    except (ValueError, IndexError, KeyError) as error:
-        raise ModelRefused(DAMAGED, f"it is no GGUF file ({error}): get it again") from error
+    except gguf.Unreadable as error:
+        raise ModelRefused(DAMAGED, str(error)) from error
     place = given.into.absolute().with_name(f".{given.into.name}.gguf")
     intake.check_space(place, 2 * size)  # the conversion, and the copy of it
     shutil.rmtree(place, ignore_errors=True)  # of an interrupted run

@@ -16,6 +16,7 @@ import posixpath
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,11 +53,16 @@ def opened(content: bytes, key: str) -> Policy:
             f"{differ} of the policy bundle is not what was signed: it was changed, added or taken away after"
             " `llmkeep policy build`. Build it again on the control node"
         )
+    return described(files)
+
+
+def described(files: dict[str, bytes]) -> Policy:
+    """The metadata of a bundle with these files, whose signature was verified; Refused if it is incomplete."""
     try:
         manifest, meta = json.loads(files[MANIFEST]), merged(files)["llm"]["meta"]
         revision, expires = int(meta["revision"]), datetime.fromisoformat(meta["expires"])
         named, roots = str(manifest["revision"]), manifest["roots"]
-    except (KeyError, TypeError, ValueError) as problem:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as problem:
         raise Refused(
             f"the policy bundle lacks what each has ({type(problem).__name__}: {problem}): data.llm.meta with"
             " revision and expires, .manifest with revision and roots. Build it with `llmkeep policy build`"
@@ -66,7 +72,7 @@ def opened(content: bytes, key: str) -> Policy:
             f"the policy bundle says revision {named} and {revision}, roots {roots}, expires {meta['expires']};"
             f" there is one revision, the roots are {ROOTS}, a time has its zone. Build it with `llmkeep policy build`"
         )
-    return Policy(revision, expires, seen)
+    return Policy(revision, expires, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
 
 
 def unpacked(content: bytes) -> dict[str, bytes]:
@@ -87,7 +93,7 @@ def unpacked(content: bytes) -> dict[str, bytes]:
                         f" {MOST_BYTES >> 20} MiB. Build it with `llmkeep policy build`"
                     )
                 files[name] = stream.read()
-    except (tarfile.TarError, EOFError, OSError) as problem:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as problem:
         raise Refused(
             f"the policy bundle ({len(content)} bytes) cannot be unpacked: {problem}. Build it again on the control node"
         ) from problem
@@ -106,7 +112,7 @@ def signed_hashes(signatures: bytes | None, key: str) -> dict[str, str]:
         header, payload, signature = json.loads(decoded(head)), json.loads(decoded(body)), decoded(mark)
         hashes = {item["name"]: item["hash"] for item in payload["files"]}
         kinds = {item["algorithm"] for item in payload["files"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as problem:
         raise Refused(
             f"{SIGNATURES} of the policy bundle is no signature ({type(problem).__name__}: {problem})."
             " Build it with `llmkeep policy build`"

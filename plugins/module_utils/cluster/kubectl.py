@@ -24,6 +24,7 @@ Manifest = dict[str, Any]
 MANAGER = "llmkeep"
 SECONDS = 30
 SHOWN = 1200
+MOST_OPENED = 1000  # brackets of a kubeconfig: YAML's scanner takes the square of their depth
 
 
 def private(path: Path, what: str) -> bytes:
@@ -46,19 +47,32 @@ def private(path: Path, what: str) -> bytes:
 
 def judge_kubeconfig(path: Path) -> None:
     """Refuse a kubeconfig that others can read, or by which another server could pass for the cluster."""
+    for key, file in key_files(private(path, "the kubeconfig"), path).items():
+        private(path.parent / file, f"the {key} of {path}")
+
+
+def key_files(content: bytes, path: Path) -> dict[str, str]:
+    """The files with secrets that a kubeconfig names, by their fields. Refused if another server could pass for the cluster."""
     try:
-        config = yaml.safe_load(private(path, "the kubeconfig"))
+        if content.count(b"[") + content.count(b"{") > MOST_OPENED:
+            raise TypeError("more lists and objects than any kubeconfig has")
+        # Texts alone: what YAML makes of dates, tags and merge keys is no part of a kubeconfig.
+        config = yaml.load(content, yaml.BaseLoader)  # noqa: S506 -- it makes texts, lists and dicts
         context = next(
             each["context"] for each in config["contexts"] if each["name"] == config["current-context"]
         )
         cluster = next(each["cluster"] for each in config["clusters"] if each["name"] == context["cluster"])
         user = next(each["user"] for each in config["users"] if each["name"] == context["user"])
-        server = str(cluster["server"])
-    except (yaml.YAMLError, KeyError, TypeError, StopIteration):
+        server = cluster["server"]
+        files_of_it = {key: user[key] for key in ("client-key", "tokenFile") if user.get(key)}
+        if not all(isinstance(each, str) and "\0" not in each for each in (server, *files_of_it.values())):
+            raise TypeError("a server or a file that is no text")
+        unverified = cluster.get("insecure-skip-tls-verify", "false") != "false"
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError, StopIteration):
         raise Refused(
             f"{path} is no kubeconfig with a current context, its cluster and its user. Write one by `kubectl config`"
         ) from None
-    if cluster.get("insecure-skip-tls-verify"):
+    if unverified:
         raise Refused(
             f"the kubeconfig {path} has insecure-skip-tls-verify, so any server could pass for {server}."
             " Remove it, and set certificate-authority-data to the cluster's authority"
@@ -67,9 +81,7 @@ def judge_kubeconfig(path: Path) -> None:
         raise Refused(
             f"the kubeconfig {path} names the server {server}, which is not reached by TLS. Name its https address"
         )
-    for key in ("client-key", "tokenFile"):
-        if user.get(key):
-            private(path.parent / user[key], f"the {key} of {path}")
+    return files_of_it
 
 
 @dataclass(frozen=True)
