@@ -13,6 +13,7 @@ FORGOTTEN = (
     "forgotten"  # a kind: transactions of ratings that a subject deleted, which exports may still have
 )
 TRANSACTION, SUBJECT, TENANT, TIME = "transaction.id", "user.id", "organization.id", "@timestamp"
+NAMES = {TRANSACTION, SUBJECT, TENANT}
 FIELD, ARM_FIELD = "llmkeep.feedback.", "llmkeep.experiment."
 # Of a review, whose subject and tenant are those of the answer. The verdict is `corrected` or `dismissed`.
 VERDICT, REVIEWER, REVIEWER_TENANT = FIELD + "verdict", FIELD + "reviewer", FIELD + "reviewer_tenant"
@@ -39,17 +40,28 @@ def read(path: Path, named: bytes = b"") -> Iterator[Record]:
         for line in file:
             if named not in line:
                 continue
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
+            if record := parsed(line):
                 yield record
 
 
+def parsed(line: bytes) -> Record | None:
+    """A line's record. None where a power cut has torn it, or where no gateway wrote it: one of its NAMES is no text."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    ours = isinstance(record, dict) and all(isinstance(record.get(name, ""), str) for name in NAMES)
+    return record if ours else None
+
+
 def by_transaction(folder: Path, kind: str) -> dict[str, Record]:
-    """The last record of each exchange, which has one subject."""
-    return {record[TRANSACTION]: record for path in files(folder, kind) for record in read(path)}
+    """The last record of each exchange, which has one subject. One that lacks one of NAMES is passed over."""
+    return {
+        record[TRANSACTION]: record
+        for path in files(folder, kind)
+        for record in read(path)
+        if record.keys() >= NAMES
+    }
 
 
 def liked(rating: Record) -> bool | None:

@@ -21,7 +21,7 @@ from typing import Any
 from llmcore import sequential
 from llmcore.experiments import LARGEST_SHARE, RATINGS_EACH, identifier
 from llmcore.files import Stamp, stamp, write_aside
-from llmcore.ratings import ARM_FIELD, ASSIGNED, ENDED, RATED, TRANSACTION, Record, files
+from llmcore.ratings import ARM_FIELD, ASSIGNED, ENDED, RATED, TRANSACTION, Record, files, parsed
 from llmcore.sequential import FEWEST, Mean, Sums
 from llmgpu.record import RecordError, record
 from llmproof.policy_bundle import PolicyRefused, judged
@@ -213,11 +213,7 @@ class Tail:
                 if not line.endswith(b"\n"):
                     break
                 read += len(line)
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(found, dict):
+                if found := parsed(line):
                     yield found
             self.at[path] = status.st_ino, read
 

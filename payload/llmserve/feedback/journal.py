@@ -34,6 +34,7 @@ from llmcore.ratings import (
     TRANSACTION,
     Record,
     files,
+    parsed,
     read,
 )
 from llmserve.api.errors import ApiError, unavailable
@@ -181,11 +182,7 @@ def forget(
         """None of a torn line, which may be of anyone, and goes as well."""
         if named not in line and line.endswith(b"}\n"):
             return False
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return None
-        return of(record) if isinstance(record, dict) else None
+        return of(record) if (record := parsed(line)) else None
 
     removed = 0
     clean_up(folder)

@@ -24,6 +24,7 @@ from llmcore.ratings import (
     Record,
     files,
     liked,
+    parsed,
     read,
 )
 from llmserve.access.identity import Identity
@@ -114,10 +115,9 @@ def line_at(path: Path, offset: int) -> Record:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            record = json.loads(file.readline())
-    except (FileNotFoundError, ValueError):
+            return parsed(file.readline()) or {}
+    except FileNotFoundError:
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def items(

@@ -4,20 +4,19 @@ The journal is the spool. How far each file was sent is written after Elasticsea
 between sends again, which changes nothing there.
 """
 
-import json
 import logging
 import os
 import ssl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from llmcore.files import flush, size, write_aside
-from llmcore.ratings import ANSWERED, RATED, TRANSACTION, Record, files, read
+from llmcore.ratings import ANSWERED, RATED, TRANSACTION, Record, files, parsed, read
 from llmserve.feedback.documents import OF_ANSWER, document, mark, operations
 from llmserve.feedback.journal import HOUR, SHIPPING, UNINDEXED, locked, positions, put_positions
 
@@ -138,13 +137,11 @@ def ratings_of(lines: list[bytes]) -> list[Record]:
     """The ratings in these lines; what a power cut has torn is passed over."""
     found = []
     for line in lines:
-        try:
-            record = json.loads(line)
-            mark(record)
-            datetime.fromisoformat(record["event.created"])
-        except (KeyError, TypeError, ValueError):
-            continue
-        found.append(record)
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
+            if record := parsed(line):
+                mark(record)
+                datetime.fromisoformat(record["event.created"]).timestamp()
+                found.append(record)
     return found
 
 

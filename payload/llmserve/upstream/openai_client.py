@@ -27,6 +27,7 @@ log = logging.getLogger("llmserve.remote")
 PROBE_SECONDS = 10.0  # interval of the probes, and the time limit of each
 ANSWER_BYTES = 16 * 1024 * 1024
 EVENT_BYTES = 1024 * 1024
+MOST_TOKENS = 2**53  # of one answer: what counts them, here and in Redis, is exact up to it
 EVENT_END = re.compile(rb"\r?\n\r?\n")
 DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 DONE = b"[DONE]"
@@ -235,7 +236,10 @@ class OpenAiClient(EngineClient):
         body = await response.whole(ANSWER_BYTES)
         parsed = as_object(body)
         if request.inputs is not None:
-            prompt, _ = usage_of({"usage": {"completion_tokens": 0, **(parsed.get("usage") or {})}})
+            usage = parsed.get("usage")
+            prompt, _ = usage_of(
+                {"usage": {"completion_tokens": 0, **usage} if isinstance(usage, dict) else None}
+            )
             return Done(request.id, "", "stop", prompt, 0, passed=body.decode())
         text, reason = first_choice(parsed, "message")
         return Done(request.id, text, reason, *usage_of(parsed), passed=body.decode())
@@ -287,7 +291,7 @@ class OpenAiClient(EngineClient):
             message = message.replace("max_tokens", request.length_field)
         if param == "max_tokens":
             param = request.length_field
-        if code not in CODES:
+        if not isinstance(code, str) or code not in CODES:
             code = "context_length_exceeded" if TOO_LONG in message else "engine_refused"
         return Failed(request.id, 400, code, message[:500], param[:80] if isinstance(param, str) else None)
 
@@ -333,18 +337,19 @@ def http_request(
 
 async def events(response: Response) -> AsyncIterator[tuple[bytes, bytes | None]]:
     """Each server-sent event as received, and its data; None for events without, such as comments."""
-    held = b""
-    total = 0
+    held = bytearray()
+    total = searched = 0
     async for piece in response.body():
         held += piece
         total += len(piece)
         start = 0
-        for end in EVENT_END.finditer(held):
-            event = held[start : end.end()]
+        for end in EVENT_END.finditer(held, searched):
+            event = bytes(held[start : end.end()])
             start = end.end()
             found = DATA.search(event)
             yield event, found[1] if found else None
-        held = held[start:]
+        del held[:start]
+        searched = max(0, len(held) - 3)  # the rest of an event's end may come with the next piece
         if len(held) > EVENT_BYTES or total > ANSWER_BYTES:
             raise BadAnswer(f"an event exceeds {EVENT_BYTES} bytes, or the stream {ANSWER_BYTES}")
 
@@ -352,7 +357,7 @@ async def events(response: Response) -> AsyncIterator[tuple[bytes, bytes | None]
 def as_object(data: bytes) -> dict[str, Any]:
     """Parse a JSON object; raises BadAnswer."""
     try:
-        parsed = json.loads(data)
+        parsed = json.loads(data.decode())  # of bytes it takes UTF-16, too, which no client of ours reads
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
@@ -383,6 +388,10 @@ def usage_of(parsed: dict[str, Any]) -> tuple[int, int]:
     usage = parsed.get("usage")
     if isinstance(usage, dict):
         prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if isinstance(prompt, int) and isinstance(answer, int) and min(prompt, answer) >= 0:
+        if (
+            isinstance(prompt, int)
+            and isinstance(answer, int)
+            and 0 <= min(prompt, answer) <= max(prompt, answer) <= MOST_TOKENS
+        ):
             return prompt, answer
     raise BadAnswer("its answer has no usage")

@@ -62,17 +62,26 @@ def joined(
     who = rating[ratings.TENANT], rating[ratings.SUBJECT]
     if any(who != (each[ratings.TENANT], each[ratings.SUBJECT]) for each in (exchange, review or exchange)):
         raise Rejected("foreign", "rating, review and answer are not of one subject: the journal was altered")
-    if review and review[ratings.VERDICT] == "dismissed":
+    if review and review.get(ratings.VERDICT) == "dismissed":
         raise Rejected("dismissed", "an expert found nothing to learn in it")
-    prompt = exchange[FIELD + "prompt"]
+    prompt, answer, correction = (
+        exchange.get(FIELD + "prompt"),
+        exchange.get(FIELD + "answer"),
+        (review or rating).get(FIELD + "correction"),
+    )
+    if not isinstance(answer, str) or not isinstance(correction, str | None):
+        raise Rejected("malformed", "its answer or its correction is no text: the journal was altered")
+    if not isinstance(rating.get(FIELD + "stars"), int | None):
+        raise Rejected("malformed", "its stars are no number: the journal was altered")
     if exchange.get("event.action") == "POST /v1/completions":
         raise Rejected(
             "no_chat", "the prompt was sent without the chat template by which examples are learned"
         )
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    if not all(
-        isinstance(each.get("content"), str) and each.keys() == {"role", "content"} for each in prompt
+    if not isinstance(prompt, list) or not all(
+        isinstance(each, dict) and each.keys() == {"role", "content"} and isinstance(each["content"], str)
+        for each in prompt
     ):
         raise Rejected("no_plain_text", "the prompt has tool calls, or parts that are no text")
     return Rated(
@@ -80,10 +89,10 @@ def joined(
         subject=who,
         time=rating[ratings.TIME],
         prompt=prompt,
-        answer=exchange[FIELD + "answer"],
+        answer=answer,
         good=ratings.liked(rating),
         best=rating.get(FIELD + "thumb") == "up" or rating.get(FIELD + "stars") == 5,
-        correction=(review or rating).get(FIELD + "correction"),
+        correction=correction,
     )
 
 
@@ -165,6 +174,11 @@ def held_out(path: Path | None) -> Callable[[Example], bool]:
     return shares
 
 
+def timed(record: ratings.Record) -> bool:
+    """Whether a record has a time, as each rating and review of a gateway has."""
+    return isinstance(record.get(ratings.TIME), str)
+
+
 def examples(
     folders: list[Path], kind: str, since: str, until: str, most: int, shares: Callable[[Example], bool]
 ) -> Iterator[tuple[str, Example | Rejected]]:
@@ -181,11 +195,15 @@ def examples(
             folder, ratings.RATED
         ).items():  # any gateway takes a rating
             known = rated.get(transaction)
+            if not timed(rating):
+                continue
             if known is None or known[ratings.TIME] <= rating[ratings.TIME]:
                 rated[transaction] = rating
         for path in ratings.files(folder, ratings.REVIEWED):
             reviews |= {
-                each[ratings.TRANSACTION]: each for each in ratings.read(path) if each[ratings.TIME] < until
+                each[ratings.TRANSACTION]: each
+                for each in ratings.read(path)
+                if each.keys() >= ratings.NAMES and timed(each) and each[ratings.TIME] < until
             }
     reviews = {
         transaction: review
