@@ -77,12 +77,12 @@ types: env
 unit: unit-serving unit-training unit-control  ## unit tests only
 
 unit-control: env
-	.venv/bin/pytest $(BY_FILE) tests/unit/llmkeep/record/test_audit_{witness,runs}.py tests/unit/roles/test_{elasticsearch_keep,improve_playbook,identities_playbook,upgrade_drivers_playbook}.py tests/unit/plugins/cluster/test_cluster_{roll_out,refusals,capacity}.py tests/unit/kubernetes tests/unit/plugins/volumes/test_luks_storm.py $$(find tests/unit -name "test_*.py")
+	.venv/bin/pytest $(BY_FILE) tests/unit/llmkeep/record/test_audit_{witness,runs}.py tests/unit/roles/test_{elasticsearch_keep,improve_playbook,identities_playbook,upgrade_drivers_playbook}.py tests/unit/plugins/cluster/test_cluster_{roll_out,refusals,capacity}.py tests/unit/kubernetes tests/unit/plugins/volumes/test_luks_storm.py tests/fuzz $$(find tests/unit -name "test_*.py")
 
 unit-serving: env
 	cd payload
 	# Services that the pages share begin with their first test, and end with the last test of all.
-	.venv/bin/pytest $(BY_FILE) tests/serve/engine tests/serve/{upstream,gateway,access} tests/serve tests/gpu tests/web
+	.venv/bin/pytest $(BY_FILE) tests/serve/engine tests/serve/{upstream,gateway,access} tests/serve tests/fuzz tests/gpu tests/web
 
 unit-training: env
 	cd payload
@@ -106,7 +106,7 @@ debian: .venv/.ready
 kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
-storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch trl mutmut label-studio firmware"`
+storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5, FUZZ_SECONDS=600 of a parser; needs `make peers PEER="vllm torch trl mutmut atheris label-studio firmware"`
 	@KILLS='$(KILLS)' STORM='$(STORM)' SEED='$(SEED)' tests/storm.sh
 
 bundle: .venv/.ready  ## build (or keep) the lab's signed bundle in .lab/bundle
@@ -123,8 +123,8 @@ lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, k
 image: bundle  ## build the container image of what serves from the lab's bundle, in .lab/image; needs root
 	$(STEP) image "build the image, sign it" .venv/bin/llmkeep image build --bundle .lab/bundle --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/image
 
-peers: PEER ?= guidellm clients plot vllm transformers trl torch mutmut label-studio firmware
-peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="vllm plot"
+peers: PEER ?= guidellm clients plot vllm transformers trl torch mutmut atheris label-studio firmware
+peers:  ## what benchmarks compare with and draw by, mutmut and atheris, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="vllm plot"
 	@LOCK='$(LOCK)' bench/peers.sh $(PEER)
 
 clients: env bundle  ## public clients against the gateway, into docs/use/clients.md; needs `make peers PEER="clients guidellm"`

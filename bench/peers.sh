@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# peers.sh PEER...: what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/.
+# peers.sh PEER...: what benchmarks compare with and draw by, mutmut and atheris, each in an environment of its own below bench/.
 # With LOCK=1 it resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without, nothing else is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."

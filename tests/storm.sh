@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The long fault campaigns (`make storm`). KILLS: of a program; STORM: power cuts of a host; SEED: what both are drawn from.
+# The long fault campaigns (`make storm`). KILLS: of a program; STORM: power cuts of a host; SEED: what both are drawn from; FUZZ_SECONDS: of a parser.
 # A campaign whose peer is not installed (`make peers PEER=...`) says SKIPPED. The first that fails ends the storm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,6 +22,12 @@ fsdp() {
   STORM=1 ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_preferences.py -k fsdp -rs
   cd ..
 }
+fuzz() { # the control node's parsers beside the payload's
+  local site=$PWD/bench/.venv-atheris/lib/python3.13/site-packages failed=0
+  PYTHONPATH=$site .venv/bin/python tests/helpers/fuzz_campaign.py tests/fuzz &
+  PYTHONPATH=$site payload/.venv/bin/python tests/helpers/fuzz_campaign.py payload/tests/fuzz || failed=1
+  wait $! && return "$failed"
+}
 
 # The lab's kernel from its source, as where no archive has it.
 cache=$(mktemp -d)
@@ -43,6 +49,7 @@ if_installed vllm "the real vLLM on a host" pytest . tests/lab/roles/test_roles.
 pytest . tests/unit/roles/test_logstash_role.py -k elastics_package -rs
 storm 1 . tests/lab/firmware tests/unit/plugins/gpu/test_nvidia_builds.py --durations=0 -rs
 if_installed mutmut "mutants of llmproof" bench/mutants.py llmproof
+if_installed atheris "fuzzing of parsers" fuzz
 
 storm "$(kills 200)" payload tests/train/run/test_saves_cut_short.py -k kill -rP
 storm "$(kills 50)" payload tests/train/test_round.py -rP
