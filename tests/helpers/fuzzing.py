@@ -15,7 +15,7 @@ from random import Random
 MOST_BYTES = 64 << 10  # of an input
 CPU_SECONDS = 2.0  # for one input
 MEMORY_BYTES = 512 << 20  # beyond what the process has at the start
-MUTANTS = 250  # of a target, in `make check`
+MUTANTS = 200  # of a target, in `make check`
 # A quoted string, a bare word or number, or a list or object without another one in it.
 TOKEN = re.compile(rb'"(?:[^"\\\n]|\\.)*"|[\w.+-]+|\[[^\[\]{}]*\]|\{[^\[\]{}]*\}')
 ODD = [
