@@ -6,24 +6,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.llmkeep.estate.plugins.module_utils.config.rollout import BACKWARD, FORWARD
+from ansible_collections.llmkeep.estate.plugins.plugin_utils.waves import (
+    Hostvars,
+    Survey,
+    canary_models,
+    last_instances,
+    models_of,
+    trouble,
+)
 
-Survey = Mapping[str, Any]
-Hostvars = Mapping[str, Mapping[str, Any]]
+TITLE = "upgrade"
 
 
 def driver_set(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The set of a host's inventory, by name; empty if there is none of that name."""
     name, sets = values.get("gpu_set", defaults["gpu_set"]), values.get("gpu_sets", defaults["gpu_sets"])
     return next((each for each in sets if each["name"] == name), {})
-
-
-def canary_models(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Models of llm_serving_models that this host computes: its engines, and vLLM behind a socket."""
-    return [
-        {"name": model["name"], "embeds": model.get("driver") == "embed"}
-        for model in models
-        if model.get("driver") != "remote" or (model.get("remote") or {}).get("socket")
-    ]
 
 
 def wears(survey: Survey, wanted: Mapping[str, Any]) -> bool:
@@ -40,37 +38,6 @@ def came_up(survey: Survey, wanted: Mapping[str, Any]) -> bool:
     return not survey["own_kernel"] or (
         survey["loaded"] == wanted["driver"] and runs != [before.get("kernel"), before.get("version")]
     )
-
-
-def trouble(host: str, survey: Survey) -> str:
-    """Why no other host's upgrade may begin because of this one; empty if there is no reason."""
-    if survey.get("unreachable"):
-        return f"{host} does not answer"
-    if "engines" not in survey:
-        return f"{host} cannot say how it is: {survey.get('msg')}"
-    held = [
-        f"{name} of {host} is quarantined by {held['by']}: {held['reason']}"
-        for name, held in survey["engines"].items()
-        if held
-    ]
-    if survey["step"] in (*FORWARD, *BACKWARD):
-        held.append(f"the upgrade of {host} did not end, its last step was {survey['step']}")
-    return "; ".join(held)
-
-
-def last_instances(
-    starting: list[str], surveys: Mapping[str, Survey], models: Mapping[str, list[str]]
-) -> list[str]:
-    """Sentences for models that no host outside the wave serves while these hosts are drained."""
-    told = []
-    for name in sorted({model for host in starting for model in models.get(host, [])}):
-        of = [host for host in starting if name in models.get(host, [])]
-        others = [host for host in models if name in models[host] and host not in starting]
-        if any(surveys[host].get("ready") for host in others):
-            continue
-        seen = f"{', '.join(others)} is not ready" if others else "no other host has it"
-        told.append(f"it would take away the last instance of {name}, on {', '.join(of)} ({seen})")
-    return told
 
 
 def driver_wave(
@@ -92,7 +59,7 @@ def driver_wave(
     for host in batch:
         survey = surveys[host]
         if "engines" not in survey:
-            plan[host] = {"do": "refuse", "why": trouble(host, survey)}
+            plan[host] = {"do": "refuse", "why": trouble(host, survey, TITLE)}
             continue
         wanted = driver_set(hostvars[host], defaults)
         if survey["step"] in BACKWARD:
@@ -105,7 +72,7 @@ def driver_wave(
         elif survey["step"] in FORWARD:
             plan[host] = {
                 "do": "refuse",
-                "why": f"{trouble(host, survey)}, and gpu_set is not one of gpu_sets: name the set that it was brought to",
+                "why": f"{trouble(host, survey, TITLE)}, and gpu_set is not one of gpu_sets: name the set that it was brought to",
             }
         elif not wanted and hostvars[host].get("gpu_set") == "provided":
             plan[host] = {"do": "skip", "why": "its operator brings the driver"}
@@ -113,7 +80,7 @@ def driver_wave(
             plan[host] = {"do": "refuse", "why": "gpu_set is not one of gpu_sets"}
         elif not wears(survey, wanted):
             fresh.append(host)
-        elif told := "; ".join(filter(None, [trouble(host, survey), survey["complaint"]])):
+        elif told := "; ".join(filter(None, [trouble(host, survey, TITLE), survey["complaint"]])):
             plan[host] = {
                 "do": "refuse",
                 "why": f"it has the set {wanted['name']} and is not healthy: {told}",
@@ -123,23 +90,14 @@ def driver_wave(
     if any(each["do"] == "back" for each in plan.values()):
         return plan | {host: {"do": "wait", "why": "another host of its wave goes back"} for host in fresh}
     refusals = [
-        trouble(host, survey)
+        trouble(host, survey, TITLE)
         for host, survey in surveys.items()
         if "gpu" in hostvars[host]["group_names"]
-        and trouble(host, survey)
+        and trouble(host, survey, TITLE)
         # Hosts of this wave whose upgrade goes on are drained by it.
         and plan.get(host, {}).get("do") != "upgrade"
     ]
-    models = {
-        host: [
-            model["name"]
-            for model in canary_models(
-                hostvars[host].get("llm_serving_models", defaults["llm_serving_models"])
-            )
-        ]
-        for host in surveys
-        if "serve" in hostvars[host]["group_names"]
-    }
+    models = models_of(hostvars, surveys, defaults)
     if not takes_last:
         refusals += last_instances(fresh, surveys, models)
     for host in fresh:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import rollout
 from ansible_collections.llmkeep.estate.plugins.module_utils.gpu import module_signature
 from ansible_collections.llmkeep.estate.plugins.module_utils.gpu.signing import Signing, shown_pin
 
@@ -25,7 +26,7 @@ SECONDS = 3600  # NVIDIA's driver takes up to 20 minutes on two busy cores
 UNTOUCHED = "Nothing was installed, and the running kernel and its modules are as they were"
 
 
-class Failed(Exception):
+class Failed(rollout.Failed):  # type: ignore[misc]
     """The driver cannot be built, signed or installed; the message says why and what to do."""
 
 

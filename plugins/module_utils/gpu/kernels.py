@@ -11,13 +11,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import rollout
+
 SECONDS = 120
 ENTRY = re.compile(r"^\s*(?P<kind>menuentry|submenu)\b.*\$menuentry_id_option '(?P<id>[^']+)' \{\s*$")
 KERNEL = re.compile(r"gnulinux-(?P<kernel>.+)-advanced-")
 SAVED = 'set default="${saved_entry}"'
 
 
-class Failed(Exception):
+class Failed(rollout.Failed):  # type: ignore[misc]
     """The kernel cannot be chosen; the message says why and what to do."""
 
 
@@ -111,6 +113,23 @@ def choose(
     if not check:
         call([command, entry])
     return True
+
+
+def make_default(kernel: str, running: str, boot: Path, call: Callable[[list[str]], str]) -> bool:
+    """Have GRUB boot a kernel by default, and no other one once; whether that took a change. Failed if GRUB does not know it."""
+    if not boots_itself(boot, running):
+        return False
+    entries = menu((boot / "grub/grub.cfg").read_text())
+    if kernel not in entries:
+        raise Failed(
+            f"GRUB has no kernel {kernel} in its menu, only {', '.join(entries) or 'none'}: install linux-image-{kernel}"
+        )
+    now = chosen(call(["grub-editenv", "list"]))
+    if once := now.get("next_entry"):
+        call(["grub-editenv", "-", "unset", "next_entry"])
+    if wrong := now.get("saved_entry") != entries[kernel]:
+        call(["grub-set-default", entries[kernel]])
+    return bool(once) or wrong
 
 
 def hold(

@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import debs
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.debs import Call
 from ansible_collections.llmkeep.estate.plugins.module_utils.gpu import dkms, kernels
 
 DKMS_STATUS = re.compile(
     r"^(?P<name>[^/\s]+)/(?P<version>[^,\s]+), (?P<kernel>[^,\s]+), \w+: installed", re.MULTILINE
 )
-Call = Callable[[list[str]], str]
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,12 @@ def current(kernel: str, sets: list[dict[str, Any]], places: dkms.Places, call: 
     name, version, _ = found[0]
     known = [each["name"] for each in sets if each["dkms"]["name"] == name and each["driver"] == version]
     held = call(["apt-mark", "showhold"]).split()
-    packages = {}
-    for line in call(
-        ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}\\t${Package}\\t${Version}\\n"]
-    ).splitlines():
-        status, package, of = line.split("\t")
-        equal = of.rpartition(":")[2].startswith(f"{version}-")
-        if (
-            status.startswith(("ii", "hi"))
-            and (equal or package in held)
-            and not package.startswith("linux-")
-        ):
-            packages[package] = of
+    packages = {
+        package: of
+        for package, of in debs.versions(call).items()
+        if (of.rpartition(":")[2].startswith(f"{version}-") or package in held)
+        and not package.startswith("linux-")
+    }
     return Previous(known[0] if known else f"{name} {version}", kernel, name, version, packages, sorted(held))
 
 
@@ -81,20 +74,11 @@ def keep(previous: Previous, places: dkms.Places, call: Call, archives: Path) ->
     folder.mkdir(parents=True, mode=0o700)
     driver = dkms.Driver(previous.driver, previous.version, previous.kernel)
     shutil.copytree(places.of(driver), folder / "modules")
-    for package, version in previous.packages.items():
-        # apt writes the colon of an epoch as %3a.
-        cached = sorted(archives.glob(f"{package}_{quote(version, safe='~+').replace('%3A', '%3a')}_*.deb"))
-        if cached:
-            shutil.copy(cached[0], folder)
-            continue
-        command = f'cd "{folder}" && exec apt-get -qq -o APT::Sandbox::User=root download "$1"'
-        try:
-            call(["sh", "-c", command, "download", f"{package}={version}"])
-        except dkms.Failed:
-            raise dkms.Failed(
-                f"{package} {version}, which is installed, is neither in {archives} nor on the mirror, so there is no way back;"
-                f" nothing was changed. Put its .deb into {archives}, from the bundle that it came with"
-            ) from None
+    if lacking := debs.keep(previous.packages, folder, archives, call):
+        raise dkms.Failed(
+            f"{', '.join(lacking)}: installed, and neither in {archives} nor on the mirror, so there is no way back; nothing was"
+            f" changed. Put the .deb into {archives}, from the bundle that it came with"
+        )
 
 
 def restore(
@@ -102,12 +86,7 @@ def restore(
 ) -> bool:
     """Packages, modules, holds and GRUB's default of before; whether anything changed. Needs neither mirror nor compiler."""
     folder = places.kept / "previous"
-    wrong = [package for package, version in previous.packages.items() if _version(package, call) != version]
-    if wrong:
-        debs = [str(path) for package in wrong for path in folder.glob(f"{package}_*.deb")]
-        apt = ["apt-get", "-qq", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
-        call(["dpkg", "--force-confold", "--configure", "-a"])  # where the upgrade was interrupted
-        call([*apt, "--allow-downgrades", "--allow-change-held-packages", "install", *debs])
+    changed = debs.restore(previous.packages, [], folder, call)
     driver = dkms.Driver(previous.driver, previous.version, previous.kernel)
     lacking = not dkms.is_installed(driver, None, places)
     if lacking:
@@ -117,35 +96,8 @@ def restore(
     (places.kept / "kernel").write_text(f"{previous.kernel}\n")  # for the role's checks
     others = sorted(set(call(["apt-mark", "showhold"]).split()) - set(previous.held))  # the new set's
     held = kernels.hold(others, free=True, call=call) + kernels.hold(previous.held, call=call)
-    chose = make_default(previous.kernel, running, boot, call)
-    return bool(wrong) or lacking or bool(held) or chose
-
-
-def _version(package: str, call: Call) -> str:
-    """The version that is installed; empty where it is not, or only its configuration is left."""
-    try:
-        told = call(["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}\\t${Version}", package])
-    except dkms.Failed:
-        return ""
-    status, _, version = told.partition("\t")
-    return version if status.startswith(("ii", "hi")) else ""
-
-
-def make_default(kernel: str, running: str, boot: Path, call: Call) -> bool:
-    """Have GRUB boot a kernel by default, and no other one once; whether that took a change. Failed if GRUB does not know it."""
-    if not kernels.boots_itself(boot, running):
-        return False
-    entries = kernels.menu((boot / "grub/grub.cfg").read_text())
-    if kernel not in entries:
-        raise dkms.Failed(
-            f"GRUB has no kernel {kernel} in its menu, only {', '.join(entries) or 'none'}: install linux-image-{kernel}"
-        )
-    chosen = kernels.chosen(call(["grub-editenv", "list"]))
-    if once := chosen.get("next_entry"):
-        call(["grub-editenv", "-", "unset", "next_entry"])
-    if wrong := chosen.get("saved_entry") != entries[kernel]:
-        call(["grub-set-default", entries[kernel]])
-    return bool(once) or wrong
+    chose = kernels.make_default(previous.kernel, running, boot, call)
+    return changed or lacking or bool(held) or chose
 
 
 def as_saved(previous: Previous) -> dict[str, Any]:

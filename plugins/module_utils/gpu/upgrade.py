@@ -46,19 +46,19 @@ def engines(program: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def order(program: Path, verb: str, reason: str, seconds: float) -> bool:
+def order(program: Path, verb: str, reason: str, seconds: float, operator: str = OPERATOR) -> bool:
     """Drain, or undrain, all engines, and wait until llm-gpu has done it; whether that took a change. Raises Failed."""
     drains = verb == "drain"
     before = engines(program)
     for engine in before:
-        done = call([str(program), verb, engine, "--operator", OPERATOR, "--reason", reason])
+        done = call([str(program), verb, engine, "--operator", operator, "--reason", reason])
         # What was never drained is in service.
         if done.returncode and (drains or "no operator has drained" not in done.stderr):
             raise Failed(done.stderr.strip() or f"{program} {verb} ended with {done.returncode}")
     end = time.monotonic() + seconds
     while True:
         now = engines(program)
-        wrong = {name: held for name, held in now.items() if (held.get("by") == OPERATOR) != drains}
+        wrong = {name: held for name, held in now.items() if (held.get("by") == operator) != drains}
         if not wrong:
             break
         if time.monotonic() > end:

@@ -13,6 +13,7 @@ from plugin_modules import load
 from standin_driver import HEADERS_MAKEFILE, dkms_conf
 
 dkms = load("module_utils.gpu.dkms")
+kernels = load("module_utils.gpu.kernels")
 previous = load("module_utils.gpu.previous")
 rollout = load("module_utils.config.rollout")
 upgrade = load("module_utils.gpu.upgrade")
@@ -86,15 +87,16 @@ class Host:
                 return "\n".join(self.held)
             case ["apt-mark", "hold", *packages]:
                 self.held += packages
-            case ["dpkg-query", _, "--showformat=${db:Status-Abbrev}\\t${Version}", package]:
-                status = "rc" if package in self.removed else "ii"
-                return f"{status} \t{self.versions[package]}"
             case ["apt-mark", "unhold", *packages]:
                 self.held = [each for each in self.held if each not in packages]
             case ["dpkg", *_]:
                 self.configured = True
             case ["dpkg-query", *_]:
-                return "".join(f"ii \t{name}\t{version}\n" for name, version in self.versions.items())
+                status = dict.fromkeys(self.removed, "rc")
+                return "".join(
+                    f"{status.get(name, 'ii')} \t{name}\t{version}\n"
+                    for name, version in self.versions.items()
+                )
             case ["apt-get", *words]:
                 debs = [Path(word) for word in words if word.endswith(".deb")]
                 assert all(deb.read_text() == "package" for deb in debs)
@@ -153,7 +155,7 @@ def test_a_host_without_a_driver_of_the_sets_has_no_way_back(host: Host) -> None
 def test_a_package_that_cannot_be_had_again_is_named_before_anything_changes(host: Host) -> None:
     (host.archives / "libcuda1_1%3a1.0-1_amd64.deb").unlink()
     with pytest.raises(
-        dkms.Failed, match=r"libcuda1 1:1\.0-1, which is installed, is neither in .* nothing was changed"
+        dkms.Failed, match=r"libcuda1 1:1\.0-1: installed, and neither in .* nothing was changed"
     ):
         host.keep(host.before())
 
@@ -181,11 +183,11 @@ def test_a_package_of_which_the_configuration_is_left_is_installed_again(host: H
 def test_grub_boots_the_kernel_of_before_and_no_other_one_once(host: Host) -> None:
     (host.boot / "grub/grub.cfg").write_text(MENU)
     (host.boot / "vmlinuz-NEW").touch()
-    assert previous.make_default("OLD", "NEW", host.boot, host.call)
+    assert kernels.make_default("OLD", "NEW", host.boot, host.call)
     assert host.grub == {"saved_entry": "advanced>gnulinux-OLD-advanced-1"}
-    assert not previous.make_default("OLD", "NEW", host.boot, host.call)
-    with pytest.raises(dkms.Failed, match="GRUB has no kernel GONE in its menu, only OLD, NEW"):
-        previous.make_default("GONE", "NEW", host.boot, host.call)
+    assert not kernels.make_default("OLD", "NEW", host.boot, host.call)
+    with pytest.raises(kernels.Failed, match="GRUB has no kernel GONE in its menu, only OLD, NEW"):
+        kernels.make_default("GONE", "NEW", host.boot, host.call)
 
 
 # ---------------------------------------------------------------- progress
