@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import fetch, inventory, logs, packages, revoke, run, size
+from llmkeep import fetch, inventory, logs, packages, patch, revoke, run, size
 from llmkeep.bundle import commands, keys, programs, update
 from llmkeep.errors import LlmkeepError, printable
 from llmkeep.experiments import commands as experiments
@@ -44,6 +44,7 @@ VERBS = (
     logs,
     size,
     packages,
+    patch,
     experiments,
 )
 

@@ -64,7 +64,7 @@ def finding() -> tuple[bool, str]:
     held = {name: versions for name, versions in behind.items() if holds[name]}
     words = f"{len(older)} of {len(offers)} packages are older than in the bundle of {list_date()}"
     if older:
-        words += f": {listed(older)}. Upgrade this host: docs/operate/estate.md, Patch"
+        words += f": {listed(older)}. Upgrade this host: docs/operate/patch.md"
     if held:
         words += f"; held: {listed(held)}"
     if others := len(holds) - len(offers):

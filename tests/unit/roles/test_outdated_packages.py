@@ -108,7 +108,7 @@ def test_packages_older_than_the_bundle_s_are_named_with_both_versions(tmp_path:
     assert not ok
     assert observed == (
         f"2 of 3 packages are older than in the bundle of {DATE}: nginx 1.26 < 1.26.10, "
-        "openssl 3.5.4-1~deb13u1 < 3.5.4-1~deb13u2. Upgrade this host: docs/operate/estate.md, Patch"
+        "openssl 3.5.4-1~deb13u1 < 3.5.4-1~deb13u2. Upgrade this host: docs/operate/patch.md"
     )
 
 

@@ -1,0 +1,71 @@
+"""`llmkeep patch`: newer Debian packages for the hosts, one after the other, and back where one does not work.
+
+The bundle that brings them is carried, bootstrapped and applied by `llmkeep site` before (docs/operate/patch.md).
+
+Exit codes: 0 done, or planned; 1 a host was not patched, and the message says why; 130 interrupted, run it again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from llmkeep import source_tree
+from llmkeep.playbooks import inventory_path, play
+from llmkeep.record.runs import recorded, whole_run
+
+INVENTORY = "/etc/llmkeep/inventory"
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep patch`."""
+    parser = subparsers.add_parser(
+        "patch",
+        parents=[whole_run(INVENTORY)],
+        help="newer Debian packages for the hosts",
+        description=__doc__,
+    )
+    parser.add_argument("--hosts", dest="limit", metavar="HOST,HOST", help="only these")
+    parser.add_argument("--plan", action="store_true", help="say what would be done, and change nothing")
+    parser.add_argument(
+        "--back", action="store_true", help="go back to the packages that the last patch replaced"
+    )
+    parser.add_argument(
+        "--canary-key-file",
+        type=Path,
+        metavar="FILE",
+        help="on the control node: what identities.yml wrote for a key that may ask the models; needed where hosts serve",
+    )
+    parser.add_argument(
+        "--last-instance",
+        action="store_true",
+        help="also where no other host serves a model meanwhile: its clients wait, or are refused",
+    )
+    parser.add_argument(
+        "--without-way-back",
+        action="store_true",
+        help="also where packages of before cannot be had again, such as those that Debian's installer brought",
+    )
+    parser.add_argument("--no-reboot", action="store_true", help="reboot no host: you do that")
+    parser.set_defaults(run=_patch)
+
+
+def _patch(given: argparse.Namespace) -> int:
+    tree = source_tree.located()
+    playbook = (tree / "playbooks/patch.yml").resolve()
+    places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    options: dict[str, object] = {
+        "patch_only_plan": given.plan,
+        "patch_back": given.back,
+        "patch_last_instance": given.last_instance,
+        "patch_without_way_back": given.without_way_back,
+        "patch_reboot": not given.no_reboot,
+    }
+    if given.canary_key_file:
+        options["patch_canary_key_file"] = str(given.canary_key_file.resolve())
+    words = ["--extra-vars", json.dumps(options)]
+    if given.limit:
+        words += ["--limit", given.limit]
+    with recorded(tree, playbook, places, given) as outcome:
+        outcome.code, heard = play(playbook, places, words)
+        outcome.hosts, outcome.accepted = heard.hosts, heard.accepted
+    return outcome.code

@@ -1,0 +1,75 @@
+"""Units whose processes run replaced files, by the kernel's word; and their restart.
+
+needrestart, which knows more of interpreters, reads as root what other users' processes name: five holes in 2024
+(CVE-2024-48990 to 48992, 10224, 11003). Here root reads /proc alone.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.debs import Call
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.rollout import Failed
+
+MAPPED = re.compile(r"^\S+ \S+ \S+ \S+ \d+ +(/(?:usr|lib\w*|s?bin|opt)/.*) \(deleted\)$", re.MULTILINE)
+UNIT = re.compile(r"^(?:0:|\d+:name=systemd):.*?/([^/\n]+\.(?:service|scope))(?:/|$)", re.MULTILINE)
+MANAGER = "init.scope"  # systemd itself
+# Restarted, they take sessions or their own bus along: a reboot does it.
+BY_REBOOT = re.compile(r"(dbus|dbus-broker|systemd-logind)\.service")
+# Ends with its session or its job.
+LEFT = re.compile(
+    r"session-.*\.scope|user@.*\.service|.*slurmstepd.*\.scope|llm-train@.*\.service|getty@.*|serial-getty@.*"
+)
+GATEWAY = "llm-gateway@"
+
+
+def stale(proc: Path = Path("/proc")) -> dict[str, list[str]]:
+    """The replaced files that processes have mapped, by their units."""
+    found: dict[str, set[str]] = {}
+    for process in proc.glob("[0-9]*"):
+        try:
+            files = set(MAPPED.findall((process / "maps").read_text(errors="replace")))
+            unit = UNIT.search((process / "cgroup").read_text()) if files else None
+        except OSError:  # it has ended
+            continue
+        if unit:
+            found.setdefault(unit[1], set()).update(files)
+    return {unit: sorted(files) for unit, files in sorted(found.items())}
+
+
+def to_restart(units: Iterable[str]) -> list[str]:
+    """In their order: gateways last, so that what they ask is there again."""
+    kept = [
+        unit
+        for unit in units
+        if unit != MANAGER and not BY_REBOOT.fullmatch(unit) and not LEFT.fullmatch(unit)
+    ]
+    return sorted(kept, key=lambda unit: (unit.startswith(GATEWAY), unit))
+
+
+def by_reboot(units: Iterable[str]) -> list[str]:
+    return sorted(unit for unit in units if BY_REBOOT.fullmatch(unit))
+
+
+def restart(units: Iterable[str], ready: Callable[[str], bool], seconds: float, call: Call) -> list[str]:
+    """Restart what is stale, one unit after the other. Each gateway, by its instance, has to be `ready` before the next one.
+
+    Returns what was restarted. Raises Failed where a unit does not start.
+    """
+    units = list(units)
+    if MANAGER in units:
+        call(["systemctl", "daemon-reexec"])
+    for unit in (restarted := to_restart(units)):
+        call(["systemctl", "restart", unit])
+        if unit.startswith(GATEWAY):
+            end, instance = time.monotonic() + seconds, unit.removeprefix(GATEWAY).removesuffix(".service")
+            while not ready(instance):
+                if time.monotonic() > end:
+                    raise Failed(
+                        f"{unit} was restarted and not ready within {seconds:g} s: see `journalctl -u {unit}`"
+                    )
+                time.sleep(0.2)
+    return restarted

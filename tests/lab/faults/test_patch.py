@@ -1,0 +1,100 @@
+"""Newer Debian packages for an estate that serves: each host is brought to them, or goes back to those that it had."""
+
+import re
+
+import pytest
+from estate import Client, Lab, answers, within
+
+HOSTS = ("ops1", "llm1")
+# Of one that a service has mapped, and one that nothing runs. `~` sorts before the bundle's version.
+PACKAGES = ("libjemalloc2", "openssl")
+# The package again, as an older version: its files are the same, and apt has its .deb.
+OLDER = """
+set -e
+mkdir -p /tmp/older && cd /tmp/older
+apt-get -qq -o APT::Sandbox::User=root download {name}
+dpkg-deb --raw-extract {name}_*.deb tree
+sed --in-place 's/^Version: .*/&~/' tree/DEBIAN/control
+dpkg-deb --build tree . > /dev/null
+dpkg --install ./{name}_*~_*.deb > /dev/null 2>&1
+cp ./{name}_*~_*.deb /var/cache/apt/archives/
+rm -r /tmp/older
+"""
+OLDER_VERSION = "~ "
+VERSIONS = "dpkg-query --show --showformat='${Version} ' " + " ".join(PACKAGES)
+RECORDED = "llm-serve audit show --json | grep -o 'host.patch_[a-z]*'"
+
+
+def patch(lab: Lab, *words: str) -> str:
+    """The verb, as an operator runs it; its output as one line, which ends with how it ended."""
+    command = " ".join(["llmkeep patch -i inventory/lab", *words])
+    return " ".join(lab.on("ops1", f"{command}; echo ended with $?", timeout=1200).split())
+
+
+GIVEN = ("--canary-key-file /root/canary.json", "--last-instance", "--without-way-back")
+
+
+@pytest.fixture(scope="module")
+def older(estate: Lab) -> Lab:
+    """The estate, whose llm1 has two packages just below the bundle's versions."""
+    key = estate.on("llm1", "llm-serve keys add --json --subject canary --tenant operations --role developer")
+    estate.on("ops1", "umask 077 && cat > /root/canary.json", given=key)
+    for name in PACKAGES:
+        estate.on("llm1", OLDER.format(name=name))
+    estate.on("llm1", "systemctl restart redis-server")
+    return estate
+
+
+def test_the_plan_names_what_is_newer_and_changes_nothing(older: Lab) -> None:
+    before = older.on("llm1", VERSIONS)
+    said = patch(older, "--plan", *GIVEN)
+    assert said.endswith("ended with 0"), said[-3000:]
+    for name in PACKAGES:
+        assert re.search(rf"{name} \S+~ -> \S+", said), said[-3000:]
+    assert "llm1: would upgrade." in said
+    assert older.on("llm1", VERSIONS) == before
+
+
+def test_a_host_that_alone_serves_a_model_is_refused(older: Lab) -> None:
+    said = patch(older, "--hosts llm1", "--canary-key-file /root/canary.json")
+    assert said.endswith("ended with 1")
+    assert "it would take away the last instance of smollm2-135m-instruct, on llm1" in said
+
+
+def test_a_host_whose_checks_do_not_hold_afterwards_goes_back(older: Lab, client: Client) -> None:
+    before = older.on("llm1", VERSIONS)
+    older.on("llm1", "sed --in-place 's/^hosts:.*/hosts: files dns/' /etc/nsswitch.conf")
+    said = patch(older, "--hosts llm1", *GIVEN)
+    older.on("llm1", "sed --in-place 's/^hosts:.*/hosts: files/' /etc/nsswitch.conf")
+    assert said.endswith("ended with 1"), said[-3000:]
+    assert (
+        "The patch of llm1 was taken back: Refuse a host whose checks do not hold: llm1: base.only_files"
+        in said
+    )
+    assert older.on("llm1", VERSIONS) == before
+    assert older.on("llm1", RECORDED).split()[-1] == "host.patch_returned"
+    assert "Paris" in answers(client)
+
+
+def test_all_hosts_are_patched_restart_what_ran_replaced_files_and_answer(older: Lab, client: Client) -> None:
+    redis = older.on("llm1", "systemctl show --property=MainPID redis-server")
+    said = patch(older, *GIVEN)
+    assert said.endswith("ended with 0"), said[-3000:]
+    assert OLDER_VERSION not in older.on("llm1", VERSIONS)
+    assert older.on("llm1", "systemctl show --property=MainPID redis-server") != redis
+    assert not older.on("llm1", "grep -l 'jemalloc.*(deleted)' /proc/[0-9]*/maps || true")
+    assert older.on("llm1", RECORDED).split()[-1] == "host.patch_done"
+    assert "Paris" in answers(client)
+
+
+def test_a_second_patch_finds_nothing_to_do(older: Lab) -> None:
+    said = patch(older, *GIVEN)
+    assert said.endswith("ended with 0"), said[-3000:]
+    assert all(f"{host}: skip. it has nothing newer to get" in said for host in HOSTS)
+
+
+def test_a_patched_host_goes_back_to_the_packages_that_it_had(older: Lab, client: Client) -> None:
+    said = patch(older, "--back", "--hosts llm1", *GIVEN)
+    assert said.endswith("ended with 0"), said[-3000:]
+    assert older.on("llm1", VERSIONS).count(OLDER_VERSION) == len(PACKAGES)
+    within(60, "an answer", lambda: "Paris" in answers(client))
