@@ -127,7 +127,7 @@ def keep(
     bundles. Nothing else on the host changes.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lacking = debs.keep(previous.packages, folder, archives, call)
+    lacking: list[str] = debs.keep(previous.packages, folder, archives, call)
     if lacking and (config := older_sources(urls, folder / "apt", key)):
         call(["apt-get", "-qq", "-c", str(config), "-o", "APT::Sandbox::User=root", "update"])
         packages = {
