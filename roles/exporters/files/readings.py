@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
-Ends of certificates and of the revocation list, failed units, time servers, files that are not what the last run wrote,
-the last backup, whether Prometheus runs where it should, and which of the addresses that edges share this host has.
-On the control node also the bundle's serial and the one that
-was applied last, the last verification,
-volumes' recovery keys and their drills, the time of the witness's last look, the newest heads that it has, and the
-alterations that it found; when logs were last compared, and what was missing. Where logs are kept the time of their last
-snapshot, and when their space is used up as they grow.
+Ends of certificates and of the revocation list, failed units, time servers, whether a newer kernel waits for a reboot, files
+that are not what the last run wrote, the last backup, whether Prometheus runs where it should, and which of the addresses that
+edges share this host has.
+On the control node also the bundle's serial and age, the serial that was applied last, when bundle, releases and images end,
+the last verification, volumes' recovery keys and their drills, the time of the witness's last look, the newest heads that it
+has, and the alterations that it found; when logs were last compared, and what was missing. Where logs are kept the time of
+their last snapshot, and when their space is used up as they grow.
 """
 
 import hashlib
@@ -29,7 +29,10 @@ WATCHING = ("prometheus.service", "prometheus-alertmanager.service")
 KEEPALIVED = Path("/etc/keepalived/keepalived.conf")
 NETWORK = Path("/proc/self/net")
 CHRONY = Path("/etc/chrony/chrony.conf")
+BOOT = Path("/boot")
 SERIAL = Path("/var/lib/llmkeep/serial")
+BUNDLE = Path("/srv/llmkeep/bundle/current/MANIFEST.json")
+SIGNED = {"release": "/srv/llmkeep/releases/*/MANIFEST.json", "image": "/srv/llmkeep/images/*/image.json"}
 WITNESS = Path("/var/lib/llmkeep/witness")
 WITNESS_OF_PODS = Path("/var/lib/llmkeep/witness-pods")
 LOOK = WITNESS / "findings.json"
@@ -94,6 +97,17 @@ def clock() -> Iterator[str]:
         yield f"llmkeep_clock_sources {len(servers)}"
 
 
+def kernel() -> Iterator[str]:
+    """Whether a host that boots its own kernel has a newer one than it runs."""
+    running = os.uname().release
+    there = [path.name.removeprefix("vmlinuz-") for path in BOOT.glob("vmlinuz-*")]
+    if running in there:
+        newest = subprocess.run(
+            ["sort", "-V"], input="\n".join(there), capture_output=True, text=True, check=True
+        )
+        yield f"llmkeep_newer_kernel {int(newest.stdout.split()[-1] != running)}"
+
+
 def last_change(path: Path) -> str:
     """Seconds since 1970 at which a file was written; 0 for one that is not there."""
     return f"{path.stat().st_mtime:.0f}" if path.exists() else "0"
@@ -142,6 +156,18 @@ def volumes() -> Iterator[str]:
         yield f"llmkeep_volume_drill_seconds{label} {seconds(drilled) if drilled and drilled >= made else 0}"
 
 
+def signed_content() -> Iterator[str]:
+    """When bundle, releases and images end: role mirror refuses them then, and so does apt."""
+    if BUNDLE.exists():
+        bundle = json.loads(BUNDLE.read_bytes())
+        yield f"llmkeep_bundle_created_seconds {seconds(bundle['created'])}"
+        yield f'llmkeep_content_expiry_seconds{{kind="bundle",name="{bundle["serial"]}"}} {seconds(bundle["expires"])}'
+    for kind, pattern in SIGNED.items():
+        for path in sorted(Path("/").glob(pattern[1:])):
+            name, ends = quoted(path.parent.name), seconds(json.loads(path.read_bytes())["expires"])
+            yield f'llmkeep_content_expiry_seconds{{kind="{kind}",name={name}}} {ends}'
+
+
 def control_node() -> Iterator[str]:
     if SERIAL.exists():
         yield f"llmkeep_bundle_serial {int(SERIAL.read_text())}"
@@ -184,10 +210,12 @@ def main() -> None:
                 *watching(),
                 *virtual_addresses(),
                 *clock(),
+                *kernel(),
                 *drifted_files(),
                 *backup(),
                 *volumes(),
                 *control_node(),
+                *signed_content(),
                 *logs(),
                 "",
             ]

@@ -32,6 +32,7 @@ def read(folder: Path) -> list[str]:
         *(f"/var/lib/llmkeep-{name}" for name in kept_by_name),
     ):
         text = text.replace(place, str(folder))
+    text = text.replace("/srv/llmkeep", f"{folder}/srv").replace('Path("/boot")', f'Path("{folder}/boot")')
     text = text.replace("/var/lib/llmkeep-logs", f"{folder}-logs")
     text = text.replace("/var/lib/llmkeep/", f"{folder}/").replace("/var/log/llm-audit", f"{folder}/record")
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
@@ -91,6 +92,35 @@ def test_the_end_of_the_first_revocation_list_is_read(tmp_path: Path) -> None:
 
     (tmp_path / "crl.pem").write_bytes(revocations(END) + revocations(END + timedelta(days=99)))
     assert f"llmkeep_revocation_list_expiry_seconds {END.timestamp():.0f}" in read(tmp_path)
+
+
+def test_ends_of_bundle_releases_and_images_are_read_with_the_age_of_the_bundle(tmp_path: Path) -> None:
+    signed = {"serial": 7, "created": "2030-01-01T00:00:00Z", "expires": END.isoformat()}
+    for place in ("bundle/current/MANIFEST.json", "releases/tuned-2/MANIFEST.json", "images/edge/image.json"):
+        path = tmp_path / "srv" / place
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(signed))
+    lines, end = read(tmp_path), f"{END.timestamp():.0f}"
+    assert f"llmkeep_bundle_created_seconds {datetime(2030, 1, 1, tzinfo=UTC).timestamp():.0f}" in lines
+    assert [line for line in lines if line.startswith("llmkeep_content_expiry_seconds")] == [
+        f'llmkeep_content_expiry_seconds{{kind="bundle",name="7"}} {end}',
+        f'llmkeep_content_expiry_seconds{{kind="release",name="tuned-2"}} {end}',
+        f'llmkeep_content_expiry_seconds{{kind="image",name="edge"}} {end}',
+    ]
+
+
+@pytest.mark.parametrize(("installed", "newer"), [(["99.10.1"], 1), (["0.1"], 0), ([], 0)])
+def test_a_newer_kernel_than_the_one_that_runs_is_seen(
+    tmp_path: Path, installed: list[str], newer: int
+) -> None:
+    (tmp_path / "boot").mkdir()
+    for name in (os.uname().release, *installed):
+        (tmp_path / f"boot/vmlinuz-{name}").touch()
+    assert f"llmkeep_newer_kernel {newer}" in read(tmp_path)
+
+
+def test_a_host_that_is_given_its_kernel_needs_no_reboot(tmp_path: Path) -> None:
+    assert not [line for line in read(tmp_path) if "kernel" in line]
 
 
 def test_alterations_that_are_not_acknowledged_are_counted(tmp_path: Path) -> None:
