@@ -6,7 +6,9 @@ needrestart, which knows more of interpreters, reads as root what other users' p
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +26,7 @@ LEFT = re.compile(
     r"session-.*\.scope|user@.*\.service|.*slurmstepd.*\.scope|llm-train@.*\.service|getty@.*|serial-getty@.*"
 )
 GATEWAY = "llm-gateway@"
+NGINX = "nginx"  # the edge's, and that for hosts of the estate
 
 
 def stale(proc: Path = Path("/proc")) -> dict[str, list[str]]:
@@ -54,6 +57,31 @@ def by_reboot(units: Iterable[str]) -> list[str]:
     return sorted(unit for unit in units if BY_REBOOT.fullmatch(unit))
 
 
+def replace_nginx(old: int, pid_file: Path, seconds: float) -> int:
+    """Start nginx anew in place of the process `old`, with its listening sockets; returns the new process.
+
+    A restart refuses connections until the longest answer of before has ended (nginx.org, Controlling nginx: Upgrading Executable
+    on the Fly). Raises Failed where the new one does not start; the old one serves on then.
+    """
+    os.kill(old, signal.SIGUSR2)
+    end = time.monotonic() + seconds
+    while (new := _process(pid_file)) in (None, old):
+        if time.monotonic() > end:
+            raise Failed(
+                f"nginx did not start anew beside process {old} within {seconds:g} s, which serves on: see its journal"
+            )
+        time.sleep(0.1)
+    os.kill(old, signal.SIGQUIT)
+    return new
+
+
+def _process(pid_file: Path) -> int | None:
+    try:
+        return int(pid_file.read_text())
+    except (OSError, ValueError):  # between the two
+        return None
+
+
 def restart(units: Iterable[str], ready: Callable[[str], bool], seconds: float, call: Call) -> list[str]:
     """Restart what is stale, one unit after the other. Each gateway, by its instance, has to be `ready` before the next one.
 
@@ -63,6 +91,12 @@ def restart(units: Iterable[str], ready: Callable[[str], bool], seconds: float, 
     if MANAGER in units:
         call(["systemctl", "daemon-reexec"])
     for unit in (restarted := to_restart(units)):
+        if unit.startswith(NGINX):
+            shown = call(
+                ["systemctl", "show", "--property=MainPID", "--property=PIDFile", "--value", unit]
+            ).split()
+            replace_nginx(int(shown[0]), Path(shown[1]), seconds)
+            continue
         call(["systemctl", "restart", unit])
         if unit.startswith(GATEWAY):
             end, instance = time.monotonic() + seconds, unit.removeprefix(GATEWAY).removesuffix(".service")

@@ -1,8 +1,13 @@
 """Which units run replaced files, and in which order they are restarted."""
 
 import shutil
+import socket
 import subprocess
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +94,67 @@ def test_each_gateway_is_ready_before_the_next_one_is_restarted() -> None:
         "2 is asked",
         "2 is asked",
     ]
+
+
+CONFIGURATION = """
+pid {folder}/nginx.pid; error_log {folder}/error.log notice; worker_processes 1;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+    uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+    server {{ listen 127.0.0.1:{port}; return 200 "yes"; }}
+}}
+"""
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """The folder of a running nginx, and its port."""
+    if (program := shutil.which("nginx")) is None:
+        pytest.skip("there is no nginx")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "nginx.conf").write_text(CONFIGURATION.format(folder=tmp_path, port=port))
+    # It starts itself anew by the path that it was started by, and keeps what it writes to.
+    command = [program, "-p", tmp_path, "-e", tmp_path / "error.log", "-c", tmp_path / "nginx.conf"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    yield tmp_path, port
+    subprocess.run([*command, "-s", "stop"], check=True)
+
+
+def test_nginx_is_started_anew_without_a_connection_refused(nginx: tuple[Path, int]) -> None:
+    folder, port = nginx
+    answers: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                answers.append(answer.status)
+
+    old = int((folder / "nginx.pid").read_text())
+    with ThreadPoolExecutor(1) as clients:
+        asking = clients.submit(ask)
+        try:
+            new = services.replace_nginx(old, folder / "nginx.pid", 20)
+        finally:
+            over.set()
+        asking.result()
+    assert new != old
+    assert set(answers) == {200}
+
+
+def test_an_nginx_that_does_not_start_anew_serves_on(nginx: tuple[Path, int]) -> None:
+    folder, port = nginx
+    old = int((folder / "nginx.pid").read_text())
+    good = (folder / "nginx.conf").read_text()
+    (folder / "nginx.conf").write_text("nothing of nginx's;")
+    with pytest.raises(rollout.Failed, match=rf"nginx did not start anew beside process {old} within 1 s"):
+        services.replace_nginx(old, folder / "nginx.pid", 1)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+        assert answer.status == 200
+    (folder / "nginx.conf").write_text(good)
 
 
 def test_a_gateway_that_is_not_ready_in_time_is_named() -> None:
