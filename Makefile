@@ -127,7 +127,7 @@ peers: PEER ?= guidellm clients plot vllm transformers trl torch mutmut atheris 
 peers:  ## what benchmarks compare with and draw by, mutmut and atheris, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="vllm plot"
 	@LOCK='$(LOCK)' bench/peers.sh $(PEER)
 
-clients: env bundle  ## public clients against the gateway, into docs/use/clients.md; needs `make peers PEER="clients guidellm"`
+clients: env bundle  ## public clients against the gateway, into docs/use/clients.md; needs `make peers PEER="clients guidellm vllm"`
 	bench/run_clients.py
 
 mutants: PACKAGE ?= llmproof

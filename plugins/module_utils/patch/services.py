@@ -92,10 +92,9 @@ def restart(units: Iterable[str], ready: Callable[[str], bool], seconds: float, 
         call(["systemctl", "daemon-reexec"])
     for unit in (restarted := to_restart(units)):
         if unit.startswith(NGINX):
-            shown = call(
-                ["systemctl", "show", "--property=MainPID", "--property=PIDFile", "--value", unit]
-            ).split()
-            replace_nginx(int(shown[0]), Path(shown[1]), seconds)
+            shown = call(["systemctl", "show", "--property=MainPID", "--property=PIDFile", unit])
+            facts = dict(line.split("=", 1) for line in shown.splitlines())
+            replace_nginx(int(facts["MainPID"]), Path(facts["PIDFile"]), seconds)
             continue
         call(["systemctl", "restart", unit])
         if unit.startswith(GATEWAY):

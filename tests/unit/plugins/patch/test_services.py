@@ -137,11 +137,14 @@ def test_nginx_is_started_anew_without_a_connection_refused(nginx: tuple[Path, i
     with ThreadPoolExecutor(1) as clients:
         asking = clients.submit(ask)
         try:
-            new = services.replace_nginx(old, folder / "nginx.pid", 20)
+            shown = f"PIDFile={folder}/nginx.pid\nMainPID={old}\n"
+            assert services.restart(["nginx.service"], lambda _: False, 20, lambda _: shown) == [
+                "nginx.service"
+            ]
         finally:
             over.set()
         asking.result()
-    assert new != old
+    assert int((folder / "nginx.pid").read_text()) != old
     assert set(answers) == {200}
 
 
