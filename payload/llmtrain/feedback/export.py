@@ -59,6 +59,8 @@ def joined(
             "no_text",
             "prompt and answer were not kept: the tenant does not consent, or the answer was cut off",
         )
+    if not all(each.keys() >= ratings.NAMES for each in (rating, exchange, review or exchange)):
+        raise Rejected("malformed", "it lacks its tenant or its subject: the journal was altered")
     who = rating[ratings.TENANT], rating[ratings.SUBJECT]
     if any(who != (each[ratings.TENANT], each[ratings.SUBJECT]) for each in (exchange, review or exchange)):
         raise Rejected("foreign", "rating, review and answer are not of one subject: the journal was altered")
