@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from estate import Client, Lab, answers, within
-from test_upgrade import CLIENTS, load
+from estate import CLIENTS, Client, Lab, answers, load, within
 
 HOSTS = ("ops1", "llm1")
 # What nginx, gateways, engines, the record and Redis have mapped, and what nothing runs. `~` sorts before the bundle's version.

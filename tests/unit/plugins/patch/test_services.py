@@ -117,7 +117,7 @@ def nginx(tmp_path: Path) -> Iterator[tuple[Path, int]]:
         port = free.getsockname()[1]
     (tmp_path / "nginx.conf").write_text(CONFIGURATION.format(folder=tmp_path, port=port))
     # It starts itself anew by the path that it was started by, and keeps what it writes to.
-    command = [program, "-p", tmp_path, "-e", tmp_path / "error.log", "-c", tmp_path / "nginx.conf"]
+    command = [program, "-p", f"{tmp_path}", "-e", f"{tmp_path}/error.log", "-c", f"{tmp_path}/nginx.conf"]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     yield tmp_path, port
     subprocess.run([*command, "-s", "stop"], check=True)
