@@ -111,11 +111,11 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
     config = load(options.config, EngineConfig)
     logs.configure(config.log_level)
-    unix_sockets_only()
     driver: Driver
     if config.model.driver == "echo":
         from llmserve.engine.echo import EchoDriver
 
+        unix_sockets_only()
         driver = EchoDriver(config.model)
     else:
         # Imported only now: nothing that could open the model runs before it has been verified.
@@ -124,6 +124,7 @@ def run_engine_command(options: argparse.Namespace) -> int:
             raise ConfigError(
                 f"the model and one of its adapters are both named '{options.name}': rename the adapter"
             )
+        unix_sockets_only()
         if config.model.threads:
             # OpenBLAS, which multiplies in float32, takes no number from torch, and reads this one when it is loaded.
             os.environ["OPENBLAS_NUM_THREADS"] = str(config.model.threads)

@@ -10,7 +10,6 @@ import shlex
 import ssl
 import subprocess
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +33,6 @@ LAB = ROOT / ".venv" / "bin" / "lab"
 HOSTS = ("ops1", "llm1")
 QUESTION = "Name the capital of France."
 ENCODER = "all-minilm-l6-v2"
-CLIENTS = 4  # of a load
-PAUSE = 5.0  # between requests of one client: while Redis is late, a gateway grants 15 a minute of their 60
 WITH_LOGS = "-i inventory/lab -i inventory/lab-logs"
 ELASTICSEARCH_REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
 # A success of all shards: Elasticsearch says 200, and less than there is, where only some of them failed.
@@ -240,34 +237,6 @@ def answers(client: Client, seconds: float = 120) -> str:
     """The answer to the question."""
     body = {"prompt": QUESTION, "max_tokens": 16, "temperature": 0}
     return str(answered(client, "/generate", body, seconds)["response"])
-
-
-@contextmanager
-def load(lab: Lab, client: Client) -> Iterator[list[int]]:
-    """Clients who ask for a short answer again and again; the statuses they saw. 0 is no answer at all."""
-    names = [f"load-{number}@lab" for number in range(CLIENTS)]
-    add = "llm-serve keys add --tenant t --role developer --subject"
-    keys = lab.on("llm1", "; ".join(f"{add} {name}" for name in names)).split()
-    statuses: list[int] = []
-    done = threading.Event()
-
-    def ask(key: str) -> None:
-        while not done.wait(PAUSE):
-            try:
-                body = {"prompt": f"Say a word. {time.monotonic()}", "max_tokens": 2}
-                statuses.append(request(client, "POST", "/generate", body, key=key)[0])
-            except OSError:
-                statuses.append(0)
-
-    threads = [threading.Thread(target=ask, args=(key,)) for key in keys]
-    for thread in threads:
-        thread.start()
-    try:
-        yield statuses
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(120)
 
 
 def verify(lab: Lab) -> tuple[dict[str, Any], dict[str, Any]]:
