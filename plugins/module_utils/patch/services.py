@@ -57,13 +57,6 @@ def by_reboot(units: Iterable[str]) -> list[str]:
     return sorted(unit for unit in units if BY_REBOOT.fullmatch(unit))
 
 
-def uses_provider(process: int) -> bool:
-    """Whether its environment names a configuration of OpenSSL's, as that of an edge whose key is in an HSM: nginx keeps its
-    environment from what it starts, which would find no key.
-    """
-    return b"OPENSSL_CONF=" in Path(f"/proc/{process}/environ").read_bytes()
-
-
 def replace_nginx(old: int, pid_file: Path, seconds: float) -> int:
     """Start nginx anew in place of the process `old`, with its listening sockets; returns the new process.
 
@@ -99,9 +92,12 @@ def restart(units: Iterable[str], ready: Callable[[str], bool], seconds: float, 
         call(["systemctl", "daemon-reexec"])
     for unit in (restarted := to_restart(units)):
         if unit.startswith(NGINX):
-            shown = call(["systemctl", "show", "--property=MainPID", "--property=PIDFile", unit])
-            facts = dict(line.split("=", 1) for line in shown.splitlines())
-            if not uses_provider(int(facts["MainPID"])):
+            names = [f"--property={name}" for name in ("MainPID", "PIDFile", "Environment")]
+            facts = dict(
+                line.split("=", 1) for line in call(["systemctl", "show", *names, unit]).splitlines()
+            )
+            # nginx keeps its environment from what it starts: an edge whose key is in an HSM would not find its provider.
+            if "OPENSSL_CONF=" not in facts["Environment"]:
                 replace_nginx(int(facts["MainPID"]), Path(facts["PIDFile"]), seconds)
                 continue
         call(["systemctl", "restart", unit])

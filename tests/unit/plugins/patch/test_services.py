@@ -137,7 +137,7 @@ def test_nginx_is_started_anew_without_a_connection_refused(nginx: tuple[Path, i
     with ThreadPoolExecutor(1) as clients:
         asking = clients.submit(ask)
         try:
-            shown = f"PIDFile={folder}/nginx.pid\nMainPID={old}\n"
+            shown = f"PIDFile={folder}/nginx.pid\nMainPID={old}\nEnvironment=\n"
             assert services.restart(["nginx.service"], lambda _: False, 20, lambda _: shown) == [
                 "nginx.service"
             ]
@@ -146,6 +146,17 @@ def test_nginx_is_started_anew_without_a_connection_refused(nginx: tuple[Path, i
         asking.result()
     assert int((folder / "nginx.pid").read_text()) != old
     assert set(answers) == {200}
+
+
+def test_an_edge_whose_key_is_in_an_hsm_is_restarted() -> None:
+    steps: list[list[str]] = []
+
+    def call(argv: list[str]) -> str:
+        steps.append(argv)
+        return "PIDFile=/run/nginx/nginx.pid\nMainPID=1\nEnvironment=A=b OPENSSL_CONF=/etc/edge/openssl.cnf\n"
+
+    services.restart(["nginx.service"], lambda _: True, 5, call)
+    assert steps[-1] == ["systemctl", "restart", "nginx.service"]
 
 
 def test_an_nginx_that_does_not_start_anew_serves_on(nginx: tuple[Path, int]) -> None:
