@@ -132,7 +132,7 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
     plan = vars(upgrades.plan(given["new_packages"], upgrades.run)) if given["packages"] else {}
     running, newest, own = host.kernel()
     stale = services.stale(host / "proc")
-    reboot = [f"{unit} runs replaced files" for unit in services.by_reboot(stale)]
+    reboot = [f"{unit} runs replaced files" for unit in services.by_reboot(stale) if own]
     if newest != running:
         reboot.append(f"the kernel {newest} is installed, and {running} runs")
     return {
@@ -154,6 +154,8 @@ def begin(given: dict[str, Any], progress: rollout.Progress, host: Host) -> None
     if progress.step in rollout.FORWARD:
         return
     plan = upgrades.plan(given["new_packages"], upgrades.run)
+    if progress.previous and not plan.upgrades:
+        return  # restarts alone: the way back stays that of the last upgrade
     there = debs.versions(upgrades.run)
     previous = upgrades.Previous({name: there[name] for name in plan.upgrades}, plan.new, host.kernel()[0])
     aside = host.kept.with_name("next")
