@@ -26,6 +26,7 @@ LEFT = re.compile(
     r"session-.*\.scope|user@.*\.service|.*slurmstepd.*\.scope|llm-train@.*\.service|getty@.*|serial-getty@.*"
 )
 GATEWAY = "llm-gateway@"
+SESSION = "sshd-session"  # ends with its connection, such as that of the run
 NGINX = "nginx"  # the edge's, and that for hosts of the estate
 
 
@@ -34,6 +35,8 @@ def stale(proc: Path = Path("/proc")) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for process in proc.glob("[0-9]*"):
         try:
+            if (process / "comm").read_text().strip() == SESSION:
+                continue
             files = set(MAPPED.findall((process / "maps").read_text(errors="replace")))
             unit = UNIT.search((process / "cgroup").read_text()) if files else None
         except OSError:  # it has ended

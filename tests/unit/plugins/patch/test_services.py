@@ -24,8 +24,11 @@ MAPS = """7f00-7f01 r-xp 00000000 fe:00 1234   {library} (deleted)
 """
 
 
-def process(proc: Path, number: int, cgroup: str, maps: str = MAPS.format(library=LIBRARY)) -> None:
+def process(
+    proc: Path, number: int, cgroup: str, maps: str = MAPS.format(library=LIBRARY), comm: str = "a"
+) -> None:
     (proc / str(number)).mkdir(parents=True)
+    (proc / str(number) / "comm").write_text(f"{comm}\n")
     (proc / str(number) / "maps").write_text(maps)
     (proc / str(number) / "cgroup").write_text(cgroup)
 
@@ -41,6 +44,13 @@ def test_a_unit_is_named_with_the_files_that_were_replaced(tmp_path: Path, cgrou
     process(tmp_path, 12, cgroup)
     process(tmp_path, 13, "0::/system.slice/cron.service\n", MAPS.format(library="/tmp/x"))
     assert services.stale(tmp_path) == {"redis-server.service": [LIBRARY]}
+
+
+def test_a_connection_of_sshs_is_left_and_its_listener_is_not(tmp_path: Path) -> None:
+    process(tmp_path, 12, "0::/system.slice/ssh.service\n", comm="sshd-session")
+    assert services.stale(tmp_path) == {}
+    process(tmp_path, 13, "0::/system.slice/ssh.service\n", comm="sshd")
+    assert services.stale(tmp_path) == {"ssh.service": [LIBRARY]}
 
 
 def test_a_real_process_whose_program_was_replaced_is_seen(tmp_path: Path) -> None:
