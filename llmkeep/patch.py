@@ -41,7 +41,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="also where no other host serves a model meanwhile: its clients wait, or are refused",
     )
     parser.add_argument(
-        "--without-way-back",
+        "--without-rollback",
         action="store_true",
         help="also where packages of before cannot be had again, such as those that Debian's installer brought",
     )
@@ -57,7 +57,7 @@ def _patch(given: argparse.Namespace) -> int:
         "patch_only_plan": given.plan,
         "patch_back": given.back,
         "patch_last_instance": given.last_instance,
-        "patch_without_way_back": given.without_way_back,
+        "patch_without_rollback": given.without_rollback,
         "patch_reboot": not given.no_reboot,
     }
     if given.canary_key_file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_patch
-short_description: Take the steps of a patch on one host, and the way back
+short_description: Take the steps of a patch on one host, or roll it back
 description:
   - C(surveyed) reads what apt would upgrade by the lists that it has, which units run replaced files, why a reboot is needed,
     and how far a patch got. It changes nothing.
@@ -17,7 +17,7 @@ description:
   - C(booting) has the newest kernel boot once; C(booted) makes the kernel that runs the default.
   - C(noted) saves I(step).
   - C(restored) brings back the packages and GRUB's default of before.
-  - Each step is put on the host's audit record, where it has one, and into its journal. Only the way back goes on without the
+  - Each step is put on the host's audit record, where it has one, and into its journal. Only a rollback goes on without the
     record.
 author: [llmkeep contributors (@llmkeep)]
 options:
@@ -38,7 +38,7 @@ options:
     type: list
     elements: int
     default: []
-  without_way_back: {description: Go on where packages of before cannot be had., type: bool, default: false}
+  without_rollback: {description: Go on where packages of before cannot be had., type: bool, default: false}
   seconds: {description: Longest time to wait., type: int, default: 60}
   recorded: {description: Whether the host has an audit record., type: bool, default: false}
   root: {description: Where the host's files lie; a test names a folder., type: path, default: /}
@@ -155,17 +155,19 @@ def begin(given: dict[str, Any], progress: rollout.Progress, host: Host) -> None
         return
     plan = upgrades.plan(given["new_packages"], upgrades.run)
     if progress.previous and not plan.upgrades:
-        return  # restarts alone: the way back stays that of the last upgrade
+        # Restarts alone: what a rollback brings stays that of the last upgrade, but for the kernel.
+        progress.previous = {**progress.previous, "kernel": host.kernel()[0]}
+        return
     there = debs.versions(upgrades.run)
     previous = upgrades.Previous({name: there[name] for name in plan.upgrades}, plan.new, host.kernel()[0])
     aside = host.kept.with_name("next")
     shutil.rmtree(aside, ignore_errors=True)
     older = upgrades.repositories(host / "etc/apt/sources.list.d/llmkeep.sources", given["serials"])
     lacking = upgrades.keep(previous, aside, host / "var/cache/apt/archives", older, upgrades.run)
-    if lacking and not given["without_way_back"]:
+    if lacking and not given["without_rollback"]:
         raise rollout.Failed(
-            f"there is no way back for {len(lacking)} of {len(previous.packages)} packages, which neither apt's archives nor"
-            f" the mirror's bundles have: {', '.join(lacking)}. Nothing was changed. Go on without, by --without-way-back"
+            f"there is no rollback for {len(lacking)} of {len(previous.packages)} packages, which neither apt's archives nor"
+            f" the mirror's bundles have: {', '.join(lacking)}. Nothing was changed. Go on without, by --without-rollback"
         )
     for name in lacking:
         del previous.packages[name.split()[0]]
@@ -238,7 +240,7 @@ def main() -> None:
             "new_packages": {"type": "bool", "default": True},
             "packages": {"type": "bool", "default": True},
             "serials": {"type": "list", "elements": "int", "default": []},
-            "without_way_back": {"type": "bool", "default": False},
+            "without_rollback": {"type": "bool", "default": False},
             "seconds": {"type": "int", "default": 60},
             "recorded": {"type": "bool", "default": False},
             "root": {"type": "path", "default": "/"},

@@ -48,12 +48,12 @@ def stale(proc: Path = Path("/proc")) -> dict[str, list[str]]:
 
 def to_restart(units: Iterable[str]) -> list[str]:
     """In their order: gateways last, so that what they ask is there again."""
-    kept = [
+    ours = [
         unit
         for unit in units
         if unit != MANAGER and not BY_REBOOT.fullmatch(unit) and not LEFT.fullmatch(unit)
     ]
-    return sorted(kept, key=lambda unit: (unit.startswith(GATEWAY), unit))
+    return sorted(ours, key=lambda unit: (unit.startswith(GATEWAY), unit))
 
 
 def by_reboot(units: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Newer packages for one host, and the way back to those that it had."""
+"""Newer packages for one host, and the rollback to those that it had."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def plan(new_packages: bool, call: Call) -> Plan:
     """By apt's own simulation, from the lists that it has. Raises Failed."""
     command = [word for word in upgrade(new_packages, "--simulate") if word != "-qq"]
     printed = call(command)
-    found = [match.groupdict() for match in INSTALL.finditer(printed)]
+    installs = [match.groupdict() for match in INSTALL.finditer(printed)]
     back = KEPT_BACK.search(printed)
     return Plan(
-        {each["name"]: (each["old"], each["new"]) for each in found if each["old"]},
-        sorted(each["name"] for each in found if not each["old"]),
+        {each["name"]: (each["old"], each["new"]) for each in installs if each["old"]},
+        sorted(each["name"] for each in installs if not each["old"]),
         sorted(back[1].split()) if back else [],
         _sourceless(debs.versions(call), call),
     )
@@ -94,11 +94,11 @@ class Previous:
 
 def repositories(sources: Path, serials: Iterable[int]) -> list[str]:
     """URLs of the repositories of the mirror's bundles, by that of the one in use. Raises Failed."""
-    found = URI.search(sources.read_text())
-    if not found:
+    uri = URI.search(sources.read_text())
+    if not uri:
         raise Failed(f"{sources} is not as role base writes it: run `llmkeep site --tags base`")
     # The mirror itself reads them from its disk.
-    pattern = "{0}/{1}/apt" if found["place"] == "file:" else "{0}/serials/{1}/apt"
+    pattern = "{0}/{1}/apt" if uri["place"] == "file:" else "{0}/serials/{1}/apt"
     return [
         pattern.format(f"{found['place']}{found['path']}", serial) for serial in sorted(serials, reverse=True)
     ]

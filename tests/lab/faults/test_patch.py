@@ -30,7 +30,7 @@ def patch(lab: Lab, *words: str) -> str:
     return " ".join(lab.on("ops1", f"{command}; echo ended with $?", timeout=1200).split())
 
 
-GIVEN = ("--canary-key-file /root/canary.json", "--last-instance", "--without-way-back")
+GIVEN = ("--canary-key-file /root/canary.json", "--last-instance", "--without-rollback")
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +45,29 @@ def older(estate: Lab) -> Lab:
 
 def test_the_plan_names_what_is_newer_and_changes_nothing(older: Lab) -> None:
     before = older.on("llm1", VERSIONS)
-    said = patch(older, "--plan", *GIVEN)
-    assert said.endswith("ended with 0"), said[-3000:]
+    output = patch(older, "--plan", *GIVEN)
+    assert output.endswith("ended with 0"), output[-3000:]
     for name in PACKAGES:
-        assert re.search(rf"{name} \S+~ -> \S+", said), said[-3000:]
-    assert "llm1: would upgrade." in said
+        assert re.search(rf"{name} \S+~ -> \S+", output), output[-3000:]
+    assert "llm1: would upgrade." in output
     assert older.on("llm1", VERSIONS) == before
 
 
 def test_a_host_that_alone_serves_a_model_is_refused(older: Lab) -> None:
-    said = patch(older, "--hosts llm1", "--canary-key-file /root/canary.json")
-    assert said.endswith("ended with 1")
-    assert "it would take away the last instance of smollm2-135m-instruct, on llm1" in said
+    output = patch(older, "--hosts llm1", "--canary-key-file /root/canary.json")
+    assert output.endswith("ended with 1")
+    assert "it would take away the last instance of smollm2-135m-instruct, on llm1" in output
 
 
 def test_a_host_whose_checks_do_not_hold_afterwards_goes_back(older: Lab, client: Client) -> None:
     before = older.on("llm1", VERSIONS)
     older.on("llm1", "sed --in-place 's/^hosts:.*/hosts: files dns/' /etc/nsswitch.conf")
-    said = patch(older, "--hosts llm1", *GIVEN)
+    output = patch(older, "--hosts llm1", *GIVEN)
     older.on("llm1", "sed --in-place 's/^hosts:.*/hosts: files/' /etc/nsswitch.conf")
-    assert said.endswith("ended with 1"), said[-3000:]
+    assert output.endswith("ended with 1"), output[-3000:]
     assert (
         "The patch of llm1 was taken back: Refuse a host whose checks do not hold: llm1: base.only_files"
-        in said
+        in output
     )
     assert older.on("llm1", VERSIONS) == before
     assert older.on("llm1", RECORDED).split()[-1] == "host.patch_returned"
@@ -77,8 +77,8 @@ def test_a_host_whose_checks_do_not_hold_afterwards_goes_back(older: Lab, client
 def test_all_hosts_are_patched_and_restart_what_ran_replaced_files(older: Lab, client: Client) -> None:
     pids = "systemctl show --property=MainPID --value nginx redis-server llm-audit 'llm-gateway@*' 'llm-engine@*'"
     before = older.on("llm1", pids).split()
-    said = patch(older, *GIVEN)
-    assert said.endswith("ended with 0"), said[-3000:]
+    output = patch(older, *GIVEN)
+    assert output.endswith("ended with 0"), output[-3000:]
     assert OLDER_VERSION not in older.on("llm1", VERSIONS)
     assert not {*before} & {*older.on("llm1", pids).split()}
     assert older.on("llm1", RECORDED).split()[-1] == "host.patch_done"
@@ -87,14 +87,14 @@ def test_all_hosts_are_patched_and_restart_what_ran_replaced_files(older: Lab, c
 
 def test_a_second_patch_replaces_no_package(older: Lab) -> None:
     before = older.on("llm1", VERSIONS)
-    said = patch(older, *GIVEN)
-    assert said.endswith("ended with 0"), said[-3000:]
-    assert "ops1: skip. it has nothing newer to get" in said
+    output = patch(older, *GIVEN)
+    assert output.endswith("ended with 0"), output[-3000:]
+    assert "ops1: skip. it has nothing newer to get" in output
     assert older.on("llm1", VERSIONS) == before
 
 
 def test_a_patched_host_goes_back_to_the_packages_that_it_had(older: Lab, client: Client) -> None:
-    said = patch(older, "--back", "--hosts llm1", *GIVEN)
-    assert said.endswith("ended with 0"), said[-3000:]
+    output = patch(older, "--back", "--hosts llm1", *GIVEN)
+    assert output.endswith("ended with 0"), output[-3000:]
     assert older.on("llm1", VERSIONS).count(OLDER_VERSION) == len(PACKAGES)
     within(60, "an answer", lambda: "Paris" in answers(client))

@@ -1,5 +1,6 @@
 """What a host saves before its packages are replaced."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ module = load("modules.host_patch")
 upgrades = load("module_utils.patch.upgrades")
 rollout = load("module_utils.config.rollout")
 
-GIVEN = {"new_packages": True, "serials": [7], "without_way_back": False}
+GIVEN = {"new_packages": True, "serials": [7], "without_rollback": False}
 
 
 @pytest.fixture
@@ -47,14 +48,14 @@ def test_versions_of_before_are_saved_with_their_packages(host: Any, monkeypatch
     assert [path.name for path in host.kept.glob("*.deb")] == ["tool_1.0_amd64.deb"]
 
 
-def test_a_patch_that_replaces_nothing_leaves_the_way_back_of_the_last_one(
+def test_a_patch_that_replaces_nothing_leaves_the_rollback_of_the_last_one(
     host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan(monkeypatch)
     before = {"packages": {"tool": "0.9"}, "added": [], "kernel": "6.12"}
     progress = rollout.Progress(step="done", previous=before)
     module.begin(GIVEN, progress, host)
-    assert progress.previous == before
+    assert progress.previous == before | {"kernel": os.uname().release}
 
 
 def test_a_patch_that_was_interrupted_keeps_what_it_saved(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,14 +66,14 @@ def test_a_patch_that_was_interrupted_keeps_what_it_saved(host: Any, monkeypatch
     assert progress.previous == before
 
 
-def test_without_a_way_back_nothing_begins_unless_that_is_accepted(
+def test_without_a_rollback_nothing_begins_unless_that_is_accepted(
     host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan(monkeypatch, "tool", "strange")
     with pytest.raises(
-        rollout.Failed, match=r"no way back for 1 of 2 packages, .*: strange 1\.0\. Nothing was changed"
+        rollout.Failed, match=r"no rollback for 1 of 2 packages, .*: strange 1\.0\. Nothing was changed"
     ):
         module.begin(GIVEN, rollout.Progress(), host)
     progress = rollout.Progress()
-    module.begin(GIVEN | {"without_way_back": True}, progress, host)
+    module.begin(GIVEN | {"without_rollback": True}, progress, host)
     assert progress.previous["packages"] == {"tool": "1.0"}

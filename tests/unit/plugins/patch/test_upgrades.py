@@ -1,4 +1,4 @@
-"""Newer packages and the way back, by the real apt and dpkg on a host's files in a folder."""
+"""Newer packages and the rollback, by the real apt and dpkg on a host's files in a folder."""
 
 import os
 import shutil
