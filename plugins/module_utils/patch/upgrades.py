@@ -100,7 +100,7 @@ def repositories(sources: Path, serials: Iterable[int]) -> list[str]:
     # The mirror itself reads them from its disk.
     pattern = "{0}/{1}/apt" if uri["place"] == "file:" else "{0}/serials/{1}/apt"
     return [
-        pattern.format(f"{found['place']}{found['path']}", serial) for serial in sorted(serials, reverse=True)
+        pattern.format(f"{uri['place']}{uri['path']}", serial) for serial in sorted(serials, reverse=True)
     ]
 
 
