@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from llmkeep import fetch, inventory, logs, packages, patch, revoke, run, size
+from llmkeep.backup import commands as backup
 from llmkeep.bundle import commands, keys, programs, update
 from llmkeep.errors import LlmkeepError, printable
 from llmkeep.experiments import commands as experiments
@@ -46,6 +47,7 @@ VERBS = (
     packages,
     patch,
     experiments,
+    backup,
 )
 
 

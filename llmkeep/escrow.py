@@ -5,6 +5,8 @@ Builder, bundle and control node have the certificate only. The key is PKCS#8, e
 """
 
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -120,19 +122,27 @@ def encrypt_to(certificate: Path, secret: bytes) -> bytes:
 
 def decrypt(sealed: Path, key: Path, passphrase_file: Path | None) -> bytes:
     """What is encrypted in SEALED, by the escrow key. Its passphrase is asked for if it has one and no file is given."""
-    argv = ["openssl", "cms", "-decrypt", "-binary", "-inform", "PEM", "-inkey", str(key), "-in", str(sealed)]
+    with held(key, passphrase_file) as decrypted:
+        return decrypted(sealed)
+
+
+@contextmanager
+def held(key: Path, passphrase_file: Path | None) -> Iterator[Callable[[Path], bytes]]:
+    """The escrow key for as many files as the context decrypts: its passphrase is asked for once."""
     if b"ENCRYPTED" not in key.read_bytes():
-        return _decrypted(argv, sealed, key)
+        yield lambda sealed: _decrypted([], sealed, key)
+        return
     with in_memory(passphrase.given(passphrase_file, str(key)).encode()) as word:
         readable = ["openssl", "pkey", "-in", str(key), "-noout", "-passin", f"file:{word}"]
         if subprocess.run(readable, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode:
             raise PassphraseError(f"the passphrase does not open {key}: nothing was done; run it again")
-        return _decrypted([*argv, "-passin", f"file:{word}"], sealed, key)
+        yield lambda sealed: _decrypted(["-passin", f"file:{word}"], sealed, key)
 
 
-def _decrypted(argv: list[str], sealed: Path, key: Path) -> bytes:
+def _decrypted(words: list[str], sealed: Path, key: Path) -> bytes:
+    argv = ["openssl", "cms", "-decrypt", "-binary", "-inform", "PEM", "-inkey", str(key), "-in", str(sealed)]
     try:
-        return program(argv, b"")
+        return program([*argv, *words], b"")
     except SealError as error:
         sealed.stat()  # another message where it is not there
         raise EscrowError(

@@ -7,6 +7,7 @@ from pathlib import Path
 ISSUING_KEY = "llmkeep.issuing-key"
 POLICY_KEY = "llmkeep.policy-key"
 PUBLISH_KEY = "llmkeep.publish-key"
+BACKUP_PASSWORD = "llmkeep.backup-password"  # noqa: S105 a name
 
 
 @dataclass(frozen=True)
@@ -174,3 +175,43 @@ class Places:
     def image_serial(self) -> Path:
         """The serial of the image that was accepted here last: the highest, unless an operator went back."""
         return self.root / "var/lib/llmkeep/image-serial"
+
+    # ---------------------------------------------------------------- backup
+    @property
+    def backup_settings(self) -> Path:
+        """Where backups go, what more is in them, how many are kept; role backup writes it."""
+        return self.root / "etc/llmkeep/backup.json"
+
+    @property
+    def backup_password(self) -> Path:
+        return self.sealed(BACKUP_PASSWORD)
+
+    @property
+    def backup_secrets(self) -> Path:
+        """What is sealed to this host, encrypted to the escrow certificate."""
+        return self.root / "var/lib/llmkeep/backup/secrets.cms"
+
+    @property
+    def backup_description(self) -> Path:
+        """What the last backup says of itself."""
+        return self.root / "var/lib/llmkeep/backup/description.json"
+
+    @property
+    def backup_begun(self) -> Path:
+        """The place of the repository that was made; one that is missing there is not made anew."""
+        return self.root / "var/lib/llmkeep/backup/repository"
+
+    @property
+    def backup_verified(self) -> Path:
+        """The backup that was read again last, whole, where it lies."""
+        return self.root / "var/lib/llmkeep/backup-verified.json"
+
+    @property
+    def restoring(self) -> Path:
+        """Which backup is being restored here; there from a restore's begin to its end."""
+        return self.root / "var/lib/llmkeep/restoring.json"
+
+    @property
+    def escrow_certificate(self) -> Path:
+        """As it came with the bundle in use."""
+        return self.bundles / "current/escrow.pem"

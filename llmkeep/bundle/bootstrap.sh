@@ -1,6 +1,7 @@
 #!/bin/sh
-# bootstrap [DOMAIN]: turns a bare Debian 13 machine into the estate's control node, from this bundle alone.
-# DOMAIN is the estate's, base_domain in its inventory (default: estate.internal).
+# bootstrap [DOMAIN | --restore]: turns a bare Debian 13 machine into the estate's control node, from this bundle alone.
+# DOMAIN is the estate's, base_domain in its inventory (default: estate.internal). With --restore it makes no authority, policy
+# and record: `llmkeep backup restore` brings those of the estate whose control node was lost.
 #
 # Compare this file's sha256 with the one that `llmkeep bundle build` printed BEFORE you run it: it carries the
 # fingerprint of the only key whose bundles it accepts. It needs root, and what each Debian 13 has: apt, awk, sed, sqv.
@@ -295,6 +296,12 @@ mkdir -p /usr/local/bin
 link "$opt/control/bin/llmkeep" /usr/local/bin/llmkeep
 # The same program under the name that operators type: it records the run, and refuses one that cannot be recorded.
 link "$opt/control/bin/llmkeep" /usr/local/bin/ansible-playbook
+
+if [ "${1:-}" = --restore ]; then
+    say "done: bundle serial $serial, signed by $signer"
+    say 'next: llmkeep backup restore REPOSITORY --escrow-key KEY'
+    exit 0
+fi
 
 # --- the estate's certificate authority, made here
 say 'certificate authority'

@@ -101,8 +101,8 @@ def checked(folder: Path) -> Source:
 def build(places: Places, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
     """Sign FOLDER's policy into OUT; returns a message for the operator. Idempotent.
 
-    The highest revision ever issued is in revision.json beside OUT, which is on disk before the bundle that has it. A bundle
-    with the same content and enough days left is kept.
+    The highest revision ever issued is in revision.json beside OUT, which is on disk before the bundle that has it, and after a
+    restore a floor that the next one is above. A bundle with the same content and enough days left is kept.
 
     """
     if not 1 <= days <= 366:
@@ -130,13 +130,14 @@ def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now
     given, standing = out.with_name("revision.json"), _standing(out, places)
     last: dict[str, Any] = json.loads(given.read_bytes()) if given.exists() else {"revision": 0, "sha256": ""}
     highest = max(last["revision"], standing.revision if standing else 0)
+    following = max(highest, last.get("floor", 0)) + 1
     same = last["sha256"] == source.sha256
     if same and standing and standing.revision == last["revision"]:
         if standing.expires - moment >= timedelta(days=min(LEFT, days / 3)):
             return f"{out}: revision {highest} is what {origin} says, kept; it expires {standing.expires:%Y-%m-%d}"
-        highest += 1
+        highest = following
     elif not same or last["revision"] < highest:
-        highest += 1
+        highest = following
     write(given, json.dumps({"revision": highest, "sha256": source.sha256}).encode() + b"\n", 0o644)
     bundle = policy_source.pack(source, highest, moment + timedelta(days=days), key)
     policy_bundle.judged(bundle, places.policy_public.read_bytes(), highest, moment)

@@ -1,0 +1,208 @@
+"""`llmkeep backup create | verify | list | restore`: the control node's state elsewhere, and back on new hardware.
+
+What it has: authority, policy, keys, all that is sealed to this host, record, heads, registers, inventory and SSH key, and the
+signatures of releases. docs/operate/backup.md says what it has not, and where that is. Only the escrow key opens it elsewhere.
+
+Exit codes: 0 done; 1 refused or failed, with the reason; 9 the escrow key's passphrase is wrong, or cannot be had.
+"""
+
+import argparse
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from llmkeep.backup import contents, restore
+from llmkeep.backup.contents import Description
+from llmkeep.backup.repository import BackupError, Missing, Repository, made_at
+from llmkeep.durable import alone, write
+from llmkeep.errors import printable
+from llmkeep.escrow import encrypt_to
+from llmkeep.pki.authority import fingerprint, load
+from llmkeep.places import BACKUP_PASSWORD, Places
+from llmkeep.sealing import seal, unseal
+
+AHEAD = timedelta(hours=1)  # that the clock of the last backup may have been
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As role backup writes them. `keep`: how many of the last days, weeks and months stay; `paths`: what more
+    is in them.
+    """
+
+    repository: str
+    keep: dict[str, int] = field(default_factory=lambda: {"daily": 14, "weekly": 8, "monthly": 12})
+    paths: list[str] = field(default_factory=list)
+
+
+def settings(places: Places) -> Settings:
+    """Of this control node; BackupError where it has none."""
+    try:
+        return Settings(**json.loads(places.backup_settings.read_bytes()))
+    except FileNotFoundError as error:
+        raise BackupError(
+            "no backup is set up here: set backup_repository in the inventory, and run `llmkeep site --tags backup`"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise BackupError(
+            f"{places.backup_settings} cannot be read ({error}): `llmkeep site --tags backup` writes it anew"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A repository that is this control node's to change. `backups`: what restic says of each, the oldest first."""
+
+    settings: Settings
+    repository: Repository
+    password: bytes
+    backups: list[dict[str, Any]]
+
+    def restic(self, *words: str, folder: Path = Path("/")) -> str:
+        return self.repository.restic(self.password, *words, folder=folder)
+
+
+@contextmanager
+def standing(places: Places) -> Iterator[Standing]:
+    """The repository of this control node, with nobody else at work in it. It is made where it is not there."""
+    given = settings(places)
+    repository = Repository(given.repository)
+    folder = places.backup_secrets.parent
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone(folder):
+        if not places.backup_password.exists():
+            places.backup_password.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            secret = secrets.token_hex(32).encode()
+            write(places.backup_password, seal(secret, BACKUP_PASSWORD), 0o400)
+        password = unseal(places.backup_password.read_bytes(), BACKUP_PASSWORD)
+        begun = places.backup_begun.read_text() if places.backup_begun.exists() else ""
+        try:
+            rows = repository.snapshots(password)
+        except Missing as error:
+            if begun == given.repository:
+                raise BackupError(
+                    f"there is no repository at {begun}, and backups of this host were there: mount its disk; if they are lost, "
+                    f"remove {places.backup_begun}, and another one is begun"
+                ) from error
+            repository.restic(password, "init")
+            rows = []
+        if begun != given.repository:
+            repository.keep_password(encrypt_to(places.escrow_certificate, password))
+            write(places.backup_begun, given.repository.encode(), 0o644)
+        yield Standing(given, repository, password, rows)
+
+
+def create(places: Places) -> str:
+    """Back this control node up, and forget what is too old; returns a message for the operator."""
+    with standing(places) as found:
+        if found.backups and made_at(newest := found.backups[-1]) > datetime.now(UTC) + AHEAD:
+            raise BackupError(
+                f"the newest backup in {found.settings.repository} is of {newest['time'][:19]}, and this host's clock says "
+                f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}: correct the clock, or remove that backup: restic forget "
+                f"{newest['id'][:8]}"
+            )
+        contents.keep_secrets(places, places.escrow_certificate)
+        contents.describe(places)
+        excluded = [word for path in contents.excluded() for word in ("--exclude", path)]
+        words = ["--json", *excluded, "--", *contents.paths(places, found.settings.paths)]
+        made = json.loads(found.restic("backup", *words, folder=places.root).splitlines()[-1])
+        kept = [
+            word for unit, count in found.settings.keep.items() for word in (f"--keep-{unit}", str(count))
+        ]
+        found.restic("forget", "--group-by", "", *kept, "--prune")
+        size = f"{made['total_files_processed']} files, {made['total_bytes_processed'] / 1e6:.1f} MB"
+        new = f"of them {made['data_added'] / 1e6:.1f} MB new"
+        return f"{found.settings.repository}: snapshot {made['snapshot_id'][:8]}, {size}, {new}"
+
+
+def verify(places: Places) -> str:
+    """Read the repository whole, where it lies, and note the newest backup as verified; returns a message for the operator."""
+    with standing(places) as found:
+        place = found.settings.repository
+        if not found.backups:
+            raise BackupError(f"{place} has no backup: make one with `llmkeep backup create`")
+        newest = found.backups[-1]
+        found.restic("check", "--read-data")
+        found.repository.encrypted_password()
+        told = Description.read(
+            found.restic("dump", newest["id"], restore.within(places, places.backup_description))
+        )
+        if (root := fingerprint(load(places.root_certificate))) != told.root:
+            raise BackupError(
+                f"{place}: the newest backup is of the estate with root certificate {told.root}, and this one's is {root}: give "
+                "this estate a repository of its own"
+            )
+        note = {
+            "snapshot": newest["id"],
+            "created": made_at(newest).timestamp(),
+            "verified": datetime.now(UTC).timestamp(),
+            "repository": place,
+        }
+        write(places.backup_verified, json.dumps(note).encode() + b"\n", 0o644)
+        count = len(found.backups)
+        return f"{place}: every byte of {count} backups is as it was written; the newest is of {newest['time'][:19]}"
+
+
+def listed(places: Places) -> str:
+    """A line for each backup, the oldest first."""
+    with standing(places) as found:
+        seen = (
+            json.loads(places.backup_verified.read_bytes())["snapshot"]
+            if places.backup_verified.exists()
+            else None
+        )
+        lines = [
+            f"{row['id'][:8]}  {row['time'][:19]}  {row['hostname']}{'  verified' * (row['id'] == seen)}"
+            for row in found.backups
+        ]
+        empty = f"{found.settings.repository} has no backup: make one with `llmkeep backup create`"
+        return "\n".join(lines) or empty
+
+
+# ---------------------------------------------------------------- command line
+def _told(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:
+    def run(given: argparse.Namespace) -> int:
+        print(printable(verb(given)))
+        return 0
+
+    return run
+
+
+def _here(verb: Callable[[Places], str]) -> Callable[[argparse.Namespace], str]:
+    return lambda given: verb(given.places)
+
+
+def _restore(given: argparse.Namespace) -> str:
+    return restore.restore(
+        given.places, Repository(given.repository), given.escrow_key, given.passphrase_file, given.snapshot
+    )
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep backup create | verify | list | restore`."""
+    parser = subparsers.add_parser("backup", help="the control node's state elsewhere", description=__doc__)
+    parser.set_defaults(places=Places())
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, words, verb in (
+        ("create", "back this control node up, and forget what is too old", create),
+        ("verify", "read every byte of the repository where it lies", verify),
+        ("list", "the backups, the oldest first", listed),
+    ):
+        verbs.add_parser(name, help=words, description=__doc__).set_defaults(run=_told(_here(verb)))
+    back = verbs.add_parser(
+        "restore", help="onto a blank machine, after `bootstrap --restore`", description=__doc__
+    )
+    back.add_argument("repository", help="a folder's whole path, or sftp:USER@HOST:/FOLDER")
+    back.add_argument("--escrow-key", type=Path, required=True, help="on its medium")
+    back.add_argument(
+        "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask once)"
+    )
+    back.add_argument(
+        "--snapshot", default="latest", metavar="ID", help="of `restic snapshots` (default: the newest)"
+    )
+    back.set_defaults(run=_told(_restore))

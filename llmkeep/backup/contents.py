@@ -1,0 +1,140 @@
+"""What a backup of the control node has in it.
+
+Secrets that are sealed to this host open on this host alone. A backup has them all in one file that is encrypted to the escrow
+certificate, so neither the repository's password nor its host reveals them.
+"""
+
+import base64
+import json
+import socket
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmkeep.backup.repository import BackupError
+from llmkeep.bundle import manifest, signing
+from llmkeep.bundle.manifest import BundleRefused
+from llmkeep.durable import write
+from llmkeep.escrow import encrypt_to
+from llmkeep.pki.authority import fingerprint, load
+from llmkeep.places import Places
+from llmkeep.sealing import seal, unseal
+
+FORMAT = 1
+# All below them, but for what bootstrap makes for itself.
+FOLDERS = ("etc/llmkeep", "var/lib/llmkeep", "var/log/llmkeep-audit", "root/.ssh", "etc/ssh/ssh_known_hosts")
+SCRATCH = (
+    "sums",
+    "listed",
+    "present",
+    "table",
+    "here",
+    "new",
+    "files",
+    "links",
+    "copies",
+    "media",
+    "carried",
+)
+# Of a release and an image only what is signed: the weights are on a medium, and on the hosts.
+SIGNED = ("srv/llmkeep/releases/*", "srv/llmkeep/releases/.*/MANIFEST.json*")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a backup says of itself. `serial`: the bundle's; `signer`: whose bundles this estate takes; `root`: sha256 of the
+    root certificate; `releases`: `NAME SERIAL`, of which only manifests are in it.
+    """
+
+    host: str
+    created: str
+    serial: int
+    signer: str
+    root: str
+    releases: list[str]
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, places: Places) -> "Description":
+        """Of this control node, now."""
+        found = []
+        for folder in sorted(places.releases.glob("[!.]*")):
+            try:
+                found.append(f"{folder.name} {manifest.read(folder).serial}")
+            except BundleRefused:
+                continue  # a folder of somebody's
+        return cls(
+            host=socket.gethostname(),
+            created=datetime.now(UTC).replace(microsecond=0).isoformat(),
+            serial=serial(places),
+            signer=signing.fingerprint(places.bundle_keyring),
+            root=fingerprint(load(places.root_certificate)),
+            releases=found,
+        )
+
+    @classmethod
+    def read(cls, text: str) -> "Description":
+        """Of a backup, from the file in it; BackupError for one that this llmkeep does not know."""
+        told = json.loads(text)
+        if told.get("format") != FORMAT:
+            raise BackupError(
+                f"the backup has format {told.get('format')}, and this llmkeep reads {FORMAT}: it was written by bundle serial "
+                f"{told.get('serial')}; run bootstrap of that one, or of a newer one"
+            )
+        return cls(**told)
+
+
+def serial(places: Places) -> int:
+    """The highest serial of a bundle that was accepted here."""
+    return int(places.bundle_serial.read_text())
+
+
+def paths(places: Places, more: list[str]) -> list[str]:
+    """What restic is given, from the root, of what is there. `more`: the operator's own."""
+    root = places.root
+    found = [root / path.lstrip("/") for path in (*FOLDERS, *more)]
+    found += [
+        path for pattern in SIGNED for path in root.glob(pattern) if path.is_symlink() or path.is_file()
+    ]
+    return sorted({str(path.relative_to(root)) for path in found if path.exists()})
+
+
+def excluded() -> list[str]:
+    """What restic leaves out of them: of bootstrap and of a restore what is theirs while they run."""
+    names = (*SCRATCH, "bootstrap.lock", "restoring.json", "apt.log", "copy.log", "bundle.sources")
+    return [f"/var/lib/llmkeep/{name}" for name in names]
+
+
+# ---------------------------------------------------------------- sealed secrets
+def keep_secrets(places: Places, certificate: Path) -> None:
+    """Write what is sealed to this host once more, encrypted to the escrow certificate. Secrets pass by pipes alone."""
+    folder = places.sealed("")
+    secrets = {
+        path.name: {
+            "secret": base64.b64encode(unseal(path.read_bytes(), path.name)).decode(),
+            "mode": path.stat().st_mode & 0o777,
+        }
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+    write(places.backup_secrets, encrypt_to(certificate, json.dumps(secrets).encode()), 0o400)
+
+
+def seal_secrets(places: Places, opened: bytes) -> list[str]:
+    """Seal the secrets of a backup to this host; their names. Idempotent."""
+    names = []
+    for name, told in json.loads(opened).items():
+        path, secret = places.sealed(name), base64.b64decode(told["secret"])
+        if "/" in name or name.startswith("."):
+            raise BackupError(
+                f"the backup has a secret {name!r}, which is no file's name: it was not made by llmkeep"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write(path, seal(secret, name), told["mode"])
+        names.append(name)
+    return names
+
+
+def describe(places: Places) -> None:
+    """Write what this backup says of itself."""
+    write(places.backup_description, json.dumps(asdict(Description.of(places))).encode() + b"\n", 0o444)
