@@ -10,6 +10,7 @@ import shlex
 import ssl
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / ".venv" / "bin" / "lab"
 HOSTS = ("ops1", "llm1")
 QUESTION = "Name the capital of France."
+CLIENTS = 4
+PAUSE = 5.0  # between requests of one client: while Redis is late, a gateway grants 15 a minute of their 60
 ENCODER = "all-minilm-l6-v2"
 WITH_LOGS = "-i inventory/lab -i inventory/lab-logs"
 ELASTICSEARCH_REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
@@ -191,6 +194,34 @@ def official_client(client: Client) -> Iterator[openai.OpenAI]:
     http_client = httpx2.Client(verify=context)
     with openai.OpenAI(base_url=f"{client.url}/v1", api_key=client.key, http_client=http_client) as opened:
         yield opened
+
+
+@contextmanager
+def load(lab: Lab, client: Client) -> Iterator[list[int]]:
+    """Clients who ask for a short answer again and again; the statuses they saw. 0 is no answer at all."""
+    names = [f"load-{number}@lab" for number in range(CLIENTS)]
+    add = "llm-serve keys add --tenant t --role developer --subject"
+    keys = lab.on("llm1", "; ".join(f"{add} {name}" for name in names)).split()
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def ask(key: str) -> None:
+        while not done.wait(PAUSE):
+            try:
+                body = {"prompt": f"Say a word. {time.monotonic()}", "max_tokens": 2}
+                statuses.append(request(client, "POST", "/generate", body, key=key)[0])
+            except OSError:
+                statuses.append(0)
+
+    threads = [threading.Thread(target=ask, args=(key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(120)
 
 
 def within(seconds: float, what: str, holds: Callable[[], bool]) -> None:

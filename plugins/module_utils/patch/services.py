@@ -95,14 +95,12 @@ def restart(units: Iterable[str], ready: Callable[[str], bool], seconds: float, 
         call(["systemctl", "daemon-reexec"])
     for unit in (restarted := to_restart(units)):
         if unit.startswith(NGINX):
-            names = [f"--property={name}" for name in ("MainPID", "PIDFile", "Environment")]
+            names = [f"--property={name}" for name in ("MainPID", "PIDFile")]
             facts = dict(
                 line.split("=", 1) for line in call(["systemctl", "show", *names, unit]).splitlines()
             )
-            # nginx keeps its environment from what it starts: an edge whose key is in an HSM would not find its provider.
-            if "OPENSSL_CONF=" not in facts["Environment"]:
-                replace_nginx(int(facts["MainPID"]), Path(facts["PIDFile"]), seconds)
-                continue
+            replace_nginx(int(facts["MainPID"]), Path(facts["PIDFile"]), seconds)
+            continue
         call(["systemctl", "restart", unit])
         if unit.startswith(GATEWAY):
             end, instance = time.monotonic() + seconds, unit.removeprefix(GATEWAY).removesuffix(".service")

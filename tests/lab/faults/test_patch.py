@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from estate import Client, Lab, answers, within
+from estate import Client, Lab, answers, load, within
 
 # What nginx, gateways, engines, the record and Redis have mapped, and what nothing runs. `~` sorts before the bundle's version.
 PACKAGES = ("libssl3t64", "openssl")
@@ -74,11 +74,15 @@ def test_a_host_whose_checks_do_not_hold_afterwards_goes_back(older: Lab, client
     assert "Paris" in answers(client)
 
 
-def test_all_hosts_are_patched_and_restart_what_ran_replaced_files(older: Lab, client: Client) -> None:
+def test_all_hosts_are_patched_under_load_and_restart_what_ran_replaced_files(
+    older: Lab, client: Client
+) -> None:
     pids = "systemctl show --property=MainPID --value nginx redis-server llm-audit 'llm-gateway@*' 'llm-engine@*'"
     before = older.on("llm1", pids).split()
-    output = patch(older, *GIVEN)
+    with load(older, client) as statuses:
+        output = patch(older, *GIVEN)
     assert output.endswith("ended with 0"), output[-3000:]
+    assert set(statuses) == {200}
     assert OLDER_VERSION not in older.on("llm1", VERSIONS)
     assert not {*before} & {*older.on("llm1", pids).split()}
     assert older.on("llm1", RECORDED).split()[-1] == "host.patch_done"

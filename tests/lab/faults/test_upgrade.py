@@ -2,22 +2,16 @@
 it does not work. Nobody notices any of it."""
 
 import hashlib
-import threading
-import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from estate import ROOT, Client, Lab, answers, request
+from estate import CLIENTS, ROOT, Client, Lab, answers, load
 
 from llmkeep.bundle import manifest, signing
 
 BUNDLE, KEYS = ROOT / ".lab/bundle", ROOT / ".lab/keys"
 MIRROR = "/srv/llmkeep/bundle/current"
-CLIENTS = 4
-PAUSE = 5.0  # between requests of one client: while Redis is late, a gateway grants 15 a minute of their 60
 LINKS = "cd /opt/llmkeep && readlink units/llm-*.service current"
 PIDS = "systemctl show --property=MainPID --value llm-audit.service 'llm-engine@*.service'"
 # A gateway that exits at once. Its configuration passes, since `llm-serve check` does not import it.
@@ -58,34 +52,6 @@ def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def load(lab: Lab, client: Client) -> Iterator[list[int]]:
-    """Clients who ask for a short answer again and again; the statuses they saw. 0 is no answer at all."""
-    names = [f"load-{number}@lab" for number in range(CLIENTS)]
-    add = "llm-serve keys add --tenant t --role developer --subject"
-    keys = lab.on("llm1", "; ".join(f"{add} {name}" for name in names)).split()
-    statuses: list[int] = []
-    done = threading.Event()
-
-    def ask(key: str) -> None:
-        while not done.wait(PAUSE):
-            try:
-                body = {"prompt": f"Say a word. {time.monotonic()}", "max_tokens": 2}
-                statuses.append(request(client, "POST", "/generate", body, key=key)[0])
-            except OSError:
-                statuses.append(0)
-
-    threads = [threading.Thread(target=ask, args=(key,)) for key in keys]
-    for thread in threads:
-        thread.start()
-    try:
-        yield statuses
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(120)
 
 
 def upgrade(lab: Lab, *more: str) -> str:

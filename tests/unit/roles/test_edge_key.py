@@ -23,6 +23,8 @@ from waiting import PATIENCE, listens, own_port
 from llmkeep.pki import authority as pki
 from llmkeep.places import Places
 
+services = load("module_utils.patch.services")
+
 estate = load("filter.estate")
 host_certificate = load("modules.host_certificate")
 CLIENT = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
@@ -40,7 +42,6 @@ user root;
 worker_processes 2;
 pid {folder}/nginx.pid;
 error_log {folder}/nginx.log info;
-env P11_KIT_SERVER_ADDRESS;
 events {{ worker_connections 64; }}
 http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
@@ -207,9 +208,8 @@ class Edge:
     def start(self) -> None:
         # It goes into the background, and would keep a pipe open.
         with (self.folder / "start.log").open("w") as log:
-            done = subprocess.run(
-                ["nginx", "-c", f"{self.folder}/nginx.conf"], env=self.environment, stderr=log, check=False
-            )
+            words = ["-c", f"{self.folder}/nginx.conf", "-g", PASSED_ON]
+            done = subprocess.run(["/usr/sbin/nginx", *words], env=self.environment, stderr=log, check=False)
         assert done.returncode == 0, (self.folder / "start.log").read_text()
 
     def keep_watch(self) -> None:
@@ -279,6 +279,9 @@ class Edge:
             self.leave()
 
 
+# What the role's unit has nginx pass on to the one that takes its place.
+UNIT = (ROOT / "roles/edge/templates/nginx-hsm.service.j2").read_text()
+PASSED_ON = " ".join(re.findall(r"env \w+;", UNIT))
 ENVIRONMENT = ("OPENSSL_CONF", "P11_KIT_SERVER_ADDRESS", "CREDENTIALS_DIRECTORY")
 
 
@@ -317,6 +320,16 @@ def test_serves_by_tls_1_3_with_the_key_of_the_token_which_is_in_no_file(edge: E
         check=False,
     )
     assert [Path(path).parent.name for path in held.stdout.split()] in ([], ["credstore.encrypted"])
+
+
+def test_an_nginx_that_takes_the_place_of_a_running_one_has_the_key_too(edge: Edge) -> None:
+    edge.start()
+    assert edge.handshake()
+    file = edge.folder / "nginx.pid"
+    old = int(file.read_text())
+    assert services.replace_nginx(old, file, PATIENCE) != old
+    eventually(lambda: not Path(f"/proc/{old}").exists())
+    assert edge.handshake() == edge.key()["public_pem"]
 
 
 def test_a_certificate_that_stands_is_not_asked_for_again_and_one_of_another_key_is(

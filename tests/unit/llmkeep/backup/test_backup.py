@@ -20,7 +20,7 @@ from llmkeep.backup.contents import Description
 from llmkeep.backup.repository import BackupError, Repository
 from llmkeep.bundle import release, signing
 from llmkeep.pki import authority as pki
-from llmkeep.places import BACKUP_PASSWORD, ISSUING_KEY, Places
+from llmkeep.places import Places
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as audit
 from llmkeep.record import runs
@@ -174,10 +174,15 @@ def test_numbers_that_were_issued_after_the_backup_are_not_issued_again(
     assert "revision 1002," in policy.build(machine, changed, machine.policy_bundle, 90)
 
 
+def unseal(path: Path) -> bytes:
+    """What the double of systemd-creds sealed under the file's name."""
+    return path.read_bytes().removeprefix(f"sealed {path.name}:".encode())
+
+
 def as_restic(node: Places, *words: str) -> None:
     """By who has the repository's password."""
-    password = commands.unseal(node.backup_password.read_bytes(), BACKUP_PASSWORD).decode()
-    argv = ["restic", "--no-cache", "--repo", node.root.parent / "repository", *words]
+    password = unseal(node.backup_password).decode()
+    argv = ["restic", "--no-cache", "--repo", str(node.root.parent / "repository"), *words]
     environment = {"PATH": os.environ["PATH"], "RESTIC_PASSWORD": password}
     subprocess.run(argv, env=environment, check=True, capture_output=True)
 
@@ -187,7 +192,7 @@ def test_no_sealed_secret_is_there_in_clear_even_for_who_has_the_repositorys_pas
 ) -> None:
     as_restic(node, "restore", "latest", "--target", str(tmp_path / "seen"))
     assert not (tmp_path / "seen/etc/credstore.encrypted").exists()
-    secret = commands.unseal(node.issuing_key.read_bytes(), ISSUING_KEY)
+    secret = unseal(node.issuing_key)
     assert not any(secret in path.read_bytes() for path in (tmp_path / "seen").rglob("*") if path.is_file())
 
 
