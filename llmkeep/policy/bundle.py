@@ -102,12 +102,13 @@ def build(places: Places, folder: Path, out: Path, days: int, now: datetime | No
     """Sign FOLDER's policy into OUT; returns a message for the operator. Idempotent.
 
     The highest revision ever issued is in revision.json beside OUT, which is on disk before the bundle that has it, and after a
-    restore a floor that the next one is above. A bundle with the same content and enough days left is kept.
+    restore a floor that the next one is above. A bundle with the same content and enough days left is kept, but where there is a
+    floor: hosts may have a higher one.
 
     """
     if not 1 <= days <= 366:
         raise PolicyError(f"--days is {days}: a policy holds 1 to 366 days")
-    return _sign(places, checked(folder), str(folder), out, days, now)
+    return _sign(places, checked(folder), str(folder), out, days, now, above_floor=True)
 
 
 def renew(places: Places, out: Path, now: datetime | None = None) -> str:
@@ -123,8 +124,16 @@ def renew(places: Places, out: Path, now: datetime | None = None) -> str:
     return _sign(places, Source(standing.modules, {}, parts), f"revision {standing.revision}", out, DAYS, now)
 
 
-def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now: datetime | None) -> str:
-    """Sign SOURCE into OUT, unless OUT has the same content and enough days left."""
+def _sign(
+    places: Places,
+    source: Source,
+    origin: str,
+    out: Path,
+    days: int,
+    now: datetime | None,
+    above_floor: bool = False,
+) -> str:
+    """Sign SOURCE into OUT, unless OUT has the same content, enough days left, and a revision ABOVE_FLOOR where that is asked."""
     key = signing_key(places)
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     given, standing = out.with_name("revision.json"), _standing(out, places)
@@ -133,7 +142,8 @@ def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now
     following = max(highest, last.get("floor", 0)) + 1
     same = last["sha256"] == source.sha256
     if same and standing and standing.revision == last["revision"]:
-        if standing.expires - moment >= timedelta(days=min(LEFT, days / 3)):
+        enough = standing.expires - moment >= timedelta(days=min(LEFT, days / 3))
+        if enough and not (above_floor and "floor" in last):
             return f"{out}: revision {highest} is what {origin} says, kept; it expires {standing.expires:%Y-%m-%d}"
         highest = following
     elif not same or last["revision"] < highest:

@@ -1,0 +1,117 @@
+"""The control node loses its disk: a blank machine takes its place, from a backup on another host and the escrow key alone."""
+
+import json
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sharded_deepseek
+from estate import QUESTION, ROOT, Client, Lab, answers, changed, request, serve_models, sign_and_add, within
+
+REPOSITORY = "sftp:root@10.77.0.12:/srv/backup"
+SETTINGS = {"repository": REPOSITORY, "keep": {"daily": 14}}
+# The HSM is another device, and outlives the control node; only in the lab its tokens are on that one's disk.
+TOKENS = "/var/lib/softhsm"
+MODEL = {"driver": "naive", "release": "tiny", "memory": "1G", "context": 512, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def candidate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as it comes on its medium."""
+    folder = tmp_path_factory.mktemp("model")
+    repository = sharded_deepseek.write(folder / "repository")
+    command = [str(ROOT / ".venv/bin/llmkeep"), "model", "add", str(repository), "--name", "tiny"]
+    subprocess.run(
+        [*command, "--into", str(folder / "candidate"), "--accept-licence", "deepseek"], check=True
+    )
+    return folder / "candidate"
+
+
+@pytest.fixture(scope="module")
+def trusted_before(estate: Lab, client: Client, candidate: Path) -> str:
+    """What llm1 trusted and ran, once the control node has signed a release, is backed up, and is gone."""
+    answers(client)
+    estate.send("ops1", "/root", {"candidate": candidate})
+    sign_and_add(estate, "/root/candidate")
+    estate.on("ops1", "cat > /etc/llmkeep/backup.json", given=json.dumps(SETTINGS))
+    assert "restic" not in estate.on("ops1", "llmkeep backup create && llmkeep backup verify")
+    before = trusted(estate)
+    tokens = estate.on("ops1", f"tar -C / -c {shlex.quote(TOKENS[1:])} | base64")
+    estate.run("restore", "ops1", "bare")
+    estate.on("ops1", "base64 -d | tar -C / -x", given=tokens)
+    return before
+
+
+def trusted(lab: Lab) -> str:
+    """Of llm1: certificates, policy's key and bundle, keys of the estate, and since when its services run."""
+    files = "find /etc/llmkeep /etc/credstore.encrypted /var/lib/llm* -xdev -type f -regex '.*[.]\\(pem\\|pgp\\|gz\\)'"
+    since = "systemctl show --property=ActiveEnterTimestampMonotonic nginx opa 'llm-gateway@*' 'llm-engine@*'"
+    return lab.on("llm1", f"{files} | sort | xargs sha256sum; {since}")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A blank machine once it is the control node. `said`: by the restore; `trusted`: by llm1, before."""
+
+    said: str
+    trusted: str
+
+
+@pytest.fixture(scope="module")
+def restored(estate: Lab, trusted_before: str) -> Restored:
+    """As the operator does it, with the escrow key on a medium."""
+    for name, path in (("key", ".lab/escrow/escrow.key"), ("passphrase", ".lab/passphrase")):
+        estate.on("ops1", f"umask 077 && cat > /run/escrow.{name}", given=(ROOT / path).read_text())
+    estate.on("ops1", "sh /run/lab/stick/bootstrap --restore")
+    words = f"{REPOSITORY} --escrow-key /run/escrow.key --passphrase-file /run/escrow.passphrase"
+    return Restored(estate.on("ops1", f"llmkeep backup restore {words}; rm /run/escrow.*"), trusted_before)
+
+
+def test_the_estates_own_roles_change_nothing_on_another_host(
+    estate: Lab, client: Client, restored: Restored
+) -> None:
+    assert "  tiny 1: llmkeep release add FOLDER" in restored.said
+    assert changed(estate.site())["llm1"] == 0
+    assert trusted(estate) == restored.trusted
+    assert "Paris" in answers(client)
+
+
+@pytest.mark.usefixtures("restored")
+def test_its_record_goes_on_where_it_ended(estate: Lab) -> None:
+    assert estate.on("ops1", "llmkeep audit verify")
+    assert "restore backup" in estate.on("ops1", "llmkeep audit show --json")
+
+
+@pytest.mark.usefixtures("restored")
+def test_it_issues_a_certificate_that_the_estate_accepts(estate: Lab) -> None:
+    estate.on("llm1", "mv /etc/llmkeep/pki/host.pem /root/")
+    assert changed(estate.site("--tags pki", "--limit llm1"))["llm1"] > 0
+    estate.on(
+        "llm1",
+        "cd /etc/llmkeep/pki && openssl verify -CAfile root.pem -untrusted host.pem host.pem && ! cmp -s host.pem /root/host.pem",
+    )
+
+
+@pytest.mark.usefixtures("restored")
+def test_it_adds_a_key_that_opens_the_door(estate: Lab, client: Client) -> None:
+    words = "identity_verb=add identity_subject=ada@lab identity_tenant=lab identity_roles=developer identity_file=/root/ada.json"
+    estate.operate("run playbooks/identities.yml", *(f"-e {word}" for word in words.split()))
+    key = json.loads(estate.on("ops1", "cat /root/ada.json"))["key"]
+    within(30, "the key is known", lambda: request(client, "GET", "/v1/models", key=key)[0] == 200)
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_release_is_installed_by_its_signature_of_before_and_the_files_of_its_medium(
+    estate: Lab, client: Client, candidate: Path
+) -> None:
+    estate.send("ops1", "/root", {"candidate": candidate})
+    estate.on("ops1", "llmkeep release add /root/candidate")
+    serve_models(estate, [{"name": "tiny", **MODEL}])
+    body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4}
+
+    def answered() -> bool:
+        return request(client, "POST", "/v1/chat/completions", body)[0] == 200
+
+    within(240, "an answer", answered)
