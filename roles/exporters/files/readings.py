@@ -42,7 +42,8 @@ APPLIED = Path("/var/lib/llmkeep/applied.json")  # these two are of llmkeep/reco
 VERIFIED = Path("/var/lib/llmkeep/verified.json")
 VOLUMES = Path("/var/lib/llmkeep/storage")  # the register of llmkeep.estate.luks_escrow
 RECORD = Path("/var/log/llm-audit")
-BACKUP = Path("/var/lib/llmkeep-backup/done")  # whatever backs this host up touches it when it is done
+BACKUP = Path("/var/lib/llmkeep-backup/done")  # whatever backs up a host's record touches it when it is done
+BACKUP_VERIFIED = Path("/var/lib/llmkeep/backup-verified.json")  # by `llmkeep backup verify`
 # By llmkeep.estate.config_tree: files as the last run left them.
 WRITTEN = Path("/var/lib/llmkeep-written/sha256.json")
 LARGEST = 32 << 20  # bytes, more than any file that a role writes: this program may take 128 MiB
@@ -136,9 +137,18 @@ def drifted_files() -> Iterator[str]:
 
 
 def backup() -> Iterator[str]:
-    """Of hosts that have what no run can make again: the control node, and where answers are on record."""
-    if SERIAL.exists() or RECORD.exists():
-        yield f"llmkeep_backup_seconds {last_change(BACKUP)}"
+    """The last backup of hosts that have what no run can make again: the control node, and where answers are on record.
+
+    A backup of the control node counts once its repository was read again. A host that is both shows the older one.
+    """
+    made = []
+    if SERIAL.exists():
+        verified = json.loads(BACKUP_VERIFIED.read_bytes()) if BACKUP_VERIFIED.exists() else {"created": 0}
+        made.append(int(verified["created"]))
+    if RECORD.exists():
+        made.append(int(last_change(BACKUP)))
+    if made:
+        yield f"llmkeep_backup_seconds {min(made)}"
 
 
 def seconds(told: str) -> str:

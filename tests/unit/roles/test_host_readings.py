@@ -160,12 +160,31 @@ def test_a_host_without_records_or_keys_needs_no_backup(tmp_path: Path) -> None:
     assert not any(line.startswith("llmkeep_backup") for line in read(tmp_path))
 
 
-def test_the_last_backup_is_what_the_job_touched(tmp_path: Path) -> None:
+def test_the_last_backup_of_a_record_is_when_the_job_touched_its_file(tmp_path: Path) -> None:
     (tmp_path / "record").mkdir()
     assert "llmkeep_backup_seconds 0" in read(tmp_path)
     (tmp_path / "done").touch()
     os.utime(tmp_path / "done", (1700000000, 1700000000))
     assert "llmkeep_backup_seconds 1700000000" in read(tmp_path)
+
+
+def test_the_last_backup_of_the_control_node_is_the_newest_one_that_was_verified(tmp_path: Path) -> None:
+    (tmp_path / "serial").write_text("7\n")
+    (tmp_path / "done").touch()
+    assert "llmkeep_backup_seconds 0" in read(tmp_path)
+    verified = {"snapshot": "1a2b", "created": 1700000000.7, "verified": 1.8e9, "repository": "/srv/backup"}
+    (tmp_path / "backup-verified.json").write_text(json.dumps(verified))
+    assert "llmkeep_backup_seconds 1700000000" in read(tmp_path)
+
+
+def test_a_control_node_with_a_record_shows_the_older_of_its_two_backups(tmp_path: Path) -> None:
+    (tmp_path / "serial").write_text("7\n")
+    (tmp_path / "record").mkdir()
+    (tmp_path / "backup-verified.json").write_text('{"created": 1700000000.7}')
+    assert "llmkeep_backup_seconds 0" in read(tmp_path)
+    (tmp_path / "done").touch()
+    os.utime(tmp_path / "done", (1600000000, 1600000000))
+    assert [line for line in read(tmp_path) if "backup" in line] == ["llmkeep_backup_seconds 1600000000"]
 
 
 def test_a_file_that_was_changed_or_removed_since_it_was_written_has_drifted(tmp_path: Path) -> None:
