@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import fetch, inventory, logs, packages, patch, revoke, run, size
+from llmkeep import fetch, inventory, logs, packages, patch, replacement, revoke, run, size
 from llmkeep.backup import commands as backup
 from llmkeep.bundle import commands, keys, programs, update
 from llmkeep.errors import LlmkeepError, printable
@@ -48,6 +48,7 @@ VERBS = (
     patch,
     experiments,
     backup,
+    replacement,
 )
 
 

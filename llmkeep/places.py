@@ -176,6 +176,22 @@ class Places:
         """The serial of the image that was accepted here last: the highest, unless an operator went back."""
         return self.root / "var/lib/llmkeep/image-serial"
 
+    # ---------------------------------------------------------------- what is kept of hosts
+    @property
+    def witness(self) -> Path:
+        """The heads of hosts' records, a folder for each."""
+        return self.root / "var/lib/llmkeep/witness"
+
+    @property
+    def volumes(self) -> Path:
+        """Register, recovery keys and headers of hosts' volumes."""
+        return self.root / "var/lib/llmkeep/storage"
+
+    @property
+    def replaced(self) -> Path:
+        """The same of machines that are no more."""
+        return self.root / "var/lib/llmkeep/replaced"
+
     # ---------------------------------------------------------------- backup
     @property
     def backup_settings(self) -> Path:

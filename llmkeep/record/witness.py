@@ -22,6 +22,7 @@ from pathlib import Path
 from llmcore.files import append
 from llmkeep import playbooks, source_tree
 from llmkeep.durable import write
+from llmkeep.places import Places
 from llmkeep.record import findings, pods
 from llmkeep.record import runs as record
 from llmkeep.record.findings import Findings
@@ -30,7 +31,7 @@ from llmproof import heads
 from llmproof.chain import utc
 from llmproof.heads import Head, HeadError, Verifier
 
-KEPT = Path("/var/lib/llmkeep/witness")  # of hosts, and `findings.json` of all
+KEPT = Places().witness  # of hosts, and `findings.json` of all
 KEPT_OF_PODS = Path("/var/lib/llmkeep/witness-pods")
 RECORD = Path("/var/log/llm-audit")  # of a serving host
 USER = "llm-audit"  # that writes it, and as whom it is read
@@ -173,7 +174,7 @@ def collect(inventories: list[str], clusters: Path | None = None) -> int:
     places = [playbooks.inventory_path(place, root) for place in inventories]
     for folder in (KEPT, KEPT_OF_PODS):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone():
+    with alone():
         known = findings.load(KEPT) or Findings()
         altered: list[str] = []
         heard, said = _of_hosts(places)
@@ -233,7 +234,7 @@ def _of_replicas(replicas: list[pods.Replica]) -> Iterator[tuple[Path, str | pod
 
 def acknowledge(number: str, reason: str) -> str:
     """Record that an operator acknowledges finding NUMBER, then delete it; returns it. On RecordError it stays."""
-    with _alone(wait=True):
+    with alone(wait=True):
         known = findings.load(KEPT) or Findings()
         if number not in known.altered:
             raise RecordError(
@@ -347,7 +348,8 @@ def _on_record(known: Findings) -> None:
 
 
 @contextmanager
-def _alone(wait: bool = False) -> Iterator[None]:
+def alone(wait: bool = False) -> Iterator[None]:
+    """Hold what the witness keeps; RecordError while another one looks, unless WAIT."""
     descriptor = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

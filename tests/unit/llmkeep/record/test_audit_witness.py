@@ -511,7 +511,7 @@ def test_what_a_power_cut_tore_of_the_kept_heads_is_fetched_again(kept: Kept) ->
 
 def test_only_one_collects_at_a_time(estate: Estate, capfd: pytest.CaptureFixture[str]) -> None:
     witness.KEPT.mkdir()
-    with witness._alone():
+    with witness.alone():
         assert estate.collect() == 1
     assert "is at work" in capfd.readouterr().err
     assert files(estate.record)

@@ -1,4 +1,5 @@
-"""The control node loses its disk: a blank machine takes its place, from a backup on another host and the escrow key alone."""
+"""A control node and a serving host die, and blank machines take their names: that of the control node by a backup on another
+host and the escrow key alone."""
 
 import json
 import shlex
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import sharded_deepseek
-from estate import QUESTION, ROOT, Client, Lab, answers, changed, request, serve_models, sign_and_add, within
+from estate import QUESTION, ROOT, Client, Lab, answers, changed, open_client, request, sign_and_add, within
 
 REPOSITORY = "sftp:root@10.77.0.12:/srv/backup"
 SETTINGS = {"repository": REPOSITORY, "keep": {"daily": 14}}
 # The HSM is another device, and outlives the control node; only in the lab its tokens are on that one's disk.
 TOKENS = "/var/lib/softhsm"
-MODEL = {"driver": "naive", "release": "tiny", "memory": "1G", "context": 512, "threads": 1}
+MODEL = {"name": "tiny", "driver": "naive", "release": "tiny", "memory": "1G", "context": 512, "threads": 1}
+MODELS = {"serve": {"vars": {"llm_serving_models": [MODEL]}}}
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +105,22 @@ def test_it_adds_a_key_that_opens_the_door(estate: Lab, client: Client) -> None:
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_release_is_installed_by_its_signature_of_before_and_the_files_of_its_medium(
-    estate: Lab, client: Client, candidate: Path
+def test_a_dead_host_is_replaced_under_its_name_and_gets_a_release_of_before(
+    estate: Lab, candidate: Path
 ) -> None:
+    old = estate.on("llm1", "cat /etc/llmkeep/pki/host.pem")
+    replace = estate.command("host replace", "llm1", "--reason dead")
+    assert "is a host of this estate, and no blank machine" in estate.on("ops1", f"{replace} 2>&1; true")
     estate.send("ops1", "/root", {"candidate": candidate})
+    # Of this release the mirror had nothing but its signature.
     estate.on("ops1", "llmkeep release add /root/candidate")
-    serve_models(estate, [{"name": "tiny", **MODEL}])
+    estate.run("restore", "llm1", "bare")
+    output = estate.on("ops1", replace)
+    assert "lost, unless backed up: the record, " in output
+    estate.on("ops1", "cat > /root/models.json", given=json.dumps(MODELS))
+    estate.site("-i /root/models.json")
+    assert estate.on("llm1", "cat /etc/llmkeep/pki/host.pem") != old
+    estate.on("ops1", "llmkeep audit collect -i inventory/lab && llmkeep audit findings")
+    again = open_client(estate)
     body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4}
-
-    def answered() -> bool:
-        return request(client, "POST", "/v1/chat/completions", body)[0] == 200
-
-    within(240, "an answer", answered)
+    within(240, "an answer", lambda: request(again, "POST", "/v1/chat/completions", body)[0] == 200)

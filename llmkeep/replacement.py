@@ -1,0 +1,184 @@
+"""`llmkeep host replace NAME`: new hardware under the name of a host that died.
+
+On the control node it makes room for the new machine: certificates of the old one are revoked. What was witnessed of its record
+moves to /var/lib/llmkeep/replaced, and unless its disks are in the new machine, recovery keys and headers of its volumes do, too.
+`llmkeep site` then sets the machine up.
+
+Exit codes: 0 done, or planned; 1 refused, and nothing was changed; 3 done, but a host did not get the revocation: run it again.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmcore.files import flush
+from llmkeep.durable import write
+from llmkeep.errors import LlmkeepError, printable
+from llmkeep.pki import revoking
+from llmkeep.pki.revocations import living_serials, revoked_serials
+from llmkeep.places import Places
+from llmkeep.playbooks import inventory_path, listed, play, verified_tree
+from llmkeep.record import witness
+from llmkeep.record.runs import recorded, who, whole_run
+from llmproof import heads
+
+INVENTORY = "/etc/llmkeep/inventory"
+HOSTS_MISSING = 3
+KNOWN_HOSTS = Path("/root/.ssh/known_hosts")
+FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+
+
+class ReplaceError(LlmkeepError):
+    """Refused. The message says what is wrong, the value seen, and the way out."""
+
+
+def planned(places: Places, name: str, keep_volumes: bool) -> Iterator[str]:
+    """What comes back by itself, what is lost, and what is left to do, a line each."""
+    yield f"{name}: `llmkeep site` brings packages, services, certificates, models, and keys between hosts"
+    if last := witness.Kept(places.witness / name).seen():
+        seen = heads.stated(last)[1]
+        yield f"lost, unless backed up: the record, {seen.size} lines as far as the witness saw it; a new one begins"
+    yield "lost, unless backed up: ratings that were not exported, checkpoints, quotas of today"
+    volumes = sorted(places.volumes.glob(f"{name}-*.json"))
+    for volume in volumes:
+        what = (
+            "opened on the new machine" if keep_volumes else "made anew, on the disk that the inventory names"
+        )
+        yield f"volume {volume.stem.removeprefix(f'{name}-')}: {what}"
+    yield "to do: API keys of clients by identity_verb=import"
+    yield "the HSM's keys stay; where the machine was stolen, change the PIN"
+
+
+def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
+    """Take the SSH key that ADDRESS shows for known, if it is the one that was read at its console; ReplaceError if not."""
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise ReplaceError(
+            f"--host-key is {printable(fingerprint)}: give what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints at the "
+            "machine's console, SHA256:…"
+        )
+    scan = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", str(port), address]
+    shown = subprocess.run(scan, capture_output=True, text=True, check=False, timeout=60).stdout
+    with tempfile.NamedTemporaryFile("w", prefix="llmkeep-") as file:
+        file.write(shown)
+        file.flush()
+        told = subprocess.run(
+            ["ssh-keygen", "-lf", file.name], capture_output=True, text=True, check=False
+        ).stdout.split()
+    if fingerprint not in told:
+        raise ReplaceError(
+            f"{address} shows the SSH key {told[1] if len(told) > 1 else 'of nobody: it does not answer'}, and --host-key says "
+            f"{fingerprint}: another machine has this address, or it was read wrong"
+        )
+    where = address if port == 22 else f"[{address}]:{port}"
+    if known_hosts.exists():
+        forget = ["ssh-keygen", "-q", "-R", where, "-f", str(known_hosts)]
+        subprocess.run(forget, capture_output=True, check=False)  # a file without this host is no failure
+        known_hosts.with_name(f"{known_hosts.name}.old").unlink(missing_ok=True)
+    kept = known_hosts.read_text() if known_hosts.exists() else ""
+    write(known_hosts, (kept + shown).encode(), 0o600)
+
+
+def set_aside(places: Places, name: str, keep_volumes: bool, now: datetime) -> list[str]:
+    """Move what the control node has of the old machine; the paths that it is at now."""
+    found = [places.witness / name] if (places.witness / name).exists() else []
+    if not keep_volumes:
+        found += sorted(places.volumes.glob(f"{name}-*.*"))
+    target = places.replaced / f"{name}-{now:%Y-%m-%dT%H%M%SZ}"
+    for path in found:
+        to = target / path.parent.name / path.name
+        to.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.rename(to)
+        flush(to.parent)
+        flush(path.parent)
+    return [str(target)] if found else []
+
+
+def replace(places: Places, name: str, reason: str, by: str, keep_volumes: bool) -> str:
+    """Make room on the control node for a new machine called NAME; returns a message. Idempotent."""
+    done = []
+    known = revoked_serials(places)
+    if any(int(serial, 16) not in known for serial in living_serials(places, name, datetime.now(UTC))):
+        revoking.revoke(places, name, reason, by)
+        done.append("the old certificates are revoked")
+    # Also what a run that was killed here left.
+    revoking.reinstate(places, name, reason, by)
+    with witness.alone(wait=True):
+        aside = set_aside(places, name, keep_volumes, datetime.now(UTC))
+    done += [f"what was kept of the old machine is in {path}" for path in aside]
+    return f"{name}: {'; '.join(done) or 'nothing was left to do'}"
+
+
+def variables(name: str, groups: dict[str, Any]) -> dict[str, Any]:
+    """The host's variables; ReplaceError for one that cannot be replaced."""
+    hosts = groups["_meta"]["hostvars"]
+    if name not in hosts:
+        raise ReplaceError(f"the inventory has no host {printable(name)}: it has {', '.join(sorted(hosts))}")
+    if name in groups.get("control", {}).get("hosts", []):
+        raise ReplaceError(f"{name} is the control node: restore it from its backup (docs/operate/backup.md)")
+    return dict(hosts[name])
+
+
+def _replace(given: argparse.Namespace) -> int:
+    tree = verified_tree()
+    places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    about = variables(given.name, listed(places, tree))
+    for line in planned(given.places, given.name, given.keep_volumes):
+        print(line)
+    if given.plan:
+        return 0
+    if given.host_key:
+        trust(
+            str(about.get("ansible_host", given.name)),
+            int(about.get("ansible_port", 22)),
+            given.host_key,
+            KNOWN_HOSTS,
+        )
+    event: dict[str, object] = {"event.action": f"host replace {given.name}", "event.reason": given.reason}
+    playbook = (tree / "playbooks/replace-host.yml").resolve()
+    with recorded(tree, playbook, places, given, event) as outcome:
+        outcome.code, heard = play(playbook, places, ["--limit", given.name], quiet=True)
+        outcome.hosts = heard.hosts
+        if outcome.code:
+            raise ReplaceError(
+                "; ".join(map(printable, heard.failures)) or f"{given.name} could not be asked"
+            )
+        print(replace(given.places, given.name, given.reason, who(), given.keep_volumes), flush=True)
+        outcome.code, heard = play(
+            (tree / "playbooks/revoke.yml").resolve(), places, ["--limit", f"all:!{given.name}"]
+        )
+        outcome.hosts = heard.hosts
+    if outcome.code == 0:
+        print("next: llmkeep site -i INVENTORY")
+    return outcome.code and (130 if outcome.code == 130 else HOSTS_MISSING)
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep host replace`."""
+    verbs = subparsers.add_parser("host", help="hosts that die", description=__doc__).add_subparsers(
+        required=True, metavar="VERB"
+    )
+    parser = verbs.add_parser(
+        "replace",
+        parents=[whole_run(INVENTORY)],
+        help="new hardware under a host's name",
+        description=__doc__,
+    )
+    parser.add_argument("name", help="of the host in the inventory")
+    parser.add_argument("--reason", required=True, help="for the readers of the record")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what would be done and is lost, and change nothing"
+    )
+    parser.add_argument(
+        "--keep-volumes", action="store_true", help="the old machine's disks are in the new one"
+    )
+    parser.add_argument(
+        "--host-key",
+        metavar="SHA256:…",
+        help="the new machine's SSH key, as read at its console; else it is known already",
+    )
+    parser.set_defaults(run=_replace, places=Places())
