@@ -1,13 +1,15 @@
-"""`llmkeep host replace NAME`: new hardware under the name of a host that died.
+"""`llmkeep host replace NAME`: new hardware under the name of a host that died. `llmkeep disk replace HOST VOLUME SERIAL`: a new
+disk for a volume whose disk died.
 
 On the control node it makes room for the new machine: certificates of the old one are revoked. What was witnessed of its record
 moves to /var/lib/llmkeep/replaced, and unless its disks are in the new machine, recovery keys and headers of its volumes do, too.
-`llmkeep site` then sets the machine up.
+The same for one volume, which its host lets go of. `llmkeep site` then sets up machine or volume.
 
 Exit codes: 0 done, or planned; 1 refused, and nothing was changed; 3 done, but a host did not get the revocation: run it again.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import tempfile
@@ -44,8 +46,7 @@ def planned(places: Places, name: str, keep_volumes: bool) -> Iterator[str]:
         seen = heads.stated(last)[1]
         yield f"lost, unless backed up: the record, {seen.size} lines as far as the witness saw it; a new one begins"
     yield "lost, unless backed up: ratings that were not exported, checkpoints, quotas of today"
-    volumes = sorted(places.volumes.glob(f"{name}-*.json"))
-    for volume in volumes:
+    for volume in (path for path in kept_of(places, name) if path.suffix == ".json"):
         what = (
             "opened on the new machine" if keep_volumes else "made anew, on the disk that the inventory names"
         )
@@ -83,11 +84,22 @@ def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
     write(known_hosts, (kept + shown).encode(), 0o600)
 
 
+def kept_of(places: Places, name: str, volume: str = "[a-z0-9_]+") -> list[Path]:
+    """Register, recovery key and header of a host's volumes, or of one."""
+    files = re.compile(rf"{re.escape(name)}-{volume}\.(json|recovery\.cms|header\.cms)")
+    return sorted(path for path in places.volumes.glob("*") if files.fullmatch(path.name))
+
+
 def set_aside(places: Places, name: str, keep_volumes: bool, now: datetime) -> list[str]:
     """Move what the control node has of the old machine; the paths that it is at now."""
     found = [places.witness / name] if (places.witness / name).exists() else []
     if not keep_volumes:
-        found += sorted(places.volumes.glob(f"{name}-*.*"))
+        found += kept_of(places, name)
+    return moved(places, name, found, now)
+
+
+def moved(places: Places, name: str, found: list[Path], now: datetime) -> list[str]:
+    """Move files and folders to where they stay, below one folder for NAME and this moment; its path, if there are any."""
     target = places.replaced / f"{name}-{now:%Y-%m-%dT%H%M%SZ}"
     for path in found:
         to = target / path.parent.name / path.name
@@ -157,8 +169,59 @@ def _replace(given: argparse.Namespace) -> int:
     return outcome.code and (130 if outcome.code == 130 else HOSTS_MISSING)
 
 
+def declared(name: str, volume: str, serial: str, groups: dict[str, Any]) -> None:
+    """Raise ReplaceError unless the inventory has the volume on the disk with this serial."""
+    volumes = {
+        each["name"]: str(each["serial"]) for each in variables(name, groups).get("luks_volumes") or []
+    }
+    if volumes.get(volume) != serial:
+        seen = (
+            f"{volume} on {volumes[volume]}"
+            if volume in volumes
+            else f"the volumes {', '.join(volumes) or 'none'}"
+        )
+        raise ReplaceError(
+            f"luks_volumes of {name} in the inventory has {printable(seen)}: name the new disk there first, {volume} with the "
+            f"serial {printable(serial)} (lsblk --output NAME,SIZE,SERIAL)"
+        )
+
+
+def disk_replaced(places: Places, host: str, volume: str, serial: str) -> str:
+    """Set aside what the control node has of a volume on another disk than SERIAL; returns a message. Idempotent."""
+    entry = places.volumes / f"{host}-{volume}.json"
+    if not entry.exists() or json.loads(entry.read_bytes())["serial"] == serial:
+        return f"{host}/{volume}: nothing was left to do"
+    (path,) = moved(places, host, kept_of(places, host, volume), datetime.now(UTC))
+    return f"{host}/{volume}: recovery key and header of the dead disk are in {path}"
+
+
+def _replace_disk(given: argparse.Namespace) -> int:
+    tree = verified_tree()
+    places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    declared(given.host, given.volume, given.serial, listed(places, tree))
+    volume = f"{given.host}/{given.volume}"
+    print(
+        f"{volume}: made anew on {given.serial}, empty. `llmkeep site` brings models and releases back, and nothing else"
+    )
+    if given.plan:
+        return 0
+    entry = given.places.volumes / f"{given.host}-{given.volume}.json"
+    if entry.exists() and json.loads(entry.read_bytes())["serial"] == given.serial:
+        print(f"{volume} is on {given.serial} already: nothing was left to do")
+        return 0
+    event: dict[str, object] = {"event.action": f"disk replace {volume}", "event.reason": given.reason}
+    playbook = (tree / "playbooks/replace-disk.yml").resolve()
+    with recorded(tree, playbook, places, given, event) as outcome:
+        outcome.code, heard = play(playbook, places, ["--extra-vars", json.dumps({"volume": volume})])
+        outcome.hosts = heard.hosts
+        if outcome.code == 0:
+            print(disk_replaced(given.places, given.host, given.volume, given.serial), flush=True)
+            print("next: llmkeep site -i INVENTORY")
+    return outcome.code
+
+
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep host replace`."""
+    """`llmkeep host replace` and `llmkeep disk replace`."""
     verbs = subparsers.add_parser("host", help="hosts that die", description=__doc__).add_subparsers(
         required=True, metavar="VERB"
     )
@@ -182,3 +245,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="the new machine's SSH key, as read at its console; else it is known already",
     )
     parser.set_defaults(run=_replace, places=Places())
+    verbs = subparsers.add_parser("disk", help="disks that die", description=__doc__).add_subparsers(
+        required=True, metavar="VERB"
+    )
+    parser = verbs.add_parser(
+        "replace", parents=[whole_run(INVENTORY)], help="a new disk for a volume", description=__doc__
+    )
+    parser.add_argument("host", help="its name in the inventory")
+    parser.add_argument("volume", help="its name in luks_volumes")
+    parser.add_argument("serial", help="of the new disk, as luks_volumes has it")
+    parser.add_argument("--reason", required=True, help="for the readers of the record")
+    parser.add_argument("--plan", action="store_true", help="say what is lost, and change nothing")
+    parser.set_defaults(run=_replace_disk, places=Places())

@@ -1,4 +1,5 @@
-"""The operator's verbs for encrypted volumes, on a real estate: new keys, erasure, drill, new PIN. They come in this order."""
+"""The operator's verbs for encrypted volumes, on a real estate: a new disk, new keys, erasure, drill, new PIN. They come in this
+order."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +9,8 @@ import pytest
 from estate import Client, Lab, answers, drill
 
 STORE = "/var/lib/llmkeep/storage"
-DISK = "/root/EXTRA"
+DEAD, EXTRA = "EXTRA-1", "EXTRA-2"  # serials of disks that are files
+DISK = f"/root/{EXTRA}"
 NEW_LABEL = "llm1-2"
 VOLUMES = ("data", "audit")
 
@@ -35,20 +37,50 @@ def kept(estate: Lab, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def extra(estate: Lab) -> Iterator[str]:
-    """The UUID of a small volume that will be erased. It lies in a file of llm1, whose header somebody copied."""
-    loop = estate.on("llm1", f"truncate -s 64M {DISK} && losetup --find --show {DISK}").strip()
-    given = json.loads(estate.on("llm1", "cat /etc/llmkeep/volumes.json"))["volumes"]
-    volume = {"name": "extra", "serial": "EXTRA", "device": loop, "size": "32M", "mount": "/srv/extra"}
-    inventory(estate, luks_volumes=[*given, volume])
+def volume_on(estate: Lab, name: str) -> str:
+    """A small volume on a new disk, which is a file of llm1; the UUID of what is there after a run."""
+    loop = estate.on("llm1", f"truncate -s 64M /root/{name} && losetup --find --show /root/{name}").strip()
+    every = json.loads(estate.on("llm1", "cat /etc/llmkeep/volumes.json"))["volumes"]
+    given = [volume for volume in every if volume["name"] != "extra"]
+    inventory(
+        estate,
+        luks_volumes=[
+            *given,
+            {"name": "extra", "serial": name, "device": loop, "size": "32M", "mount": "/srv/extra"},
+        ],
+    )
+    if name != DEAD:
+        estate.operate("disk replace", "-i /root/verbs.json", f"llm1 extra {name} --reason dead")
     verb(estate, "storage.yml", "--limit llm1 --tags luks")
+    return str(kept(estate, "llm1-extra")["uuid"])
+
+
+@pytest.fixture(scope="module")
+def replaced(estate: Lab) -> tuple[str, str]:
+    """UUIDs of a volume on a disk that died, and of the one on the disk that came in its place."""
+    before = volume_on(estate, DEAD)
+    estate.on("llm1", f"echo precious > /srv/extra/data && sync && truncate -s 0 /root/{DEAD}")
+    return before, volume_on(estate, EXTRA)
+
+
+@pytest.fixture(scope="module")
+def extra(estate: Lab, replaced: tuple[str, str]) -> Iterator[str]:
+    """The UUID of a small volume that will be erased. It lies in a file of llm1, whose header somebody copied."""
     estate.on("llm1", f"echo precious > /srv/extra/data && head -c 16M {DISK} > /root/old-header")
-    yield str(kept(estate, "llm1-extra")["uuid"])
+    yield replaced[1]
+    detach = f"losetup --detach $(losetup --noheadings --output NAME --associated {DISK})"
     estate.on(
-        "llm1", f"losetup --detach {loop}; chattr -i /srv/extra; rm -rf {DISK} /root/old-header /srv/extra"
+        "llm1", f"{detach}; chattr -i /srv/extra; rm -rf {DISK} /root/{DEAD} /root/old-header /srv/extra"
     )
     inventory(estate, hsm_key_label=NEW_LABEL)
+
+
+def test_a_volume_whose_disk_died_is_made_anew_on_another_one(estate: Lab, replaced: tuple[str, str]) -> None:
+    before, after = replaced
+    assert before != after
+    assert estate.on("llm1", "mountpoint /srv/extra && ls /srv/extra").split()[-1] == "lost+found"
+    assert volumes(estate)["extra"]["problems"] == []
+    assert before in estate.on("ops1", "cat /var/lib/llmkeep/replaced/llm1-*/storage/llm1-extra.json")
 
 
 @pytest.mark.usefixtures("extra")

@@ -45,7 +45,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     (found.witness / "llm1").mkdir(parents=True)
     (found.witness / "llm1/verifier").write_text("key\n")
     found.volumes.mkdir(parents=True)
-    for name in "llm1-data.json", "llm1-data.recovery.cms", "llm10-data.json":
+    for name in "llm1-data.json", "llm1-data.recovery.cms", "llm10-data.json", "llm1-b-data.json":
         (found.volumes / name).write_text(name)
     monkeypatch.setattr(witness, "KEPT", found.witness)
     return found
@@ -72,12 +72,12 @@ def test_what_was_kept_of_it_is_set_aside_and_of_no_other_host(places: Places) -
         "storage/llm1-data.recovery.cms",
         "witness/llm1/verifier",
     ]
-    assert [path.name for path in places.volumes.iterdir()] == ["llm10-data.json"]
+    assert sorted(path.name for path in places.volumes.iterdir()) == ["llm1-b-data.json", "llm10-data.json"]
 
 
 def test_volumes_whose_disks_are_in_the_new_machine_stay(places: Places) -> None:
     replaced(places, keep_volumes=True)
-    assert len(list(places.volumes.iterdir())) == 3
+    assert len(list(places.volumes.iterdir())) == 4
     assert not (places.witness / "llm1").exists()
 
 
@@ -108,6 +108,26 @@ def test_a_host_that_the_inventory_has_not_and_the_control_node_are_refused() ->
         replacement.variables("llm2", groups)
     with pytest.raises(ReplaceError, match="restore it from its backup"):
         replacement.variables("ops1", groups)
+
+
+def test_a_volume_of_a_dead_disk_is_set_aside_and_one_of_the_new_disk_is_not(places: Places) -> None:
+    entry = places.volumes / "llm1-data.json"
+    entry.write_text('{"serial": "OLD"}')
+    (places.volumes / "llm1-data2.json").write_text("another volume")
+    replacement.disk_replaced(places, "llm1", "data", "NEW")
+    assert not [path.name for path in places.volumes.iterdir() if path.name.startswith("llm1-data.")]
+    assert (places.volumes / "llm1-data2.json").exists()
+    entry.write_text('{"serial": "NEW"}')
+    assert "nothing was left" in replacement.disk_replaced(places, "llm1", "data", "NEW")
+    assert entry.exists()
+
+
+def test_a_disk_that_the_inventory_does_not_name_is_refused() -> None:
+    groups = {"_meta": {"hostvars": {"llm1": {"luks_volumes": [{"name": "data", "serial": "OLD"}]}}}}
+    with pytest.raises(ReplaceError, match="has data on OLD: name the new disk there first"):
+        replacement.declared("llm1", "data", "NEW", groups)
+    with pytest.raises(ReplaceError, match="has the volumes data: name the new disk"):
+        replacement.declared("llm1", "audit", "NEW", groups)
 
 
 @pytest.fixture
