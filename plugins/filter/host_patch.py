@@ -25,6 +25,7 @@ def patch_summary(survey: Survey) -> list[str]:
     for title, names in (
         ("new besides", survey["new"]),
         ("kept back by apt", survey["kept_back"]),
+        ("not taken back, data are saved before", survey["one_way"]),
         ("on no mirror, so without updates", survey["sourceless"]),
         ("units that run replaced files", survey["stale"]),
         ("needs a reboot", survey["reboot"]),

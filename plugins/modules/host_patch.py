@@ -39,6 +39,12 @@ options:
     elements: int
     default: []
   without_rollback: {description: Go on where packages of before cannot be had., type: bool, default: false}
+  one_way:
+    description: >-
+      Packages whose data no older version reads, each with the unit that saves the data. It is started before such a package
+      is upgraded, and a rollback leaves the package as it is.
+    type: dict
+    default: {}
   seconds: {description: Longest time to wait., type: int, default: 60}
   recorded: {description: Whether the host has an audit record., type: bool, default: false}
   root: {description: Where the host's files lie; a test names a folder., type: path, default: /}
@@ -138,6 +144,7 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
     return {
         "changed": False,
         **plan,
+        "one_way": sorted(set(plan.get("upgrades", {})) & set(given["one_way"])),
         "stale": services.to_restart(stale),
         "reboot": reboot,
         "own_kernel": own,
@@ -163,12 +170,17 @@ def begin(given: dict[str, Any], progress: rollout.Progress, host: Host) -> None
     aside = host.kept.with_name("next")
     shutil.rmtree(aside, ignore_errors=True)
     older = upgrades.repositories(host / "etc/apt/sources.list.d/llmkeep.sources", given["serials"])
+    one_way = set(previous.packages) & set(given["one_way"])
+    for name in one_way:
+        del previous.packages[name]  # a rollback leaves it as it is
     lacking = upgrades.keep(previous, aside, host / "var/cache/apt/archives", older, upgrades.run)
     if lacking and not given["without_rollback"]:
         raise rollout.Failed(
             f"there is no rollback for {len(lacking)} of {len(previous.packages)} packages, which neither apt's archives nor"
             f" the mirror's bundles have: {', '.join(lacking)}. Nothing was changed. Go on without, by --without-rollback"
         )
+    for unit in sorted({given["one_way"][name] for name in one_way}):
+        upgrades.run(["systemctl", "start", unit])
     for name in lacking:
         del previous.packages[name.split()[0]]
     shutil.rmtree(host.kept, ignore_errors=True)
@@ -241,6 +253,7 @@ def main() -> None:
             "packages": {"type": "bool", "default": True},
             "serials": {"type": "list", "elements": "int", "default": []},
             "without_rollback": {"type": "bool", "default": False},
+            "one_way": {"type": "dict", "default": {}},
             "seconds": {"type": "int", "default": 60},
             "recorded": {"type": "bool", "default": False},
             "root": {"type": "path", "default": "/"},

@@ -24,6 +24,7 @@ def survey(**more: Any) -> dict[str, Any]:
         "upgrades": {"openssl": ["1", "2"]},
         "new": [],
         "kept_back": [],
+        "one_way": [],
         "sourceless": [],
         "stale": [],
         "reboot": [],

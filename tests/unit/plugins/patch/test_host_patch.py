@@ -11,7 +11,7 @@ module = load("modules.host_patch")
 upgrades = load("module_utils.patch.upgrades")
 rollout = load("module_utils.config.rollout")
 
-GIVEN = {"new_packages": True, "serials": [7], "without_rollback": False}
+GIVEN = {"new_packages": True, "serials": [7], "without_rollback": False, "one_way": {}}
 
 
 @pytest.fixture
@@ -77,3 +77,37 @@ def test_without_a_rollback_nothing_begins_unless_that_is_accepted(
     progress = rollout.Progress()
     module.begin(GIVEN | {"without_rollback": True}, progress, host)
     assert progress.previous["packages"] == {"tool": "1.0"}
+
+
+def test_what_cannot_go_back_has_its_data_saved_before_and_is_left_as_it_is_by_a_rollback(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan(monkeypatch, "tool", "strange")
+    ran: list[list[str]] = []
+    call = upgrades.run
+
+    def noted(argv: list[str]) -> str:
+        ran.append(argv)
+        return str(call(argv))
+
+    monkeypatch.setattr(upgrades, "run", noted)
+    progress = rollout.Progress()
+    module.begin(GIVEN | {"one_way": {"strange": "strange-keep.service"}}, progress, host)
+    assert ["systemctl", "start", "strange-keep.service"] in ran
+    assert progress.previous["packages"] == {"tool": "1.0"}
+
+
+def test_data_that_could_not_be_saved_begin_no_patch(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan(monkeypatch, "tool")
+    call = upgrades.run
+
+    def fails(argv: list[str]) -> str:
+        if argv[0] == "systemctl":
+            raise rollout.Failed("systemctl start ended with 1")
+        return str(call(argv))
+
+    monkeypatch.setattr(upgrades, "run", fails)
+    progress = rollout.Progress()
+    with pytest.raises(rollout.Failed, match="systemctl start ended with 1"):
+        module.begin(GIVEN | {"one_way": {"tool": "tool-keep.service"}}, progress, host)
+    assert progress.previous == {}
