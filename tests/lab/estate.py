@@ -282,17 +282,31 @@ def verify(lab: Lab) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
+@contextmanager
+def escrow_medium(lab: Lab) -> Iterator[tuple[str, str]]:
+    """The escrow key and its passphrase on the control node, as long as their owner is there."""
+    given = {"/run/escrow.key": ".lab/escrow/escrow.key", "/run/escrow.passphrase": ".lab/passphrase"}
+    for there, here in given.items():
+        lab.on("ops1", f"umask 077 && cat > {there}", given=(ROOT / here).read_text())
+    try:
+        yield "/run/escrow.key", "/run/escrow.passphrase"
+    finally:
+        lab.on("ops1", f"rm {' '.join(given)}")
+
+
 def drill(lab: Lab, volume: str) -> None:
     """Open what the control node keeps of a volume, as an operator with the escrow key does."""
-    for name, path in (("key", ".lab/escrow/escrow.key"), ("passphrase", ".lab/passphrase")):
-        lab.on("ops1", f"umask 077 && cat > /run/escrow.{name}", given=(ROOT / path).read_text())
-    given = (
-        f"-e volume={volume} -e escrow_key=/run/escrow.key -e escrow_passphrase_file=/run/escrow.passphrase"
-    )
-    try:
+    with escrow_medium(lab) as (key, passphrase):
+        given = f"-e volume={volume} -e escrow_key={key} -e escrow_passphrase_file={passphrase}"
         lab.operate("run playbooks/drill.yml", given)
-    finally:
-        lab.on("ops1", "rm /run/escrow.key /run/escrow.passphrase")
+
+
+def lose_control_node(lab: Lab) -> None:
+    """Put a blank machine into its place. The HSM is another device, whose tokens are on this one in the lab alone: it stays."""
+    tokens = lab.on("ops1", "tar -C / -c var/lib/softhsm | base64")
+    lab.run("restore", "ops1", "bare")
+    lab.on("ops1", "base64 -d | tar -C / -x", given=tokens)
+    lab.on("ops1", "sh /run/lab/stick/bootstrap --restore")
 
 
 def elasticsearch(lab: Lab, method: str, path: str, body: object = None) -> Any:

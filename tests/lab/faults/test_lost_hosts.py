@@ -2,19 +2,29 @@
 host and the escrow key alone."""
 
 import json
-import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import sharded_deepseek
-from estate import QUESTION, ROOT, Client, Lab, answers, changed, open_client, request, sign_and_add, within
+from estate import (
+    QUESTION,
+    ROOT,
+    Client,
+    Lab,
+    answers,
+    changed,
+    escrow_medium,
+    lose_control_node,
+    open_client,
+    request,
+    sign_and_add,
+    within,
+)
 
 REPOSITORY = "sftp:root@10.77.0.12:/srv/backup"
-SETTINGS = {"repository": REPOSITORY, "keep": {"daily": 14}}
-# The HSM is another device, and outlives the control node; only in the lab its tokens are on that one's disk.
-TOKENS = "/var/lib/softhsm"
+SET_UP = f"-e backup_repository={REPOSITORY}"
 MODEL = {"name": "tiny", "driver": "naive", "release": "tiny", "memory": "1G", "context": 512, "threads": 1}
 MODELS = {"serve": {"vars": {"llm_serving_models": [MODEL]}}}
 
@@ -37,12 +47,10 @@ def trusted_before(estate: Lab, client: Client, candidate: Path) -> str:
     answers(client)
     estate.send("ops1", "/root", {"candidate": candidate})
     sign_and_add(estate, "/root/candidate")
-    estate.on("ops1", "cat > /etc/llmkeep/backup.json", given=json.dumps(SETTINGS))
-    assert "restic" not in estate.on("ops1", "llmkeep backup create && llmkeep backup verify")
+    estate.site("--tags backup", SET_UP)
+    assert "verified" in estate.on("ops1", "llmkeep backup list")
     before = trusted(estate)
-    tokens = estate.on("ops1", f"tar -C / -c {shlex.quote(TOKENS[1:])} | base64")
-    estate.run("restore", "ops1", "bare")
-    estate.on("ops1", "base64 -d | tar -C / -x", given=tokens)
+    lose_control_node(estate)
     return before
 
 
@@ -64,18 +72,16 @@ class Restored:
 @pytest.fixture(scope="module")
 def restored(estate: Lab, trusted_before: str) -> Restored:
     """As the operator does it, with the escrow key on a medium."""
-    for name, path in (("key", ".lab/escrow/escrow.key"), ("passphrase", ".lab/passphrase")):
-        estate.on("ops1", f"umask 077 && cat > /run/escrow.{name}", given=(ROOT / path).read_text())
-    estate.on("ops1", "sh /run/lab/stick/bootstrap --restore")
-    words = f"{REPOSITORY} --escrow-key /run/escrow.key --passphrase-file /run/escrow.passphrase"
-    return Restored(estate.on("ops1", f"llmkeep backup restore {words}; rm /run/escrow.*"), trusted_before)
+    with escrow_medium(estate) as (key, passphrase):
+        words = f"{REPOSITORY} --escrow-key {key} --passphrase-file {passphrase}"
+        return Restored(estate.on("ops1", f"llmkeep backup restore {words}"), trusted_before)
 
 
 def test_the_estates_own_roles_change_nothing_on_another_host(
     estate: Lab, client: Client, restored: Restored
 ) -> None:
     assert "  tiny 1: llmkeep release add FOLDER" in restored.said
-    assert changed(estate.site())["llm1"] == 0
+    assert changed(estate.site(SET_UP))["llm1"] == 0
     assert trusted(estate) == restored.trusted
     assert "Paris" in answers(client)
 
@@ -118,7 +124,7 @@ def test_a_dead_host_is_replaced_under_its_name_and_gets_a_release_of_before(
     output = estate.on("ops1", replace)
     assert "lost, unless backed up: the record, " in output
     estate.on("ops1", "cat > /root/models.json", given=json.dumps(MODELS))
-    estate.site("-i /root/models.json")
+    estate.site("-i /root/models.json", SET_UP)
     assert estate.on("llm1", "cat /etc/llmkeep/pki/host.pem") != old
     estate.on("ops1", "llmkeep audit collect -i inventory/lab && llmkeep audit findings")
     again = open_client(estate)
