@@ -51,7 +51,7 @@ def driver_wave(
     """What to do with each host of a wave, and why.
 
     `do`: skip (it has the set, and is healthy), upgrade (begin, or go on), back (an upgrade failed, or the host did not come up
-    with the new driver, and its way back did not end), wait (another host of the wave goes back) or refuse (nothing is changed;
+    with the new driver, and its rollback did not end), wait (another host of the wave goes back) or refuse (nothing is changed;
     `why` says it).
     """
     plan: dict[str, dict[str, str]] = {}

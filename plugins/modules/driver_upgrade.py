@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: driver_upgrade
-short_description: Take the steps of a driver upgrade on one host, and the way back
+short_description: Take the steps of a driver upgrade on one host, and the rollback
 description:
   - C(surveyed) reads what runs, which engines are quarantined, and how far an upgrade got. It changes nothing.
   - C(begun) saves what runs now, with copies of its packages and modules, before anything changes. An upgrade that was
@@ -14,7 +14,7 @@ description:
   - C(accepted) waits until C(llm-gpu check) passes with the driver I(version).
   - C(noted) saves I(step).
   - C(restored) brings back packages, modules, holds and GRUB's default of the set that ran before.
-  - Each step is put on the host's audit record, where it has one, and into its journal. Only the way back goes on without the
+  - Each step is put on the host's audit record, where it has one, and into its journal. Only the rollback goes on without the
     record.
 author: [llmkeep contributors (@llmkeep)]
 options:
@@ -177,7 +177,7 @@ def settle(module: AnsibleModule, facts: dict[str, Any], host: Host) -> dict[str
     else:
         before = previous.Previous(**progress.previous)
         changed = previous.restore(before, facts["running"], host.places, previous.run, host / "boot")
-    # Acceptance on the way back is no step forward.
+    # Acceptance on the rollback is no step forward.
     if state not in ("restored", "undrained") and (state == "noted" or progress.step not in rollout.BACKWARD):
         audit = host / "run/llm-audit/audit.sock" if given["recorded"] else None
         rollout.note(host.progress, audit, upgrade.KIND, step, progress, module.log)

@@ -44,11 +44,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, pkcs11, token_keys
 
 OLD, NEW = "old", "new"
@@ -83,6 +85,7 @@ class Rotation:
         """WHICH names the new PIN, without saying it: a record of another rotation is not gone on with."""
         self.settings, self.pins, self.path, self.which = settings, pins, record, which
         begun = json.loads(record.read_text()) if record.exists() else {}
+        formats.require(record, begun, partial(token_keys.Fault, "failed"))
         known: dict[str, Any] = {"rotation": which, "tokens": {}, **begun}
         self.entries = {label: Entry(**said) for label, said in known["tokens"].items()}
         if known["rotation"] != which and all(entry.changed for entry in self.entries.values()):
@@ -97,7 +100,9 @@ class Rotation:
 
     def keep(self) -> None:
         tokens = {label: dataclasses.asdict(entry) for label, entry in self.entries.items()}
-        content = json.dumps({"rotation": self.which, "tokens": tokens}, indent=1).encode() + b"\n"
+        content = json.dumps(
+            {"format": formats.FORMAT, "rotation": self.which, "tokens": tokens}, indent=1
+        ).encode() + b"\n"
         atomic.write_file(self.path, content, os.geteuid(), os.getegid(), 0o600)
 
     def asking(

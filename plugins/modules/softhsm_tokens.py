@@ -45,11 +45,13 @@ serials: {description: Serial by label., returned: success, type: dict}
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, pkcs11, token_keys
 
 SECONDS = 60
@@ -111,6 +113,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
     record = Path(params["record"])
     known = json.loads(record.read_text()) if record.exists() else {}
+    formats.require(record, known, partial(token_keys.Fault, "failed"))
 
     with pins.shown(params["user_pin"]) as user, pins.shown(params["officer_pin"]) as officer:
 

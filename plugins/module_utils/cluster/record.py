@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.kubectl import Manifest
-from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files, formats
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Record:
             found: list[Manifest] = json.loads(files.read(self.folder / name))
         except FileNotFoundError:
             return []
+        formats.require(self.folder / name, found, Refused)
         return found
 
     def _write(self, name: str, manifests: Sequence[Manifest]) -> None:

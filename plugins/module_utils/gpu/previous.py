@@ -52,7 +52,7 @@ def current(kernel: str, sets: list[dict[str, Any]], places: dkms.Places, call: 
     if len(found) != 1:
         seen = ", ".join(f"{name} {version}" for name, version, _ in found) or "no driver"
         raise dkms.Failed(
-            f"dkms has {seen} of gpu_sets installed for the kernel {kernel}, so there is no way back to one set: bring"
+            f"dkms has {seen} of gpu_sets installed for the kernel {kernel}, so there is no rollback to one set: bring"
             " the host to a set of llmkeep by `llmkeep site --tags gpu` first"
         )
     name, version, _ = found[0]
@@ -76,7 +76,7 @@ def keep(previous: Previous, places: dkms.Places, call: Call, archives: Path) ->
     shutil.copytree(places.of(driver), folder / "modules")
     if lacking := debs.keep(previous.packages, folder, archives, call):
         raise dkms.Failed(
-            f"{', '.join(lacking)}: installed, and neither in {archives} nor on the mirror, so there is no way back; nothing was"
+            f"{', '.join(lacking)}: installed, and neither in {archives} nor on the mirror, so there is no rollback; nothing was"
             f" changed. Put the .deb into {archives}, from the bundle that it came with"
         )
 

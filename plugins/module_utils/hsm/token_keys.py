@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, pkcs11
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import (
     Fault,
@@ -298,6 +300,7 @@ def recorded(path: str) -> dict[str, Any]:
         return {}
     try:
         known: dict[str, Any] = json.loads(Path(path).read_text())
+        formats.require(path, known, partial(Fault, "failed"))
         return {
             label: {"serial": of["serial"], "public_sha256": of["public_sha256"]}
             for label, of in known.items()

@@ -1,4 +1,4 @@
-"""playbooks/upgrade-drivers.yml against hosts of this machine: the waves, the way back, the sentences.
+"""playbooks/upgrade-drivers.yml against hosts of this machine: the waves, the rollback, the sentences.
 
 Programs of a few lines stand in for a host's dkms, apt and llm-gpu, tasks for its role gpu, a server for its gateway. The real
 ones are in tests/lab/faults/test_driver_upgrade.py.
@@ -39,7 +39,7 @@ if words[0] == "status":
     print(said if wanted in ("", (root / "driver").read_text()) else "")
 elif words[0] == "install":
     if (root / "no-way-back").exists():
-        sys.exit("dkms: there is no way back")
+        sys.exit("dkms: there is no rollback")
     (root / "driver").write_text(words[words.index("-v") + 1])
 """,
     "apt-mark": "",
@@ -276,7 +276,7 @@ def test_a_host_whose_way_back_fails_stays_drained_and_is_never_called_done(esta
     assert "The rollback failed too, at Restore the set that ran before: dkms install ended with 1" in said
     assert "What is in service there: `llm-gpu status`. No further host was touched" in said
     cause = estate.progress("g1")["cause"]
-    assert (cause.startswith("Ask the models: "), "way back" in cause) == (True, False), "the first cause"
+    assert (cause.startswith("Ask the models: "), "rollback" in cause) == (True, False), "the first cause"
     assert (estate.progress("g1")["step"], estate.in_service("g1")) == ("stuck", False)
     assert estate.drivers() == {"g1": NEW, "g2": OLD}
 
