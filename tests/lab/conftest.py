@@ -44,6 +44,7 @@ FIRST = (
     "/test_storage.py",
     "/test_storage_verbs.py",
     "/test_log_faults.py",
+    "/test_lost_hosts.py",
     "/test_pages.py",
     "/test_logs.py",
     "/test_revocation.py",
