@@ -10,7 +10,7 @@ import argparse
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from llmkeep.backup import contents, restore
 from llmkeep.backup.contents import Description
-from llmkeep.backup.repository import BackupError, Missing, Repository, made_at
+from llmkeep.backup.repository import WHOLE, BackupError, Missing, Partial, Repository, made_at
 from llmkeep.durable import alone, write
 from llmkeep.errors import printable
 from llmkeep.escrow import encrypt_to
@@ -26,6 +26,8 @@ from llmkeep.pki.authority import fingerprint, load
 from llmkeep.places import BACKUP_PASSWORD, Places
 from llmkeep.sealing import seal, unseal
 
+ATTEMPTS = 3
+PREPARING = "preparing"  # tag of what is in the repository before a backup, which it then takes from there
 AHEAD = timedelta(hours=1)  # that the clock of the last backup may have been
 
 
@@ -110,14 +112,27 @@ def create(places: Places) -> str:
         contents.describe(places)
         excluded = [word for path in contents.excluded() for word in ("--exclude", path)]
         words = ["--json", *excluded, "--", *contents.paths(places, found.settings.paths)]
-        made = json.loads(found.restic("backup", *words, folder=places.root).splitlines()[-1])
+        # All of it while runs go on, and what changed since while none writes into the record, which takes seconds.
+        with suppress(Partial):
+            found.restic("backup", "--tag", PREPARING, *words, folder=places.root)
+        with contents.record_at_rest():
+            made = json.loads(_whole(found, places, words).splitlines()[-1])
+        found.restic("forget", "--tag", PREPARING, "--unsafe-allow-remove-all")
         kept = [
             word for unit, count in found.settings.keep.items() for word in (f"--keep-{unit}", str(count))
         ]
-        found.restic("forget", "--group-by", "", *kept, "--prune")
+        found.restic("forget", "--tag", WHOLE, "--group-by", "", *kept, "--prune")
         size = f"{made['total_files_processed']} files, {made['total_bytes_processed'] / 1e6:.1f} MB"
         new = f"of them {made['data_added'] / 1e6:.1f} MB new"
         return f"{found.settings.repository}: snapshot {made['snapshot_id'][:8]}, {size}, {new}"
+
+
+def _whole(found: Standing, places: Places, words: list[str]) -> str:
+    """restic's words on a backup that has every file: other programs of the control node replace theirs at any moment."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(Partial):
+            return found.restic("backup", "--tag", WHOLE, *words, folder=places.root)
+    return found.restic("backup", "--tag", WHOLE, *words, folder=places.root)
 
 
 def verify(places: Places) -> str:

@@ -5,8 +5,12 @@ certificate, so neither the repository's password nor its host reveals them.
 """
 
 import base64
+import fcntl
 import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +22,8 @@ from llmkeep.durable import write
 from llmkeep.escrow import encrypt_to
 from llmkeep.pki.authority import fingerprint, load
 from llmkeep.places import Places
-from llmkeep.sealing import seal, unseal
+from llmkeep.record import runs
+from llmkeep.sealing import SealError, seal, unseal
 
 FORMAT = 1
 # All below them, but for what bootstrap makes for itself.
@@ -108,15 +113,21 @@ def excluded() -> list[str]:
 # ---------------------------------------------------------------- sealed secrets
 def keep_secrets(places: Places, certificate: Path) -> None:
     """Write what is sealed to this host once more, encrypted to the escrow certificate. Secrets pass by pipes alone."""
-    folder = places.sealed("")
-    secrets = {
-        path.name: {
-            "secret": base64.b64encode(unseal(path.read_bytes(), path.name)).decode(),
+    secrets = {}
+    for path in sorted(places.sealed("").iterdir()):
+        if not path.is_file() or path.name.startswith("."):  # what programs remember of a PIN
+            continue
+        try:
+            secret = unseal(path.read_bytes(), path.name)
+        except SealError as error:
+            raise BackupError(
+                f"{path} does not open on this host under its own name ({error}): it could not be restored; put it elsewhere, or "
+                f"seal it with --name={path.name}"
+            ) from error
+        secrets[path.name] = {
+            "secret": base64.b64encode(secret).decode(),
             "mode": path.stat().st_mode & 0o777,
         }
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-    }
     write(places.backup_secrets, encrypt_to(certificate, json.dumps(secrets).encode()), 0o400)
 
 
@@ -133,6 +144,17 @@ def seal_secrets(places: Places, opened: bytes) -> list[str]:
         write(path, seal(secret, name), told["mode"])
         names.append(name)
     return names
+
+
+@contextmanager
+def record_at_rest() -> Iterator[None]:
+    """Nothing is written into the control node's record meanwhile: its heads, tip and records are copied as one."""
+    descriptor = os.open(runs.FOLDER, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # what llmproof.chain holds to write
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def describe(places: Places) -> None:

@@ -23,6 +23,7 @@ ELSEWHERE = re.compile(r"sftp:(?P<host>[A-Za-z0-9][\w.-]*@[\w.-]+):(?P<folder>/[
 FOLDER = re.compile(r"/[\w./-]+", re.ASCII)
 # restic's exit codes (restic.readthedocs.io, "Exit codes").
 PARTIAL, MISSING, LOCKED, WRONG_PASSWORD = 3, 10, 11, 12
+WHOLE = "llmkeep"  # tag of each backup
 SECONDS = 6 * 3600  # of one run of restic
 
 
@@ -32,6 +33,10 @@ class BackupError(LlmkeepError):
 
 class Missing(BackupError):
     """There is no repository."""
+
+
+class Partial(BackupError):
+    """A backup was made without files that vanished meanwhile, or could not be read."""
 
 
 def made_at(snapshot: Mapping[str, Any]) -> datetime:
@@ -101,12 +106,13 @@ class Repository:
             self._ran(password, ("unlock",), folder)
             code, output, error = self._ran(password, words, folder)
         if code:
-            raise (Missing if code == MISSING else BackupError)(self._failure(code, words[0], error))
+            kind = {MISSING: Missing, PARTIAL: Partial}.get(code, BackupError)
+            raise kind(self._failure(code, words[0], error))
         return output
 
     def snapshots(self, password: bytes, *words: str) -> list[dict[str, Any]]:
         """What restic says of each backup, the oldest first."""
-        rows = json.loads(self.restic(password, "snapshots", "--json", *words) or "[]") or []
+        rows = json.loads(self.restic(password, "snapshots", "--json", "--tag", WHOLE, *words) or "[]") or []
         return sorted(rows, key=made_at)
 
     def _ran(self, password: bytes, words: tuple[str, ...], folder: Path) -> tuple[int, str, str]:

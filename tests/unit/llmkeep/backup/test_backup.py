@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from llmkeep.places import Places
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as audit
 from llmkeep.record import runs
+from llmkeep.sealing import SealError
 from llmproof.heads import Verifier
 from llmproof.verify import verify as verified
 
@@ -201,6 +204,44 @@ def test_the_newest_backup_is_verified_where_it_lies(node: Places) -> None:
     assert commands.listed(node).endswith("verified")
 
 
+def test_what_goes_on_record_meanwhile_is_in_the_backup_whole_or_not_at_all(
+    node: Places, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    def running() -> None:
+        while not over.is_set():
+            runs.append({"event.action": "run site.yml"})
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(running)
+        commands.create(node)
+        over.set()
+        written.result()
+    machine = blank(tmp_path / "new", bundle)
+    recording(machine, monkeypatch)
+    restored(machine, bundle)
+    record = verified(runs.FOLDER, Verifier((runs.FOLDER / "verifier").read_text()))
+    assert record.ok
+    assert record.records > 3
+
+
+def test_a_secret_that_does_not_open_under_its_own_name_is_named(
+    node: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unseal(_: bytes, name: str) -> bytes:
+        raise SealError(f"`systemd-creds decrypt` exited 1: {name}")
+
+    monkeypatch.setattr(contents, "unseal", unseal)
+    with pytest.raises(BackupError, match="does not open on this host under its own name"):
+        contents.keep_secrets(node, node.escrow_certificate)
+
+
+def test_what_a_program_remembers_beside_a_secret_is_no_secret(node: Places) -> None:
+    node.sealed(".llmkeep.hsm-pin.refused").write_text("no credential")
+    contents.keep_secrets(node, node.escrow_certificate)
+
+
 def test_a_damaged_repository_is_not_verified(node: Places, tmp_path: Path) -> None:
     largest = max(
         (tmp_path / "repository/data").rglob("*"), key=lambda path: path.stat().st_size * path.is_file()
@@ -255,7 +296,7 @@ def test_two_operators_do_not_work_in_it_at_once(node: Places) -> None:
 
 
 def test_a_backup_from_the_future_is_pointed_at(node: Places, tmp_path: Path) -> None:
-    as_restic(node, "backup", "--time", "2040-01-31 10:00:00", str(tmp_path / "lost/etc"))
+    as_restic(node, "backup", "--tag", "llmkeep", "--time", "2040-01-31 10:00:00", str(tmp_path / "lost/etc"))
     with pytest.raises(BackupError, match=r"2040-01-31T10:00:00.* restic forget"):
         commands.create(node)
 
