@@ -305,6 +305,7 @@ def lose_control_node(lab: Lab) -> None:
     """Put a blank machine into its place. The HSM is another device, whose tokens are on this one in the lab alone: it stays."""
     tokens = lab.on("ops1", "tar -C / -c var/lib/softhsm | base64")
     lab.run("restore", "ops1", "bare")
+    lab.run("plug", "ops1", str(ROOT / ".lab/bundle"))
     lab.on("ops1", "base64 -d | tar -C / -x", given=tokens)
     lab.on("ops1", "sh /run/lab/stick/bootstrap --restore")
 
