@@ -35,6 +35,18 @@ HOSTS = ("ops1", "llm1")
 QUESTION = "Name the capital of France."
 CLIENTS = 4
 PAUSE = 5.0  # between requests of one client: while Redis is late, a gateway grants 15 a minute of their 60
+# The package again, as an older version: its files are the same, and apt has its .deb.
+OLDER = """
+set -e
+mkdir -p /tmp/older && cd /tmp/older
+apt-get -qq -o APT::Sandbox::User=root download {name}
+dpkg-deb --raw-extract {name}_*.deb tree
+sed --in-place 's/^Version: .*/&~/' tree/DEBIAN/control
+dpkg-deb --build tree . > /dev/null
+dpkg --install ./{name}_*~_*.deb > /dev/null 2>&1
+cp ./{name}_*~_*.deb /var/cache/apt/archives/
+rm -r /tmp/older
+"""
 ENCODER = "all-minilm-l6-v2"
 WITH_LOGS = "-i inventory/lab -i inventory/lab-logs"
 ELASTICSEARCH_REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
@@ -308,6 +320,24 @@ def lose_control_node(lab: Lab) -> None:
     lab.run("plug", "ops1", str(ROOT / ".lab/bundle"))
     lab.on("ops1", "base64 -d | tar -C / -x", given=tokens)
     lab.on("ops1", "sh /run/lab/stick/bootstrap --restore")
+
+
+def give_canary_key(lab: Lab) -> None:
+    """Put a key that may ask the models into /root/canary.json on the control node."""
+    key = lab.on("llm1", "llm-serve keys add --json --subject canary --tenant operations --role developer")
+    lab.on("ops1", "umask 077 && cat > /root/canary.json", given=key)
+
+
+def make_older(lab: Lab, host: str, *names: str) -> None:
+    """Give the host packages just below the bundle's versions; apt has the .deb of each."""
+    for name in names:
+        lab.on(host, OLDER.format(name=name))
+
+
+def patch(lab: Lab, *words: str) -> str:
+    """`llmkeep patch`, as an operator runs it; its output as one line, which ends with how it ended."""
+    command = " ".join(["llmkeep patch -i inventory/lab", *words])
+    return " ".join(lab.on("ops1", f"{command}; echo ended with $?", timeout=1200).split())
 
 
 def elasticsearch(lab: Lab, method: str, path: str, body: object = None) -> Any:

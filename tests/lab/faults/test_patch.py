@@ -3,43 +3,21 @@
 import re
 
 import pytest
-from estate import Client, Lab, answers, load, within
+from estate import Client, Lab, answers, give_canary_key, load, make_older, patch, within
 
 # What nginx, gateways, engines, the record and Redis have mapped, and what nothing runs. `~` sorts before the bundle's version.
 PACKAGES = ("libssl3t64", "openssl")
-# The package again, as an older version: its files are the same, and apt has its .deb.
-OLDER = """
-set -e
-mkdir -p /tmp/older && cd /tmp/older
-apt-get -qq -o APT::Sandbox::User=root download {name}
-dpkg-deb --raw-extract {name}_*.deb tree
-sed --in-place 's/^Version: .*/&~/' tree/DEBIAN/control
-dpkg-deb --build tree . > /dev/null
-dpkg --install ./{name}_*~_*.deb > /dev/null 2>&1
-cp ./{name}_*~_*.deb /var/cache/apt/archives/
-rm -r /tmp/older
-"""
 OLDER_VERSION = "~ "
 VERSIONS = "dpkg-query --show --showformat='${Version} ' " + " ".join(PACKAGES)
 RECORDED = "llm-serve audit show --json | grep -o 'host.patch_[a-z]*'"
-
-
-def patch(lab: Lab, *words: str) -> str:
-    """The verb, as an operator runs it; its output as one line, which ends with how it ended."""
-    command = " ".join(["llmkeep patch -i inventory/lab", *words])
-    return " ".join(lab.on("ops1", f"{command}; echo ended with $?", timeout=1200).split())
-
-
 GIVEN = ("--canary-key-file /root/canary.json", "--last-instance", "--without-rollback")
 
 
 @pytest.fixture(scope="module")
 def older(estate: Lab) -> Lab:
     """The estate, whose llm1 has two packages just below the bundle's versions."""
-    key = estate.on("llm1", "llm-serve keys add --json --subject canary --tenant operations --role developer")
-    estate.on("ops1", "umask 077 && cat > /root/canary.json", given=key)
-    for name in PACKAGES:
-        estate.on("llm1", OLDER.format(name=name))
+    give_canary_key(estate)
+    make_older(estate, "llm1", *PACKAGES)
     return estate
 
 
