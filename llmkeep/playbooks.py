@@ -204,6 +204,11 @@ def play(
     `most_bytes`: that a host may send by one command or one file; 0 for no bound. The task fails where a host sends more.
     """
     root = verified_tree()
+    if PLACES.restoring.exists():
+        raise RunError(
+            f"{PLACES.restoring}: a restore of the control node was cut off here; nothing was run. End it with `llmkeep backup "
+            "restore`"
+        )
     heard, interruption = Heard(asked=asked), Interruption()
     with working_folder() as work:
         collection = work / "collections/ansible_collections/llmkeep/estate"

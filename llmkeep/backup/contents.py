@@ -28,7 +28,7 @@ from llmkeep.sealing import SealError, seal, unseal
 FORMAT = 1
 # All below them, but for what bootstrap makes for itself.
 FOLDERS = ("etc/llmkeep", "var/lib/llmkeep", "var/log/llmkeep-audit", "root/.ssh", "etc/ssh/ssh_known_hosts")
-SCRATCH = (
+SCRATCH = [
     "sums",
     "listed",
     "present",
@@ -40,8 +40,8 @@ SCRATCH = (
     "copies",
     "media",
     "carried",
-)
-# Of a release and an image only what is signed: the weights are on a medium, and on the hosts.
+]
+# Of a release only what is signed: the weights are on a medium, and on the hosts.
 SIGNED = ("srv/llmkeep/releases/*", "srv/llmkeep/releases/.*/MANIFEST.json*")
 
 
@@ -106,7 +106,7 @@ def paths(places: Places, more: list[str]) -> list[str]:
 
 def excluded() -> list[str]:
     """What restic leaves out of them: of bootstrap and of a restore what is theirs while they run."""
-    names = (*SCRATCH, "bootstrap.lock", "restoring.json", "apt.log", "copy.log", "bundle.sources")
+    names = [*SCRATCH, "bootstrap.lock", "restoring.json", "apt.log", "copy.log", "bundle.sources"]
     return [f"/var/lib/llmkeep/{name}" for name in names]
 
 

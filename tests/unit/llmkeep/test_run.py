@@ -15,6 +15,7 @@ from small_tree import PLAYBOOK
 from waiting import until
 
 from llmkeep import cli, playbooks, source_tree
+from llmkeep.places import Places
 
 
 @pytest.fixture
@@ -58,6 +59,18 @@ def test_site_is_the_trees_own_even_where_another_one_lies(
     (tree.parent / "site.yml").write_text(PLAYBOOK.format(said="another tree", good="true"))
     assert cli.main(["site", "-i", "inventory"]) == 0
     assert "another tree" not in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("tree")
+def test_nothing_runs_from_a_control_node_whose_restore_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = Places(tmp_path)
+    places.restoring.parent.mkdir(parents=True)
+    places.restoring.write_text("{}")
+    monkeypatch.setattr(playbooks, "PLACES", places)
+    assert cli.main(["site", "-i", "inventory"]) == 1
+    assert "a restore of the control node was cut off here; nothing was run" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("tree")
