@@ -13,6 +13,22 @@ from typing import Any
 from llmcore.files import flush, write_aside
 from llmkeep.errors import LlmkeepError
 
+FORMAT = 1  # of each record and document that llmkeep stores; those without the field are of format 1
+
+
+def require_format(path: Path, document: object) -> None:
+    """LlmkeepError where DOCUMENT, read from PATH, has a newer format: its known fields may mean something else by then.
+
+    A format above 1 names in `bundle` the serial of the bundle that wrote it.
+    """
+    seen = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
+    if isinstance(document, dict) and isinstance(seen, int) and seen > FORMAT:
+        writer = f"bundle serial {document['bundle']}" if "bundle" in document else "a newer bundle"
+        raise LlmkeepError(
+            f"{path} has format {seen}, and this llmkeep reads {FORMAT}: {writer} wrote it. It was left as it is; run bootstrap "
+            "from a bundle at least as new"
+        )
+
 
 def write(path: Path, data: bytes, mode: int) -> None:
     """Replace `path`, whose folder is made if need be, atomically and durably."""
@@ -99,39 +115,57 @@ def alone(folder: Path) -> Iterator[int]:
 
 
 def record(path: Path, entry: dict[str, object]) -> None:
-    """Append ENTRY, chained to the line before it by hash, and wait until it is on disk."""
+    """Append ENTRY, chained to the line before it by hash, and wait until it is on disk.
+
+    LlmkeepError, and nothing is appended, where a line has a newer format.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         whole = file.read()
+        _entries(path, whole)
         if whole and not whole.endswith(b"\n"):
             # A power cut tore the last line: end it, so that it stays recognizable.
             file.write(b"\n")
             whole += b"\n"
         last = whole.splitlines()[-1] if whole else b""
-        line = json.dumps({**entry, "previous": hashlib.sha256(last).hexdigest()}, sort_keys=True)
+        chained = {**entry, "format": FORMAT, "previous": hashlib.sha256(last).hexdigest()}
+        line = json.dumps(chained, sort_keys=True)
         file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     flush(path.parent)
 
 
-def recorded(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a record, oldest first, without lines that a power cut tore."""
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The entries of a record, oldest first, without lines that a power cut tore. LlmkeepError where one has a newer format."""
+    return _entries(path, path.read_bytes() if path.exists() else b"")
+
+
+def _entries(path: Path, whole: bytes) -> list[dict[str, Any]]:
+    entries = []
+    for line in whole.splitlines():
         try:
-            yield dict(json.loads(line))
+            entry = dict(json.loads(line))
         except (ValueError, TypeError):
             continue
+        require_format(path, entry)
+        entries.append(entry)
+    return entries
 
 
 def broken_at(path: Path) -> int | None:
-    """The first line (from 1) whose hash of the line before does not hold; None when the chain is whole."""
+    """The first line (from 1) whose hash of the line before does not hold; None when the chain is whole.
+
+    LlmkeepError where a line has a newer format.
+    """
     last = b""
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         try:
-            if json.loads(line)["previous"] != hashlib.sha256(last).hexdigest():
+            entry = json.loads(line)
+            require_format(path, entry)
+            if entry["previous"] != hashlib.sha256(last).hexdigest():
                 return number
         except (ValueError, KeyError, TypeError):
             # A torn line is no record; the next one is chained to it all the same.

@@ -384,10 +384,11 @@ def _serial(keys: Keys, entries: list[Entry]) -> int:
     last: dict[str, Any] = {"serial": 0, "content_sha256": ""}
     if keys.issued.exists():
         last = json.loads(keys.issued.read_text())
+        durable.require_format(keys.issued, last)
     if last["content_sha256"] == content:
         return int(last["serial"])
     serial = int(last["serial"]) + 1
-    issued = json.dumps({"serial": serial, "content_sha256": content}).encode()
+    issued = json.dumps({"format": durable.FORMAT, "serial": serial, "content_sha256": content}).encode()
     durable.write(
         keys.issued, issued, 0o600
     )  # before it is used: a power cut must not let it be issued twice

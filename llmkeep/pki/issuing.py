@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmkeep import escrow
-from llmkeep.durable import write
+from llmkeep.durable import FORMAT, write
 from llmkeep.pki.authority import ISSUING_DAYS, PkiError, authority, load, pem, root_list, told
 from llmkeep.pki.issuing_key import PIN, HsmKey
 from llmkeep.pki.revocations import key_digest
@@ -41,7 +41,7 @@ def request(places: Places, settings: dict[str, Any]) -> bytes:
     subject = load(places.issuing_certificate).subject
     key = HsmKey.made(settings)
     csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA384())
-    write(_next(places), json.dumps(settings, indent=1).encode() + b"\n", 0o444)
+    write(_next(places), json.dumps({"format": FORMAT, **settings}, indent=1).encode() + b"\n", 0o444)
     return csr.public_bytes(serialization.Encoding.PEM)
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from llmkeep import hsm
+from llmkeep.durable import require_format
 from llmkeep.sealing import SealError
 
 PIN = "llmkeep.issuing-pin"
@@ -50,13 +51,18 @@ class HsmKey(ec.EllipticCurvePrivateKey):
 
     @classmethod
     def standing(cls, settings: Path, public: ec.EllipticCurvePublicKey) -> "HsmKey":
-        """The key named in a settings file. Whether it belongs to PUBLIC is checked when it signs."""
+        """The key named in a settings file. Whether it belongs to PUBLIC is checked when it signs.
+
+        SealError where the file cannot be read, LlmkeepError where a newer llmkeep wrote it.
+        """
         try:
-            return cls(json.loads(settings.read_bytes()), public)
+            document = json.loads(settings.read_bytes())
         except ValueError as error:
             raise SealError(
                 f"{settings} cannot be read ({error}): restore it from a backup of this host"
             ) from error
+        require_format(settings, document)
+        return cls({name: value for name, value in document.items() if name != "format"}, public)
 
     @classmethod
     def made(cls, settings: dict[str, Any]) -> "HsmKey":

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from opa_bindings import OpaError
 
 from llmkeep import source_tree
-from llmkeep.durable import record, write
+from llmkeep.durable import FORMAT, record, require_format, write
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import POLICY_KEY, Places
 from llmkeep.policy import source as policy_source
@@ -138,6 +138,7 @@ def _sign(
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     given, standing = out.with_name("revision.json"), _standing(out, places)
     last: dict[str, Any] = json.loads(given.read_bytes()) if given.exists() else {"revision": 0, "sha256": ""}
+    require_format(given, last)
     highest = max(last["revision"], standing.revision if standing else 0)
     following = max(highest, last.get("floor", 0)) + 1
     same = last["sha256"] == source.sha256
@@ -148,7 +149,8 @@ def _sign(
         highest = following
     elif not same or last["revision"] < highest:
         highest = following
-    write(given, json.dumps({"revision": highest, "sha256": source.sha256}).encode() + b"\n", 0o644)
+    issued = {"format": FORMAT, "revision": highest, "sha256": source.sha256}
+    write(given, json.dumps(issued).encode() + b"\n", 0o644)
     bundle = policy_source.pack(source, highest, moment + timedelta(days=days), key)
     policy_bundle.judged(bundle, places.policy_public.read_bytes(), highest, moment)
     write(out, bundle, 0o644)

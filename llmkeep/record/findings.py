@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmkeep.durable import write
+from llmkeep.durable import FORMAT, require_format, write
 from llmkeep.record.runs import RecordError
 
 NAME = "findings.json"
@@ -53,14 +53,16 @@ class Findings:
 
     def save(self, folder: Path) -> None:
         """Replace the file in FOLDER. OSError."""
-        write(folder / NAME, json.dumps(asdict(self), indent=1).encode(), 0o600)
+        write(folder / NAME, json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode(), 0o600)
 
 
 def load(folder: Path) -> Findings | None:
-    """The findings of the last complete look; None before the first one. RecordError where they cannot be read."""
+    """The findings of the last complete look; None before the first one. RecordError where they cannot be read, LlmkeepError
+    where a newer llmkeep wrote them."""
     path = folder / NAME
     try:
         kinds = json.loads(path.read_bytes())
+        require_format(path, kinds)
         return Findings(
             *(
                 {name: Finding(**each) for name, each in kinds[kind].items()}

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from llmkeep import source_tree
-from llmkeep.errors import printable
+from llmkeep.durable import require_format
+from llmkeep.errors import LlmkeepError, printable
 from llmkeep.record.runs import RecordError
 
 APPLIED = Path("/var/lib/llmkeep/kubernetes")  # role kubernetes: CLUSTER/applied.json
@@ -58,6 +59,8 @@ def replicas(clusters: Path | None) -> list[Replica]:
             if _has_record(each)
             for pod in _pods(each)
         ]
+    except LlmkeepError as error:
+        raise RecordError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{clusters}, or what {APPLIED} has of its clusters, is not what roles wrote ({error!r}): run"
@@ -68,7 +71,10 @@ def replicas(clusters: Path | None) -> list[Replica]:
 def _applied(cluster: str) -> list[dict[str, Any]]:
     """What was healthy last in a cluster; nothing before the first time."""
     try:
-        return list(json.loads((APPLIED / cluster / "applied.json").read_bytes()))
+        path = APPLIED / cluster / "applied.json"
+        manifests = json.loads(path.read_bytes())
+        require_format(path, manifests)
+        return list(manifests)
     except FileNotFoundError:
         return []
 
