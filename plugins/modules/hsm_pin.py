@@ -100,9 +100,8 @@ class Rotation:
 
     def keep(self) -> None:
         tokens = {label: dataclasses.asdict(entry) for label, entry in self.entries.items()}
-        content = json.dumps(
-            {"format": formats.FORMAT, "rotation": self.which, "tokens": tokens}, indent=1
-        ).encode() + b"\n"
+        document = {"format": formats.FORMAT, "rotation": self.which, "tokens": tokens}
+        content = json.dumps(document, indent=1).encode() + b"\n"
         atomic.write_file(self.path, content, os.geteuid(), os.getegid(), 0o600)
 
     def asking(

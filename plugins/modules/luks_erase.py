@@ -48,12 +48,14 @@ from urllib.parse import unquote
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins
 from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import disks, luks
 from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import (
     PKCS11,
     NeedsPerson,
     Refused,
+    read,
 )
 
 AREA = luks.DATA_OFFSET * 512
@@ -89,7 +91,7 @@ def others(state: Path, name: str) -> dict[str, set[str]]:
         if (
             path.stem != name and "." not in path.stem
         ):  # with a dot: a certificate, or swap, which has no keys
-            record = json.loads(path.read_text())
+            record = read(path)
             found[path.stem] = labels_of([said.get("uri", "") for said in record["slots"].values()])
     return found
 
@@ -99,7 +101,7 @@ def doomed(state: Path, name: str, uuid: str) -> tuple[dict[str, Any], set[str]]
     path = state / f"{name}.json"
     if not path.exists():
         raise Refused(f"this host has no record of a volume {name}: nothing was erased")
-    record: dict[str, Any] = json.loads(path.read_text())
+    record = read(path)
     if record["uuid"] != uuid:
         raise Refused(
             f"{name} has the UUID {record['uuid']}, and {uuid} is to be erased; nothing was. Take it from the register"
@@ -141,6 +143,7 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
     if header is not None and header.uuid != uuid:
         raise Refused(f"{disk.path} holds the UUID {header.uuid}, not {uuid}; nothing was erased")
     done = {
+        "format": formats.FORMAT,
         "volume": name,
         "uuid": uuid,
         "serial": record["serial"],
@@ -200,7 +203,7 @@ def main() -> None:
     certificate = state / f"{given['name']}.erased.json"
     try:
         if certificate.exists() and not (state / f"{given['name']}.json").exists():
-            known = json.loads(certificate.read_text())
+            known = read(certificate)
             if known["uuid"] == given["uuid"]:
                 module.exit_json(changed=False, certificate=known, labels=known["hsm_keys_destroyed"])
         if module.check_mode:

@@ -60,6 +60,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 KINDS = ("recovery", "header")
@@ -72,12 +73,19 @@ def stem(volume: str) -> str:
     return volume.replace("/", "-")
 
 
+def entry_of(path: Path) -> dict[str, Any]:
+    """The entry of a volume; Refused where it has a newer format."""
+    entry: dict[str, Any] = json.loads(path.read_text())
+    formats.require(path, entry, Refused)
+    return entry
+
+
 def register(folder: Path) -> list[dict[str, Any]]:
-    """Every volume that was noted."""
+    """Every volume that was noted; Refused where an entry cannot be read, or has a newer format."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            entry = json.loads(path.read_text())
+            entry = entry_of(path)
             found.append({name: str(entry[name]) for name in ("uuid", "serial", "volume")})
         except (ValueError, KeyError, TypeError) as problem:
             raise Refused(
@@ -93,7 +101,7 @@ def stored(folder: Path, volume: str) -> dict[str, str]:
 
 def dates(folder: Path, volume: str) -> dict[str, str]:
     """When things were stored, and when they were last proven to open the volume."""
-    entry = json.loads((folder / f"{stem(volume)}.json").read_text())
+    entry = entry_of(folder / f"{stem(volume)}.json")
     return {name: str(entry[name]) for name in DATES if entry.get(name)}
 
 
@@ -103,7 +111,7 @@ def store(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
     changes = []
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     entry_path = folder / f"{name}.json"
-    entry = json.loads(entry_path.read_text()) if entry_path.exists() else {}
+    entry = entry_of(entry_path) if entry_path.exists() else {"format": formats.FORMAT}
     for kind in KINDS:
         content = given[f"{kind}_cms"].encode()
         path = folder / f"{name}.{kind}.cms"
@@ -127,7 +135,7 @@ def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
     paths = [folder / f"{name}.{kind}" for kind in ("recovery.cms", "header.cms", "json")]
     certificate = folder / "erased" / f"{name}.{given['uuid']}.json"
     changes = [f"certificate of {given['volume']}"] if not certificate.exists() else []
-    if paths[2].exists() and json.loads(paths[2].read_text())["uuid"] != given["uuid"]:
+    if paths[2].exists() and entry_of(paths[2])["uuid"] != given["uuid"]:
         raise Refused(
             f"the register has another UUID of {given['volume']} than {given['uuid']}: nothing was removed"
         )
@@ -171,6 +179,8 @@ def main() -> None:
     )
     folder, escrow = Path(module.params["folder"]), Path(module.params["escrow"])
     try:
+        if folder.exists():
+            register(folder)  # refused before anything is written
         act = bury if module.params["certificate"] else store
         changes = act(folder, module.params, module.check_mode) if module.params["volume"] else []
         known = register(folder) if folder.exists() else []

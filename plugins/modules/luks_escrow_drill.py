@@ -41,6 +41,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import luks
 
@@ -87,6 +88,7 @@ def drill(folder: Path, volume: str, key: Path, passphrase_file: Path | None = N
             f"the register has no volume {volume}; it has {', '.join(known) or 'none'}, as HOST-NAME"
         )
     entry: dict[str, Any] = json.loads(path.read_text())
+    formats.require(path, entry, Refused)
     said = json.loads(opened(folder / f"{stem}.recovery.cms", key, passphrase_file))
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as name:
         copy = Path(name, "copy")

@@ -51,8 +51,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import disks, luks
-from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import NeedsPerson, Refused
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import (
+    NeedsPerson,
+    Refused,
+    read,
+)
 
 
 def save(path: Path, record: dict[str, Any]) -> None:
@@ -87,7 +92,7 @@ def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
     except disks.Unusable as problem:
         raise Refused(str(problem)) from None
     path = Path(given["state_dir"], f"{given['name']}.swap.json")
-    record = json.loads(path.read_text()) if path.exists() else None
+    record = read(path) if path.exists() else None
     if record and record["done"]:
         if wrong := list(disks.identity(disk, given["serial"], given["size"])):
             raise Refused("\n".join(map(str, wrong)))
@@ -109,6 +114,7 @@ def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
     overridden = bool(given["destroy"] and given["destroy"] == given["serial"])
     if record is None:
         record = {
+            "format": formats.FORMAT,
             "serial": given["serial"],
             "uuid": str(uuid.uuid4()),
             "overridden": overridden,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files, formats
 
 # Not ended: the next run goes on.
 FORWARD = ("begun", "drained", "installed", "booting", "accepted", "answered")
@@ -34,6 +34,7 @@ class Progress:
     wanted: str = ""  # what the host is to get
     cause: str = ""  # why it failed
     previous: dict[str, Any] = field(default_factory=dict)  # what it had before
+    format: int = formats.FORMAT
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Kind:
 def load(path: Path) -> Progress:
     """What was saved; raises Failed where the file cannot be used."""
     try:
-        return Progress(**json.loads(files.read(path)))
+        document = json.loads(files.read(path))
+        formats.require(path, document, Failed)
+        return Progress(**document)
     except FileNotFoundError:
         return Progress()
     except (OSError, ValueError, TypeError) as error:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import formats
 from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 PLANNED, KEYS, ESCROW, WIPING, FILESYSTEM, DONE = "planned", "keys", "escrow", "wiping", "filesystem", "done"
@@ -19,6 +23,13 @@ class NeedsPerson(Refused):  # type: ignore[misc]
 
     def __init__(self, words: str) -> None:
         super().__init__(f"needs a person: {words}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The document of a volume, a swap or an erasure in PATH; Refused where it has a newer format."""
+    document: dict[str, Any] = json.loads(path.read_text())
+    formats.require(path, document, Refused)
+    return document
 
 
 @dataclass
@@ -40,6 +51,7 @@ class Record:
     escrow_sha256: str = ""  # of the certificate that the recovery key was encrypted to
     recovery_sha256: str = ""
     header_sha256: str = ""
+    format: int = formats.FORMAT
 
     def owned_by(self, owner: str) -> list[int]:
         return [int(slot) for slot, said in self.slots.items() if said["owner"] == owner]

@@ -26,6 +26,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record impo
     NeedsPerson,
     Record,
     Refused,
+    read,
 )
 
 
@@ -58,7 +59,7 @@ class Volume:
             raise Refused(str(problem)) from None
         self.path = self.disk.path
         found = self.at("json")
-        self.record = Record(**json.loads(found.read_text())) if found.exists() else None
+        self.record = Record(**read(found)) if found.exists() else None
 
     # ------------------------------------------------------------ files
     def at(self, kind: str) -> Path:
