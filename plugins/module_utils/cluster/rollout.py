@@ -1,4 +1,4 @@
-"""From what a cluster has to what is declared: the difference, the way there, and the way back."""
+"""From what a cluster has to what is declared: the difference, the way there, and the rollback."""
 
 from __future__ import annotations
 
