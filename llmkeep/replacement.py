@@ -114,8 +114,8 @@ def replace(places: Places, name: str, reason: str, by: str, keep_volumes: bool)
     """Make room on the control node for a new machine called NAME; returns a message. Idempotent."""
     done = []
     known = revoked_serials(places)
-    if any(int(serial, 16) not in known for serial in living_serials(places, name, datetime.now(UTC))):
-        revoking.revoke(places, name, reason, by)
+    if any(int(serial, 16) not in known for serial in living_serials(places, name, datetime.now(UTC), True)):
+        revoking.revoke(places, name, reason, by, with_host=True)
         done.append("the old certificates are revoked")
     # Also what a run that was killed here left.
     revoking.reinstate(places, name, reason, by)

@@ -239,11 +239,18 @@ def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> Non
                            "correct the inventory (ansible_host, base_domain, pki_extra_names)")  # fmt: skip
 
 
-def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int = LEAF_DAYS) -> bytes:
+def sign(
+    places: Places,
+    csr_pem: bytes,
+    names: list[str],
+    host: str,
+    days: int = LEAF_DAYS,
+    in_hsm: bool = False,
+) -> bytes:
     """A certificate of at most 90 days for the request, with its chain, as PEM; on record before it returns.
 
     The request must be signed by the EC key it carries and ask for exactly NAMES, which is what the inventory
-    allows HOST.
+    allows HOST. IN_HSM: its key is in an HSM, which is on record, since it outlives the host.
     """
     if not 1 <= days <= LEAF_DAYS:
         raise PkiError(f"--days is {days}: certificates live 1 to {LEAF_DAYS} days")
@@ -307,6 +314,7 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
     record(places.issued, {
         "time": now.isoformat(), "host": host, "names": names, "serial": f"{leaf.serial_number:x}",
         "not_after": end.isoformat(), "sha256": fingerprint(leaf), "key": key_digest(key),
+        **({"hsm": True} if in_hsm else {}),
     })  # fmt: skip
     if refusal := refused(places, host, key):  # revoked meanwhile
         raise PkiError(refusal)
@@ -353,7 +361,7 @@ def told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argpars
 def _sign(arguments: argparse.Namespace) -> bytes:
     csr = sys.stdin.buffer.read() if arguments.csr == "-" else Path(arguments.csr).read_bytes()
     names = [name for name in arguments.names.split(",") if name]
-    return sign(arguments.places, csr, names, arguments.host, arguments.days)
+    return sign(arguments.places, csr, names, arguments.host, arguments.days, arguments.hsm)
 
 
 def _status(arguments: argparse.Namespace) -> str:
@@ -397,6 +405,7 @@ def register(
     verb.add_argument(
         "--days", type=int, default=LEAF_DAYS, help="days until it expires (%(default)s, the maximum)"
     )
+    verb.add_argument("--hsm", action="store_true", help="its key is in an HSM, and outlives the host")
     verb.set_defaults(run=told(_sign))
     verb = verbs.add_parser("chain", help="print issuing and root certificate")
     verb.set_defaults(

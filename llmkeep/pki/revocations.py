@@ -42,12 +42,13 @@ def revoked_serials(places: Places) -> dict[int, datetime]:
     }
 
 
-def living_serials(places: Places, name: str, now: datetime) -> list[str]:
-    """Serial numbers (hexadecimal) of the name's certificates that have not expired."""
+def living_serials(places: Places, name: str, now: datetime, with_host: bool = False) -> list[str]:
+    """Serial numbers (hexadecimal) of the name's certificates that have not expired; WITH_HOST those whose key dies with it."""
     return [
         str(entry["serial"])
         for entry in recorded(places.issued)
         if entry["host"] == name and datetime.fromisoformat(entry["not_after"]) > now
+        if not (with_host and entry.get("hsm"))
     ]
 
 

@@ -46,8 +46,11 @@ class Published:
         return f"revocation list {self.number} {'signed' if self.signed else 'kept'}, valid until {self.until:%Y-%m-%d %H:%M} UTC"
 
 
-def revoke(places: Places, name: str, reason: str, by: str) -> str:
-    """Revoke all certificates of a name, and refuse it new ones; returns a message. Idempotent."""
+def revoke(places: Places, name: str, reason: str, by: str, with_host: bool = False) -> str:
+    """Revoke all certificates of a name, and refuse it new ones; returns a message. Idempotent.
+
+    WITH_HOST: those alone whose keys were on the host, and in no HSM.
+    """
     if not reason.strip():
         raise PkiError("--reason is empty: say why, for the readers of the record")
     now = datetime.now(UTC).replace(microsecond=0)
@@ -57,7 +60,9 @@ def revoke(places: Places, name: str, reason: str, by: str) -> str:
             raise PkiError(f"no certificate was ever signed for {name!r}; nothing was changed. "
                            f"Names with certificates: {', '.join(names) or 'none'}")  # fmt: skip
         known = revoked_serials(places)
-        serials = [serial for serial in living_serials(places, name, now) if int(serial, 16) not in known]
+        serials = [
+            serial for serial in living_serials(places, name, now, with_host) if int(serial, 16) not in known
+        ]
         entry = revoked_names(places).get(name)
         if serials or not entry:
             record(places.revoked, {"time": now.isoformat(), "action": REVOKED, "name": name, "reason": reason,

@@ -22,7 +22,7 @@ from llmkeep.record import witness
 from llmkeep.replacement import ReplaceError
 
 
-def issued(places: Places) -> None:
+def issued(places: Places, in_hsm: bool = False) -> None:
     """A certificate for llm1."""
     key = ec.generate_private_key(ec.SECP256R1())
     asked = (
@@ -31,7 +31,7 @@ def issued(places: Places) -> None:
         .add_extension(x509.SubjectAlternativeName(pki.general_names(NAMES)), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pki.sign(places, asked.public_bytes(serialization.Encoding.PEM), NAMES, "llm1")
+    pki.sign(places, asked.public_bytes(serialization.Encoding.PEM), NAMES, "llm1", in_hsm=in_hsm)
 
 
 @pytest.fixture
@@ -62,6 +62,17 @@ def test_certificates_of_before_are_revoked_and_the_name_gets_new_ones(places: P
     assert revoked_names(places) == {}
     issued(places)
     assert len(living_serials(places, "llm1", datetime.now(UTC))) == 2
+
+
+def test_a_certificate_whose_key_is_in_the_hsm_outlives_the_machine(places: Places) -> None:
+    issued(places, in_hsm=True)
+    on_disk, in_hsm = living_serials(places, "llm1", datetime.now(UTC))
+    replaced(places)
+    assert int(on_disk, 16) in revoked_serials(places)
+    assert int(in_hsm, 16) not in revoked_serials(places)
+    before = places.revoked.read_bytes()
+    replaced(places)
+    assert places.revoked.read_bytes() == before
 
 
 def test_what_was_kept_of_it_is_set_aside_and_of_no_other_host(places: Places) -> None:
