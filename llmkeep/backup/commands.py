@@ -72,8 +72,8 @@ class Standing:
 @contextmanager
 def standing(places: Places) -> Iterator[Standing]:
     """The repository of this control node, with nobody else at work in it. It is made where it is not there."""
-    given = settings(places)
-    repository = Repository(given.repository)
+    config = settings(places)
+    repository = Repository(config.repository)
     folder = places.backup_secrets.parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone(folder):
@@ -82,74 +82,73 @@ def standing(places: Places) -> Iterator[Standing]:
             secret = secrets.token_hex(32).encode()
             write(places.backup_password, seal(secret, BACKUP_PASSWORD), 0o400)
         password = unseal(places.backup_password.read_bytes(), BACKUP_PASSWORD)
-        begun = places.backup_begun.read_text() if places.backup_begun.exists() else ""
+        last = places.backup_begun.read_text() if places.backup_begun.exists() else ""
         try:
             rows = repository.snapshots(password)
         except Missing as error:
-            if begun == given.repository:
+            if last == config.repository:
                 raise BackupError(
-                    f"there is no repository at {begun}, and backups of this host were there: mount its disk; if they are lost, "
+                    f"there is no repository at {last}, and backups of this host were there: mount its disk; if they are lost, "
                     f"remove {places.backup_begun}, and another one is begun"
                 ) from error
             repository.restic(password, "init")
             rows = []
-        if begun != given.repository:
+        if last != config.repository:
             repository.keep_password(encrypt_to(places.escrow_certificate, password))
-            write(places.backup_begun, given.repository.encode(), 0o644)
-        yield Standing(given, repository, password, rows)
+            write(places.backup_begun, config.repository.encode(), 0o644)
+        yield Standing(config, repository, password, rows)
 
 
 def create(places: Places) -> str:
     """Back this control node up, and forget what is too old; returns a message for the operator."""
-    with standing(places) as found:
-        if found.backups and made_at(newest := found.backups[-1]) > datetime.now(UTC) + AHEAD:
+    with standing(places) as current:
+        if current.backups and made_at(newest := current.backups[-1]) > datetime.now(UTC) + AHEAD:
             raise BackupError(
-                f"the newest backup in {found.settings.repository} is of {newest['time'][:19]}, and this host's clock says "
+                f"the newest backup in {current.settings.repository} is of {newest['time'][:19]}, and this host's clock says "
                 f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}: correct the clock, or remove that backup: restic forget "
                 f"{newest['id'][:8]}"
             )
         contents.keep_secrets(places, places.escrow_certificate)
         contents.describe(places)
-        excluded = [word for path in contents.excluded() for word in ("--exclude", path)]
-        words = ["--json", *excluded, "--", *contents.paths(places, found.settings.paths)]
+        without = [word for path in contents.excluded() for word in ("--exclude", path)]
+        words = ["--json", *without, "--", *contents.paths(places, current.settings.paths)]
         # All of it while runs go on, and what changed since while none writes into the record, which takes seconds.
         with suppress(Partial):
-            found.restic("backup", "--tag", PREPARING, *words, folder=places.root)
+            current.restic("backup", "--tag", PREPARING, *words, folder=places.root)
         with contents.record_at_rest():
-            made = json.loads(_whole(found, places, words).splitlines()[-1])
-        found.restic("forget", "--tag", PREPARING, "--unsafe-allow-remove-all")
-        kept = [
-            word for unit, count in found.settings.keep.items() for word in (f"--keep-{unit}", str(count))
+            summary = json.loads(_whole(current, places, words).splitlines()[-1])
+        current.restic("forget", "--tag", PREPARING, "--unsafe-allow-remove-all")
+        policy = [
+            word for unit, count in current.settings.keep.items() for word in (f"--keep-{unit}", str(count))
         ]
-        found.restic("forget", "--tag", WHOLE, "--group-by", "", *kept, "--prune")
-        size = f"{made['total_files_processed']} files, {made['total_bytes_processed'] / 1e6:.1f} MB"
-        new = f"of them {made['data_added'] / 1e6:.1f} MB new"
-        return f"{found.settings.repository}: snapshot {made['snapshot_id'][:8]}, {size}, {new}"
+        current.restic("forget", "--tag", WHOLE, "--group-by", "", *policy, "--prune")
+        size = f"{summary['total_files_processed']} files, {summary['total_bytes_processed'] / 1e6:.1f} MB"
+        return f"{current.settings.repository}: snapshot {summary['snapshot_id'][:8]}, {size}"
 
 
-def _whole(found: Standing, places: Places, words: list[str]) -> str:
+def _whole(current: Standing, places: Places, words: list[str]) -> str:
     """restic's words on a backup that has every file: other programs of the control node replace theirs at any moment."""
     for _ in range(ATTEMPTS - 1):
         with suppress(Partial):
-            return found.restic("backup", "--tag", WHOLE, *words, folder=places.root)
-    return found.restic("backup", "--tag", WHOLE, *words, folder=places.root)
+            return current.restic("backup", "--tag", WHOLE, *words, folder=places.root)
+    return current.restic("backup", "--tag", WHOLE, *words, folder=places.root)
 
 
 def verify(places: Places) -> str:
     """Read the repository whole, where it lies, and note the newest backup as verified; returns a message for the operator."""
-    with standing(places) as found:
-        place = found.settings.repository
-        if not found.backups:
+    with standing(places) as current:
+        place = current.settings.repository
+        if not current.backups:
             raise BackupError(f"{place} has no backup: make one with `llmkeep backup create`")
-        newest = found.backups[-1]
-        found.restic("check", "--read-data")
-        found.repository.encrypted_password()
-        told = Description.read(
-            found.restic("dump", newest["id"], restore.within(places, places.backup_description))
+        newest = current.backups[-1]
+        current.restic("check", "--read-data")
+        current.repository.encrypted_password()
+        facts = Description.read(
+            current.restic("dump", newest["id"], restore.within(places, places.backup_description))
         )
-        if (root := fingerprint(load(places.root_certificate))) != told.root:
+        if (root := fingerprint(load(places.root_certificate))) != facts.root:
             raise BackupError(
-                f"{place}: the newest backup is of the estate with root certificate {told.root}, and this one's is {root}: give "
+                f"{place}: the newest backup is of the estate with root certificate {facts.root}, and this one's is {root}: give "
                 "this estate a repository of its own"
             )
         note = {
@@ -159,28 +158,28 @@ def verify(places: Places) -> str:
             "repository": place,
         }
         write(places.backup_verified, json.dumps(note).encode() + b"\n", 0o644)
-        count = len(found.backups)
+        count = len(current.backups)
         return f"{place}: every byte of {count} backups is as it was written; the newest is of {newest['time'][:19]}"
 
 
-def listed(places: Places) -> str:
+def overview(places: Places) -> str:
     """A line for each backup, the oldest first."""
-    with standing(places) as found:
-        seen = (
+    with standing(places) as current:
+        newest = (
             json.loads(places.backup_verified.read_bytes())["snapshot"]
             if places.backup_verified.exists()
             else None
         )
         lines = [
-            f"{row['id'][:8]}  {row['time'][:19]}  {row['hostname']}{'  verified' * (row['id'] == seen)}"
-            for row in found.backups
+            f"{row['id'][:8]}  {row['time'][:19]}  {row['hostname']}{'  verified' * (row['id'] == newest)}"
+            for row in current.backups
         ]
-        empty = f"{found.settings.repository} has no backup: make one with `llmkeep backup create`"
+        empty = f"{current.settings.repository} has no backup: make one with `llmkeep backup create`"
         return "\n".join(lines) or empty
 
 
 # ---------------------------------------------------------------- command line
-def _told(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:
+def _command(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:
     def run(given: argparse.Namespace) -> int:
         print(printable(verb(given)))
         return 0
@@ -206,9 +205,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for name, words, verb in (
         ("create", "back this control node up, and forget what is too old", create),
         ("verify", "read every byte of the repository where it lies", verify),
-        ("list", "the backups, the oldest first", listed),
+        ("list", "the backups, the oldest first", overview),
     ):
-        verbs.add_parser(name, help=words, description=__doc__).set_defaults(run=_told(_here(verb)))
+        verbs.add_parser(name, help=words, description=__doc__).set_defaults(run=_command(_here(verb)))
     back = verbs.add_parser(
         "restore", help="onto a blank machine, after `bootstrap --restore`", description=__doc__
     )
@@ -220,4 +219,4 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     back.add_argument(
         "--snapshot", default="latest", metavar="ID", help="of `restic snapshots` (default: the newest)"
     )
-    back.set_defaults(run=_told(_restore))
+    back.set_defaults(run=_command(_restore))

@@ -62,10 +62,10 @@ class Description:
     @classmethod
     def of(cls, places: Places) -> "Description":
         """Of this control node, now."""
-        found = []
+        releases = []
         for folder in sorted(places.releases.glob("[!.]*")):
             try:
-                found.append(f"{folder.name} {manifest.read(folder).serial}")
+                releases.append(f"{folder.name} {manifest.read(folder).serial}")
             except BundleRefused:
                 continue  # a folder of somebody's
         return cls(
@@ -74,19 +74,19 @@ class Description:
             serial=serial(places),
             signer=signing.fingerprint(places.bundle_keyring),
             root=fingerprint(load(places.root_certificate)),
-            releases=found,
+            releases=releases,
         )
 
     @classmethod
     def read(cls, text: str) -> "Description":
         """Of a backup, from the file in it; BackupError for one that this llmkeep does not know."""
-        told = json.loads(text)
-        if told.get("format") != FORMAT:
+        document = json.loads(text)
+        if document.get("format") != FORMAT:
             raise BackupError(
-                f"the backup has format {told.get('format')}, and this llmkeep reads {FORMAT}: it was written by bundle serial "
-                f"{told.get('serial')}; run bootstrap of that one, or of a newer one"
+                f"the backup has format {document.get('format')}, and this llmkeep reads {FORMAT}: it was written by bundle "
+                f"serial {document.get('serial')}; run bootstrap of that one, or of a newer one"
             )
-        return cls(**told)
+        return cls(**document)
 
 
 def serial(places: Places) -> int:
@@ -97,11 +97,11 @@ def serial(places: Places) -> int:
 def paths(places: Places, more: list[str]) -> list[str]:
     """What restic is given, from the root, of what is there. `more`: the operator's own."""
     root = places.root
-    found = [root / path.lstrip("/") for path in (*FOLDERS, *more)]
-    found += [
+    files = [root / path.lstrip("/") for path in (*FOLDERS, *more)]
+    files += [
         path for pattern in SIGNED for path in root.glob(pattern) if path.is_symlink() or path.is_file()
     ]
-    return sorted({str(path.relative_to(root)) for path in found if path.exists()})
+    return sorted({str(path.relative_to(root)) for path in files if path.exists()})
 
 
 def excluded() -> list[str]:
@@ -134,14 +134,14 @@ def keep_secrets(places: Places, certificate: Path) -> None:
 def seal_secrets(places: Places, opened: bytes) -> list[str]:
     """Seal the secrets of a backup to this host; their names. Idempotent."""
     names = []
-    for name, told in json.loads(opened).items():
-        path, secret = places.sealed(name), base64.b64decode(told["secret"])
+    for name, entry in json.loads(opened).items():
+        path, secret = places.sealed(name), base64.b64decode(entry["secret"])
         if "/" in name or name.startswith("."):
             raise BackupError(
                 f"the backup has a secret {name!r}, which is no file's name: it was not made by llmkeep"
             )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write(path, seal(secret, name), told["mode"])
+        write(path, seal(secret, name), entry["mode"])
         names.append(name)
     return names
 

@@ -4,8 +4,8 @@ What comes back is what the estate trusts, so nothing on any other host changes.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from llmkeep import escrow
 from llmkeep.backup import contents
@@ -32,17 +32,18 @@ def restore(
 
     Raises BackupError: of a backup that will not do before anything has changed.
     """
-    with escrow.held(key, passphrase_file) as opened:
-        password = _password(repository, key, opened)
-        chosen, told = _chosen(places, repository, password, snapshot)
+    with escrow.held(key, passphrase_file) as decrypt:
+        password = _password(repository, key, decrypt)
+        identity, facts = _choice(places, repository, password, snapshot)
         # Whatever is wrong with the key or the copy shows before the first file is here.
         with in_memory(
-            repository.restic(password, "dump", chosen, within(places, places.backup_secrets)).encode()
+            repository.restic(password, "dump", identity, within(places, places.backup_secrets)).encode()
         ) as file:
-            secrets = opened(file)
-    write(places.restoring, json.dumps({"snapshot": chosen}).encode() + b"\n", 0o600)
-    kept = ["--exclude", within(places, places.bundle_serial)]
-    repository.restic(password, "restore", chosen, "--target", str(places.root), *kept)
+            secrets = decrypt(file)
+    write(places.restoring, json.dumps({"snapshot": identity}).encode() + b"\n", 0o600)
+    # This machine's own serial stays: no older bundle is accepted here than it has seen.
+    without = ["--exclude", within(places, places.bundle_serial)]
+    repository.restic(password, "restore", identity, "--target", str(places.root), *without)
     names = contents.seal_secrets(places, secrets)
     _skip_numbers(places)
     try:
@@ -56,22 +57,23 @@ def restore(
                 "event.action": "restore backup",
                 "event.outcome": "success",
                 "user.name": runs.who(),
-                "llmkeep.backup.snapshot": chosen,
-                "llmkeep.backup.created": told.created,
+                "llmkeep.backup.snapshot": identity,
+                "llmkeep.backup.created": facts.created,
             }
         )
     except LlmkeepError as error:
         raise BackupError(
-            f"the snapshot {chosen[:8]} of {told.created} is restored and not whole: {error}. Try an older one on a blank machine"
+            f"the snapshot {identity[:8]} of {facts.created} is restored and not whole: {error}. Try an older one on "
+            "a blank machine"
         ) from error
     places.restoring.unlink()
-    return _message(told, chosen, names)
+    return _message(facts, identity, names)
 
 
-def _password(repository: Repository, key: Path, opened: Any) -> bytes:
+def _password(repository: Repository, key: Path, decrypt: Callable[[Path], bytes]) -> bytes:
     with in_memory(repository.encrypted_password()) as file:
         try:
-            return bytes(opened(file))
+            return decrypt(file)
         except EscrowError as error:
             raise BackupError(
                 f"{key} does not open the backup at {repository.location}, which is encrypted to another escrow key: "
@@ -84,7 +86,7 @@ def within(places: Places, path: Path) -> str:
     return f"/{path.relative_to(places.root)}"
 
 
-def _chosen(
+def _choice(
     places: Places, repository: Repository, password: bytes, snapshot: str
 ) -> tuple[str, Description]:
     """The snapshot's id, and what it says of itself; BackupError for one that must not be restored here."""
@@ -94,31 +96,32 @@ def _chosen(
             f"{repository.location} has {len(rows)} snapshots {snapshot}: choose one of `llmkeep backup list`"
         )
     identity = str(rows[0]["id"])
-    told = Description.read(
+    facts = Description.read(
         repository.restic(password, "dump", identity, within(places, places.backup_description))
     )
-    begun = json.loads(places.restoring.read_bytes())["snapshot"] if places.restoring.exists() else None
-    if begun not in {None, identity}:
+    unfinished = json.loads(places.restoring.read_bytes())["snapshot"] if places.restoring.exists() else None
+    if unfinished not in {None, identity}:
         raise BackupError(
-            f"the restore of snapshot {begun[:8]} was cut off here: end that with --snapshot {begun[:8]}, or take a blank machine"
+            f"the restore of snapshot {unfinished[:8]} was cut off here: end that with --snapshot "
+            f"{unfinished[:8]}, or take a blank machine"
         )
-    if begun is None and places.root_certificate.exists():
+    if unfinished is None and places.root_certificate.exists():
         raise BackupError(
             f"this machine has an estate's authority already, {places.root_certificate}: nothing is restored over it; "
             "take a blank machine, and run bootstrap there with --restore"
         )
     here = contents.serial(places)
-    if told.serial > here:
+    if facts.serial > here:
         raise BackupError(
-            f"the backup was written by bundle serial {told.serial}, and this machine has {here}: run bootstrap of "
-            f"{told.serial} or a newer one"
+            f"the backup was written by bundle serial {facts.serial}, and this machine has {here}: run bootstrap of "
+            f"{facts.serial} or a newer one"
         )
-    if (signer := signing.fingerprint(places.bundle_keyring)) != told.signer:
+    if (signer := signing.fingerprint(places.bundle_keyring)) != facts.signer:
         raise BackupError(
-            f"the backup is of an estate whose bundles {told.signer} signs, and this machine was made from a bundle of {signer}: "
-            "bring this estate's backup, or that estate's bundle"
+            f"the backup is of an estate whose bundles {facts.signer} signs, and this machine was made from a bundle of "
+            f"{signer}: bring this estate's backup, or that estate's bundle"
         )
-    return identity, told
+    return identity, facts
 
 
 def _skip_numbers(places: Places) -> None:
@@ -130,11 +133,11 @@ def _skip_numbers(places: Places) -> None:
     write(revision, json.dumps(last | {"floor": last["revision"] + GAP}).encode() + b"\n", 0o644)
 
 
-def _message(told: Description, snapshot: str, names: list[str]) -> str:
-    releases = "".join(f"\n  {release}: llmkeep release add FOLDER" for release in told.releases)
+def _message(facts: Description, snapshot: str, names: list[str]) -> str:
+    releases = "".join(f"\n  {release}: llmkeep release add FOLDER" for release in facts.releases)
     return (
-        f"restored snapshot {snapshot[:8]} of {told.created}, host {told.host}, root certificate sha256 {told.root}; compare it "
-        f"with your paper. {len(names)} secrets are sealed to this machine"
+        f"restored snapshot {snapshot[:8]} of {facts.created}, host {facts.host}, root certificate sha256 {facts.root}; compare "
+        f"it with your paper. {len(names)} secrets are sealed to this machine"
         + (
             f"\nof these releases only the signatures are here; bring the files from their medium:{releases}"
             if releases

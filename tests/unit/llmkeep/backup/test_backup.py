@@ -200,8 +200,8 @@ def test_no_sealed_secret_is_there_in_clear_even_for_who_has_the_repositorys_pas
 def test_the_newest_backup_is_verified_where_it_lies(node: Places) -> None:
     commands.verify(node)
     note = json.loads(node.backup_verified.read_bytes())
-    assert f"{note['snapshot'][:8]}  " in commands.listed(node)
-    assert commands.listed(node).endswith("verified")
+    assert f"{note['snapshot'][:8]}  " in commands.overview(node)
+    assert commands.overview(node).endswith("verified")
 
 
 def test_what_goes_on_record_meanwhile_is_in_the_backup_whole_or_not_at_all(
@@ -270,7 +270,7 @@ def test_a_truncated_repository_restores_nothing_in_silence(
 def test_only_as_many_backups_stay_as_are_to(node: Places) -> None:
     for _ in range(2):
         commands.create(node)
-    assert len(commands.listed(node).splitlines()) == 2  # of one day the oldest and the newest
+    assert len(commands.overview(node).splitlines()) == 2  # of one day the oldest and the newest
 
 
 def test_a_repository_that_vanished_is_not_begun_anew(node: Places, tmp_path: Path) -> None:
