@@ -39,14 +39,14 @@ class ReplaceError(LlmkeepError):
     """Refused. The message says what is wrong, the value seen, and the way out."""
 
 
-def planned(places: Places, name: str, keep_volumes: bool) -> Iterator[str]:
+def plan(places: Places, name: str, keep_volumes: bool) -> Iterator[str]:
     """What comes back by itself, what is lost, and what is left to do, a line each."""
     yield f"{name}: `llmkeep site` brings packages, services, certificates, models, and keys between hosts"
     if last := witness.Kept(places.witness / name).seen():
-        seen = heads.stated(last)[1]
-        yield f"lost, unless backed up: the record, {seen.size} lines as far as the witness saw it; a new one begins"
+        head = heads.stated(last)[1]
+        yield f"lost, unless backed up: the record, {head.size} lines as far as the witness saw it; a new one begins"
     yield "lost, unless backed up: ratings that were not exported, checkpoints, quotas of today"
-    for volume in (path for path in kept_of(places, name) if path.suffix == ".json"):
+    for volume in (path for path in volume_files(places, name) if path.suffix == ".json"):
         what = (
             "opened on the new machine" if keep_volumes else "made anew, on the disk that the inventory names"
         )
@@ -63,16 +63,16 @@ def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
             "machine's console, SHA256:…"
         )
     scan = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", str(port), address]
-    shown = subprocess.run(scan, capture_output=True, text=True, check=False, timeout=60).stdout
+    answer = subprocess.run(scan, capture_output=True, text=True, check=False, timeout=60).stdout
     with tempfile.NamedTemporaryFile("w", prefix="llmkeep-") as file:
-        file.write(shown)
+        file.write(answer)
         file.flush()
-        told = subprocess.run(
+        words = subprocess.run(
             ["ssh-keygen", "-lf", file.name], capture_output=True, text=True, check=False
         ).stdout.split()
-    if fingerprint not in told:
+    if fingerprint not in words:
         raise ReplaceError(
-            f"{address} shows the SSH key {told[1] if len(told) > 1 else 'of nobody: it does not answer'}, and --host-key says "
+            f"{address} shows the SSH key {words[1] if len(words) > 1 else 'of nobody: it does not answer'}, and --host-key says "
             f"{fingerprint}: another machine has this address, or it was read wrong"
         )
     where = address if port == 22 else f"[{address}]:{port}"
@@ -80,11 +80,11 @@ def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
         forget = ["ssh-keygen", "-q", "-R", where, "-f", str(known_hosts)]
         subprocess.run(forget, capture_output=True, check=False)  # a file without this host is no failure
         known_hosts.with_name(f"{known_hosts.name}.old").unlink(missing_ok=True)
-    kept = known_hosts.read_text() if known_hosts.exists() else ""
-    write(known_hosts, (kept + shown).encode(), 0o600)
+    others = known_hosts.read_text() if known_hosts.exists() else ""
+    write(known_hosts, (others + answer).encode(), 0o600)
 
 
-def kept_of(places: Places, name: str, volume: str = "[a-z0-9_]+") -> list[Path]:
+def volume_files(places: Places, name: str, volume: str = "[a-z0-9_]+") -> list[Path]:
     """Register, recovery key and header of a host's volumes, or of one."""
     files = re.compile(rf"{re.escape(name)}-{volume}\.(json|recovery\.cms|header\.cms)")
     return sorted(path for path in places.volumes.glob("*") if files.fullmatch(path.name))
@@ -92,37 +92,37 @@ def kept_of(places: Places, name: str, volume: str = "[a-z0-9_]+") -> list[Path]
 
 def set_aside(places: Places, name: str, keep_volumes: bool, now: datetime) -> list[str]:
     """Move what the control node has of the old machine; the paths that it is at now."""
-    found = [places.witness / name] if (places.witness / name).exists() else []
+    paths = [places.witness / name] if (places.witness / name).exists() else []
     if not keep_volumes:
-        found += kept_of(places, name)
-    return moved(places, name, found, now)
+        paths += volume_files(places, name)
+    return move_aside(places, name, paths, now)
 
 
-def moved(places: Places, name: str, found: list[Path], now: datetime) -> list[str]:
+def move_aside(places: Places, name: str, paths: list[Path], now: datetime) -> list[str]:
     """Move files and folders to where they stay, below one folder for NAME and this moment; its path, if there are any."""
     target = places.replaced / f"{name}-{now:%Y-%m-%dT%H%M%SZ}"
-    for path in found:
+    for path in paths:
         to = target / path.parent.name / path.name
         to.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.rename(to)
         flush(to.parent)
         flush(path.parent)
-    return [str(target)] if found else []
+    return [str(target)] if paths else []
 
 
 def replace(places: Places, name: str, reason: str, by: str, keep_volumes: bool) -> str:
     """Make room on the control node for a new machine called NAME; returns a message. Idempotent."""
-    done = []
+    steps = []
     known = revoked_serials(places)
     if any(int(serial, 16) not in known for serial in living_serials(places, name, datetime.now(UTC), True)):
         revoking.revoke(places, name, reason, by, with_host=True)
-        done.append("the old certificates are revoked")
+        steps.append("the old certificates are revoked")
     # Also what a run that was killed here left.
     revoking.reinstate(places, name, reason, by)
     with witness.alone(wait=True):
         aside = set_aside(places, name, keep_volumes, datetime.now(UTC))
-    done += [f"what was kept of the old machine is in {path}" for path in aside]
-    return f"{name}: {'; '.join(done) or 'nothing was left to do'}"
+    steps += [f"what was kept of the old machine is in {path}" for path in aside]
+    return f"{name}: {'; '.join(steps) or 'nothing was left to do'}"
 
 
 def variables(name: str, groups: dict[str, Any]) -> dict[str, Any]:
@@ -138,15 +138,15 @@ def variables(name: str, groups: dict[str, Any]) -> dict[str, Any]:
 def _replace(given: argparse.Namespace) -> int:
     tree = verified_tree()
     places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
-    about = variables(given.name, listed(places, tree))
-    for line in planned(given.places, given.name, given.keep_volumes):
+    hostvars = variables(given.name, listed(places, tree))
+    for line in plan(given.places, given.name, given.keep_volumes):
         print(line)
     if given.plan:
         return 0
     if given.host_key:
         trust(
-            str(about.get("ansible_host", given.name)),
-            int(about.get("ansible_port", 22)),
+            str(hostvars.get("ansible_host", given.name)),
+            int(hostvars.get("ansible_port", 22)),
             given.host_key,
             KNOWN_HOSTS,
         )
@@ -169,7 +169,7 @@ def _replace(given: argparse.Namespace) -> int:
     return outcome.code and (130 if outcome.code == 130 else HOSTS_MISSING)
 
 
-def declared(name: str, volume: str, serial: str, groups: dict[str, Any]) -> None:
+def require_declared(name: str, volume: str, serial: str, groups: dict[str, Any]) -> None:
     """Raise ReplaceError unless the inventory has the volume on the disk with this serial."""
     volumes = {
         each["name"]: str(each["serial"]) for each in variables(name, groups).get("luks_volumes") or []
@@ -186,19 +186,19 @@ def declared(name: str, volume: str, serial: str, groups: dict[str, Any]) -> Non
         )
 
 
-def disk_replaced(places: Places, host: str, volume: str, serial: str) -> str:
+def replace_disk(places: Places, host: str, volume: str, serial: str) -> str:
     """Set aside what the control node has of a volume on another disk than SERIAL; returns a message. Idempotent."""
     entry = places.volumes / f"{host}-{volume}.json"
     if not entry.exists() or json.loads(entry.read_bytes())["serial"] == serial:
         return f"{host}/{volume}: nothing was left to do"
-    (path,) = moved(places, host, kept_of(places, host, volume), datetime.now(UTC))
+    (path,) = move_aside(places, host, volume_files(places, host, volume), datetime.now(UTC))
     return f"{host}/{volume}: recovery key and header of the dead disk are in {path}"
 
 
 def _replace_disk(given: argparse.Namespace) -> int:
     tree = verified_tree()
     places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
-    declared(given.host, given.volume, given.serial, listed(places, tree))
+    require_declared(given.host, given.volume, given.serial, listed(places, tree))
     volume = f"{given.host}/{given.volume}"
     print(
         f"{volume}: made anew on {given.serial}, empty. `llmkeep site` brings models and releases back, and nothing else"
@@ -215,7 +215,7 @@ def _replace_disk(given: argparse.Namespace) -> int:
         outcome.code, heard = play(playbook, places, ["--extra-vars", json.dumps({"volume": volume})])
         outcome.hosts = heard.hosts
         if outcome.code == 0:
-            print(disk_replaced(given.places, given.host, given.volume, given.serial), flush=True)
+            print(replace_disk(given.places, given.host, given.volume, given.serial), flush=True)
             print("next: llmkeep site -i INVENTORY")
     return outcome.code
 

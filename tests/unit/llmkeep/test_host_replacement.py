@@ -125,20 +125,20 @@ def test_a_volume_of_a_dead_disk_is_set_aside_and_one_of_the_new_disk_is_not(pla
     entry = places.volumes / "llm1-data.json"
     entry.write_text('{"serial": "OLD"}')
     (places.volumes / "llm1-data2.json").write_text("another volume")
-    replacement.disk_replaced(places, "llm1", "data", "NEW")
+    replacement.replace_disk(places, "llm1", "data", "NEW")
     assert not [path.name for path in places.volumes.iterdir() if path.name.startswith("llm1-data.")]
     assert (places.volumes / "llm1-data2.json").exists()
     entry.write_text('{"serial": "NEW"}')
-    assert "nothing was left" in replacement.disk_replaced(places, "llm1", "data", "NEW")
+    assert "nothing was left" in replacement.replace_disk(places, "llm1", "data", "NEW")
     assert entry.exists()
 
 
 def test_a_disk_that_the_inventory_does_not_name_is_refused() -> None:
     groups = {"_meta": {"hostvars": {"llm1": {"luks_volumes": [{"name": "data", "serial": "OLD"}]}}}}
     with pytest.raises(ReplaceError, match="has data on OLD: name the new disk there first"):
-        replacement.declared("llm1", "data", "NEW", groups)
+        replacement.require_declared("llm1", "data", "NEW", groups)
     with pytest.raises(ReplaceError, match="has the volumes data: name the new disk"):
-        replacement.declared("llm1", "audit", "NEW", groups)
+        replacement.require_declared("llm1", "audit", "NEW", groups)
 
 
 @pytest.fixture
