@@ -85,9 +85,10 @@ def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
 
 
 def volume_files(places: Places, name: str, volume: str = "[a-z0-9_]+") -> list[Path]:
-    """Register, recovery key and header of a host's volumes, or of one."""
+    """Register, recovery key and header of a host's volumes, or of one; the register last, by which a run sees what is left."""
     files = re.compile(rf"{re.escape(name)}-{volume}\.(json|recovery\.cms|header\.cms)")
-    return sorted(path for path in places.volumes.glob("*") if files.fullmatch(path.name))
+    there = [path for path in places.volumes.glob("*") if files.fullmatch(path.name)]
+    return sorted(there, key=lambda path: (path.suffix == ".json", path.name))
 
 
 def set_aside(places: Places, name: str, keep_volumes: bool, now: datetime) -> list[str]:

@@ -133,6 +133,27 @@ def test_a_volume_of_a_dead_disk_is_set_aside_and_one_of_the_new_disk_is_not(pla
     assert entry.exists()
 
 
+def test_a_disks_replacement_that_was_cut_off_leaves_no_recovery_key_behind(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (places.volumes / "llm1-data.json").write_text('{"serial": "OLD"}')
+    rename = Path.rename
+
+    def cut(path: Path, target: Path) -> Path:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cut)
+        with pytest.raises(KeyboardInterrupt):
+            replacement.replace_disk(places, "llm1", "data", "NEW")
+    replacement.replace_disk(places, "llm1", "data", "NEW")
+    assert not [path.name for path in places.volumes.iterdir() if path.name.startswith("llm1-data.")]
+    kept = [path.name for path in places.replaced.rglob("*") if path.is_file()]
+    assert sorted(kept) == ["llm1-data.json", "llm1-data.recovery.cms"]
+
+
 def test_a_disk_that_the_inventory_does_not_name_is_refused() -> None:
     groups = {"_meta": {"hostvars": {"llm1": {"luks_volumes": [{"name": "data", "serial": "OLD"}]}}}}
     with pytest.raises(ReplaceError, match="has data on OLD: name the new disk there first"):
