@@ -48,5 +48,6 @@ def test_a_killed_restore_goes_on_to_a_whole_control_node(backed_up: Lab) -> Non
         backed_up.on("ops1", f"{{ {ended}; }} || {restore}")
     assert backed_up.on("ops1", "llmkeep pki status") == before
     backed_up.on(
-        "ops1", "llmkeep audit verify && llmkeep policy verify /var/lib/llmkeep/policy/bundle.tar.gz"
+        "ops1",
+        "llmkeep audit verify && llmkeep policy verify /var/lib/llmkeep/policy/bundle.tar.gz --key /etc/llmkeep/policy/policy.pem",
     )
