@@ -21,12 +21,12 @@ def require_format(path: Path, document: object) -> None:
 
     A format above 1 names in `bundle` the serial of the bundle that wrote it.
     """
-    seen = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
-    if isinstance(document, dict) and isinstance(seen, int) and seen > FORMAT:
+    number = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
+    if isinstance(document, dict) and isinstance(number, int) and number > FORMAT:
         writer = f"bundle serial {document['bundle']}" if "bundle" in document else "a newer bundle"
         raise LlmkeepError(
-            f"{path} has format {seen}, and this llmkeep reads {FORMAT}: {writer} wrote it. It was left as it is; run bootstrap "
-            "from a bundle at least as new"
+            f"{path} has format {number}, and this llmkeep reads {FORMAT}: {writer} wrote it. It was left as it is; run "
+            "bootstrap from a bundle at least as new"
         )
 
 

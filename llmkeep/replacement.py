@@ -31,7 +31,7 @@ from llmproof import heads
 
 INVENTORY = "/etc/llmkeep/inventory"
 HOSTS_MISSING = 3
-KNOWN_HOSTS = Path("/root/.ssh/known_hosts")
+KNOWN_HOSTS = Path.home() / ".ssh/known_hosts"
 FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
 
@@ -72,7 +72,7 @@ def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
         ).stdout.split()
     if fingerprint not in words:
         raise ReplaceError(
-            f"{address} shows the SSH key {words[1] if len(words) > 1 else 'of nobody: it does not answer'}, and --host-key says "
+            f"{address} shows the SSH key {words[1] if len(words) > 1 else '(none: it does not answer)'}, and --host-key says "
             f"{fingerprint}: another machine has this address, or it was read wrong"
         )
     where = address if port == 22 else f"[{address}]:{port}"
@@ -122,7 +122,7 @@ def replace(places: Places, name: str, reason: str, by: str, keep_volumes: bool)
     revoking.reinstate(places, name, reason, by)
     with witness.alone(wait=True):
         aside = set_aside(places, name, keep_volumes, datetime.now(UTC))
-    steps += [f"what was kept of the old machine is in {path}" for path in aside]
+    steps += [f"the old machine's records are in {path}" for path in aside]
     return f"{name}: {'; '.join(steps) or 'nothing was left to do'}"
 
 
@@ -154,17 +154,17 @@ def _replace(given: argparse.Namespace) -> int:
     event: dict[str, object] = {"event.action": f"host replace {given.name}", "event.reason": given.reason}
     playbook = (tree / "playbooks/replace-host.yml").resolve()
     with recorded(tree, playbook, places, given, event) as outcome:
-        outcome.code, heard = play(playbook, places, ["--limit", given.name], quiet=True)
-        outcome.hosts = heard.hosts
+        outcome.code, report = play(playbook, places, ["--limit", given.name], quiet=True)
+        outcome.hosts = report.hosts
         if outcome.code:
             raise ReplaceError(
-                "; ".join(map(printable, heard.failures)) or f"{given.name} could not be asked"
+                "; ".join(map(printable, report.failures)) or f"{given.name} could not be asked"
             )
         print(replace(given.places, given.name, given.reason, who(), given.keep_volumes), flush=True)
-        outcome.code, heard = play(
+        outcome.code, report = play(
             (tree / "playbooks/revoke.yml").resolve(), places, ["--limit", f"all:!{given.name}"]
         )
-        outcome.hosts = heard.hosts
+        outcome.hosts = report.hosts
     if outcome.code == 0:
         print("next: llmkeep site -i INVENTORY")
     return outcome.code and (130 if outcome.code == 130 else HOSTS_MISSING)
@@ -176,21 +176,26 @@ def require_declared(name: str, volume: str, serial: str, groups: dict[str, Any]
         each["name"]: str(each["serial"]) for each in variables(name, groups).get("luks_volumes") or []
     }
     if volumes.get(volume) != serial:
-        seen = (
+        inventory = (
             f"{volume} on {volumes[volume]}"
             if volume in volumes
             else f"the volumes {', '.join(volumes) or 'none'}"
         )
         raise ReplaceError(
-            f"luks_volumes of {name} in the inventory has {printable(seen)}: name the new disk there first, {volume} with the "
-            f"serial {printable(serial)} (lsblk --output NAME,SIZE,SERIAL)"
+            f"luks_volumes of {name} in the inventory has {printable(inventory)}: name the new disk there first, {volume} "
+            f"with the serial {printable(serial)} (lsblk --output NAME,SIZE,SERIAL)"
         )
+
+
+def registered_serial(places: Places, host: str, volume: str) -> str | None:
+    """The disk that the register has the volume on."""
+    entry = places.volumes / f"{host}-{volume}.json"
+    return str(json.loads(entry.read_bytes())["serial"]) if entry.exists() else None
 
 
 def replace_disk(places: Places, host: str, volume: str, serial: str) -> str:
     """Set aside what the control node has of a volume on another disk than SERIAL; returns a message. Idempotent."""
-    entry = places.volumes / f"{host}-{volume}.json"
-    if not entry.exists() or json.loads(entry.read_bytes())["serial"] == serial:
+    if registered_serial(places, host, volume) in {None, serial}:
         return f"{host}/{volume}: nothing was left to do"
     (path,) = move_aside(places, host, volume_files(places, host, volume), datetime.now(UTC))
     return f"{host}/{volume}: recovery key and header of the dead disk are in {path}"
@@ -206,15 +211,14 @@ def _replace_disk(given: argparse.Namespace) -> int:
     )
     if given.plan:
         return 0
-    entry = given.places.volumes / f"{given.host}-{given.volume}.json"
-    if entry.exists() and json.loads(entry.read_bytes())["serial"] == given.serial:
+    if registered_serial(given.places, given.host, given.volume) == given.serial:
         print(f"{volume} is on {given.serial} already: nothing was left to do")
         return 0
     event: dict[str, object] = {"event.action": f"disk replace {volume}", "event.reason": given.reason}
     playbook = (tree / "playbooks/replace-disk.yml").resolve()
     with recorded(tree, playbook, places, given, event) as outcome:
-        outcome.code, heard = play(playbook, places, ["--extra-vars", json.dumps({"volume": volume})])
-        outcome.hosts = heard.hosts
+        outcome.code, report = play(playbook, places, ["--extra-vars", json.dumps({"volume": volume})])
+        outcome.hosts = report.hosts
         if outcome.code == 0:
             print(replace_disk(given.places, given.host, given.volume, given.serial), flush=True)
             print("next: llmkeep site -i INVENTORY")

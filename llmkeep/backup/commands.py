@@ -70,8 +70,8 @@ class Standing:
 
 
 @contextmanager
-def standing(places: Places) -> Iterator[Standing]:
-    """The repository of this control node, with nobody else at work in it. It is made where it is not there."""
+def standing(places: Places, begin: bool = False) -> Iterator[Standing]:
+    """Hold the repository of this control node exclusively. BEGIN: create it if it was never created."""
     config = settings(places)
     repository = Repository(config.repository)
     folder = places.backup_secrets.parent
@@ -91,6 +91,8 @@ def standing(places: Places) -> Iterator[Standing]:
                     f"there is no repository at {last}, and backups of this host were there: mount its disk; if they are lost, "
                     f"remove {places.backup_begun}, and another one is begun"
                 ) from error
+            if not begin:
+                raise
             repository.restic(password, "init")
             rows = []
         if last != config.repository:
@@ -101,7 +103,7 @@ def standing(places: Places) -> Iterator[Standing]:
 
 def create(places: Places) -> str:
     """Back this control node up, and forget what is too old; returns a message for the operator."""
-    with standing(places) as current:
+    with standing(places, begin=True) as current:
         if current.backups and made_at(newest := current.backups[-1]) > datetime.now(UTC) + AHEAD:
             raise BackupError(
                 f"the newest backup in {current.settings.repository} is of {newest['time'][:19]}, and this host's clock says "

@@ -67,7 +67,7 @@ class Description:
             try:
                 releases.append(f"{folder.name} {manifest.read(folder).serial}")
             except BundleRefused:
-                continue  # a folder of somebody's
+                continue  # not a release
         return cls(
             host=socket.gethostname(),
             created=datetime.now(UTC).replace(microsecond=0).isoformat(),

@@ -297,20 +297,20 @@ def verify(lab: Lab) -> tuple[dict[str, Any], dict[str, Any]]:
 @contextmanager
 def escrow_medium(lab: Lab) -> Iterator[tuple[str, str]]:
     """The escrow key and its passphrase on the control node, as long as their owner is there."""
-    given = {"/run/escrow.key": ".lab/escrow/escrow.key", "/run/escrow.passphrase": ".lab/passphrase"}
-    for there, here in given.items():
+    files = {"/run/escrow.key": ".lab/escrow/escrow.key", "/run/escrow.passphrase": ".lab/passphrase"}
+    for there, here in files.items():
         lab.on("ops1", f"umask 077 && cat > {there}", given=(ROOT / here).read_text())
     try:
         yield "/run/escrow.key", "/run/escrow.passphrase"
     finally:
-        lab.on("ops1", f"rm {' '.join(given)}")
+        lab.on("ops1", f"rm {' '.join(files)}")
 
 
 def drill(lab: Lab, volume: str) -> None:
     """Open what the control node keeps of a volume, as an operator with the escrow key does."""
     with escrow_medium(lab) as (key, passphrase):
-        given = f"-e volume={volume} -e escrow_key={key} -e escrow_passphrase_file={passphrase}"
-        lab.operate("run playbooks/drill.yml", given)
+        words = f"-e volume={volume} -e escrow_key={key} -e escrow_passphrase_file={passphrase}"
+        lab.operate("run playbooks/drill.yml", words)
 
 
 def lose_control_node(lab: Lab) -> None:

@@ -13,10 +13,10 @@ def require(path: object, document: object, refusal: Callable[[str], Exception])
     A format above 1 names in `bundle` the serial of the bundle that wrote it. Documents that are a list, or a map by names that
     a person gives, have no field in format 1: a newer one is a map whose `format` is a number.
     """
-    seen = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
-    if isinstance(document, dict) and isinstance(seen, int) and seen > FORMAT:
+    number = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
+    if isinstance(document, dict) and isinstance(number, int) and number > FORMAT:
         writer = f"bundle serial {document['bundle']}" if "bundle" in document else "a newer bundle"
         raise refusal(
-            f"{path} has format {seen}, and this llmkeep reads {FORMAT}: {writer} wrote it. It was left as it is; run bootstrap"
+            f"{path} has format {number}, and this llmkeep reads {FORMAT}: {writer} wrote it. It was left as it is; run bootstrap"
             " of the control node from a bundle at least as new"
         )

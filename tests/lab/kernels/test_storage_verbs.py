@@ -41,11 +41,11 @@ def volume_on(estate: Lab, name: str) -> str:
     """A small volume on a new disk, which is a file of llm1; the UUID of what is there after a run."""
     loop = estate.on("llm1", f"truncate -s 64M /root/{name} && losetup --find --show /root/{name}").strip()
     every = json.loads(estate.on("llm1", "cat /etc/llmkeep/volumes.json"))["volumes"]
-    given = [volume for volume in every if volume["name"] != "extra"]
+    others = [volume for volume in every if volume["name"] != "extra"]
     inventory(
         estate,
         luks_volumes=[
-            *given,
+            *others,
             {"name": "extra", "serial": name, "device": loop, "size": "32M", "mount": "/srv/extra"},
         ],
     )

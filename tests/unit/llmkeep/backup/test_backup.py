@@ -157,9 +157,9 @@ def test_a_release_needs_its_files_and_no_other_signature(
     machine: Places, bundle: Path, tmp_path: Path
 ) -> None:
     restored(machine, bundle)
-    kept = (machine.releases / NAME / "MANIFEST.json").read_bytes()
+    before = (machine.releases / NAME / "MANIFEST.json").read_bytes()
     release.add(machine, candidate(tmp_path / "medium"), machine.publish_public)
-    assert (machine.releases / NAME / "MANIFEST.json").read_bytes() == kept
+    assert (machine.releases / NAME / "MANIFEST.json").read_bytes() == before
     assert release.verify(machine, machine.releases / NAME, machine.publish_public).serial == 1
 
 
@@ -168,9 +168,9 @@ def test_numbers_that_were_issued_after_the_backup_are_not_issued_again(
 ) -> None:
     restored(machine, bundle)
     assert "serial 1002," in release.sign(machine, candidate(tmp_path / "next", name="next"))
-    kept = machine.policy_bundle.read_bytes()
+    before = machine.policy_bundle.read_bytes()
     assert "revision 1 is what" in policy.renew(machine, machine.policy_bundle)
-    assert machine.policy_bundle.read_bytes() == kept
+    assert machine.policy_bundle.read_bytes() == before
     assert "revision 1002," in policy.build(machine, policies.SOURCE, machine.policy_bundle, 90)
     assert "revision 1002 is what" in policy.build(machine, policies.SOURCE, machine.policy_bundle, 90)
 
@@ -280,6 +280,13 @@ def test_a_repository_that_vanished_is_not_begun_anew(node: Places, tmp_path: Pa
     assert not (tmp_path / "repository").exists()
 
 
+def test_to_ask_for_backups_begins_no_repository(node: Places, tmp_path: Path) -> None:
+    node.backup_settings.write_text(json.dumps({"repository": str(tmp_path / "another")}))
+    with pytest.raises(BackupError, match="there is no repository"):
+        commands.overview(node)
+    assert not (tmp_path / "another").exists()
+
+
 def test_a_repository_of_another_estate_is_refused(node: Places, tmp_path: Path) -> None:
     subprocess.run(
         ["restic", "--no-cache", "init", "--repo", tmp_path / "another"],
@@ -313,10 +320,10 @@ def test_another_escrow_key_opens_nothing(machine: Places, tmp_path: Path) -> No
 
 def test_a_machine_with_an_authority_of_its_own_is_left_alone(machine: Places, bundle: Path) -> None:
     pki.init(machine, DOMAIN, bundle / "escrow.pem", list(pki.NETWORKS))
-    kept = machine.root_certificate.read_bytes()
+    before = machine.root_certificate.read_bytes()
     with pytest.raises(BackupError, match="authority already"):
         restored(machine, bundle)
-    assert machine.root_certificate.read_bytes() == kept
+    assert machine.root_certificate.read_bytes() == before
 
 
 def test_a_machine_from_another_estates_bundle_is_refused(
