@@ -6,9 +6,10 @@ request's slot within one step and sends nothing more for it. The engine reports
 stopping engine announces it in a `Beat`, and exits once the gateways have closed their connections.
 """
 
-import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from llmserve.fast_json import parse, serialize
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes can inflate a body of the maximum size sixfold
 FinishReason = Literal["stop", "length", "content_filter"]
@@ -182,12 +183,11 @@ class ProtocolError(Exception):
 
 def encode(frame: Frame) -> bytes:
     if type(frame) is Delta:  # one per token, so worth a fast path
-        text = json.dumps(frame.text)
-        return b'{"kind":"delta","id":%d,"text":%s}\n' % (frame.id, text.encode())
+        return b'{"kind":"delta","id":%d,"text":%b}\n' % (frame.id, serialize(frame.text))
     content = {"kind": NAMES[type(frame)]}
     for name in FIELDS[type(frame)]:
         content[name] = getattr(frame, name)
-    return json.dumps(content).encode() + b"\n"
+    return serialize(content) + b"\n"
 
 
 def decode(line: bytes) -> Frame:
@@ -196,7 +196,7 @@ def decode(line: bytes) -> Frame:
     Unknown fields are dropped: during an upgrade, gateways and engines of two releases run side by side.
     """
     try:
-        content = json.loads(line)
+        content = parse(line)
         kind = KINDS[content.pop("kind")]
         if not content.keys() <= KNOWN[kind]:
             content = {name: content[name] for name in content.keys() & KNOWN[kind]}
