@@ -9,9 +9,10 @@ from llmserve.settings import ClientTls
 class ClientContext:
     """Loads certificates and revocation lists, and reloads them when a file changes."""
 
-    def __init__(self, tls: ClientTls, server: str) -> None:
-        """`server`: the address that messages name. Nothing is read yet."""
+    def __init__(self, tls: ClientTls, server: str, alpn: str | None = None) -> None:
+        """`server`: the address that messages name. `alpn`: the one protocol that is offered. Nothing is read yet."""
         self.server = server
+        self.alpn = alpn
         self.tls = tls
         self.files = [tls.ca, tls.certificate, tls.key, *([tls.crl] if tls.crl else [])]
         self.context: ssl.SSLContext | None = None
@@ -25,8 +26,12 @@ class ClientContext:
                 return self.context
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
+            if self.alpn:
+                context.set_alpn_protocols([self.alpn])
             context.load_verify_locations(self.tls.ca)
             context.load_cert_chain(self.tls.certificate, self.tls.key)
+            if self.alpn:
+                context.set_alpn_protocols([self.alpn])
             if self.tls.crl:
                 context.load_verify_locations(self.tls.crl)
                 context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN

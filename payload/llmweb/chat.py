@@ -21,8 +21,8 @@ from llmserve.api.errors import ApiError, unauthenticated, unavailable
 from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.feedback.ratings import Reason
 from llmserve.gateway.in_flight import InFlightRequests
-from llmserve.upstream.http_client import BadAnswer, Lost
-from llmserve.upstream.http_client import Response as Answer
+from llmserve.http_client import BadAnswer, Lost
+from llmserve.http_client import Response as Answer
 from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, language_of, same_site
 from llmweb.chat_wording import REFUSALS, SCRIPT, WORDS
 from llmweb.gateways import Gateways

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from llmserve.api.errors import unavailable
-from llmserve.upstream.http_client import HttpClient, Response
+from llmserve.http_client import HttpClient, Response
 
 
 class Gateways:
@@ -28,7 +28,7 @@ class Gateways:
             for client in list(self.clients):
                 try:
                     response = await asked.enter_async_context(
-                        client.request(method, path, body, headers=headers)
+                        client.request(method, path, body, headers, own=True)
                     )
                 except (FileNotFoundError, ConnectionRefusedError):
                     continue

@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 from llmcore.config import ConfigError
 from llmserve.settings import ClientTls
-from llmserve.upstream.http_client import BadAnswer, HttpClient, Lost
+from llmserve.http_client import BadAnswer, HttpClient, Lost
 from llmweb.settings import Monitor
 
 log = logging.getLogger("llmweb.monitors")

@@ -1,22 +1,21 @@
 """The policy engine: OPA behind a UNIX socket, or embedded in this process, on the same signed bundle."""
 
 import asyncio
-import json
 import logging
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import httptools
 from opa_bindings import OpaEngine, OpaError
 
 from llmcore.files import Stamp, stamp
 from llmproof.policy_bundle import PolicyRefused, judged
 from llmserve.access.decision import PolicyUnavailable
+from llmserve.fast_json import parse, serialize
+from llmserve.http_client import BadAnswer, HttpClient, Lost, TooLong
 
 log = logging.getLogger("llmserve.policy")
-PATH = b"/v1/data/llm/authz/decision"
+DECISION = "/v1/data/llm/authz/decision"
 ANSWER_BYTES = 256 * 1024  # a decision is never longer
-IDLE_CONNECTIONS = 16
 
 
 class PolicyEngine(Protocol):
@@ -29,63 +28,6 @@ class PolicyEngine(Protocol):
         """Release connections or the embedded engine."""
 
 
-class Connection(asyncio.Protocol):
-    """One connection to OPA, with one request at a time; httptools parses the response and calls the on_… methods."""
-
-    transport: asyncio.Transport
-    parser: httptools.HttpResponseParser
-    answer: asyncio.Future[bytes] | None = None
-    reusable = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body; raises OSError, EOFError, HttpParserError or PolicyUnavailable, and then closes the
-        connection.
-        """
-        if self.transport.is_closing():
-            raise EOFError
-        self.body = b""
-        self.parser = httptools.HttpResponseParser(self)
-        self.answer = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        try:
-            body = await self.answer
-        except BaseException:
-            self.transport.abort()
-            raise
-        return self.parser.get_status_code(), body
-
-    def data_received(self, data: bytes) -> None:
-        """Parse the response; data that was not requested closes the connection."""
-        if self.answer is None or self.answer.done():
-            self.transport.abort()
-            return
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self.fail(error)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.fail(exc or EOFError())
-
-    def fail(self, error: Exception) -> None:
-        """Fail the pending request, if any."""
-        if self.answer and not self.answer.done():
-            self.answer.set_exception(error)
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-        if len(self.body) > ANSWER_BYTES:
-            self.fail(PolicyUnavailable(f"the policy engine answered with more than {ANSWER_BYTES} bytes"))
-
-    def on_message_complete(self) -> None:
-        self.reusable = self.parser.should_keep_alive()  # not available from the parser later
-        if self.answer and not self.answer.done():
-            self.answer.set_result(self.body)
-
-
 class OpaServer:
     """OPA's data API. A request fails if it exceeds the deadline, or if a new connection is closed."""
 
@@ -93,50 +35,31 @@ class OpaServer:
         """Connects on first use."""
         self.path = path
         self.deadline = deadline_ms / 1000
-        self.idle: list[Connection] = []
+        self.http = HttpClient(path, None, None)
 
     async def evaluate(self, query: dict[str, Any]) -> object:
-        body = json.dumps({"input": query}).encode()
-        head = (
-            b"POST %b HTTP/1.1\r\nhost: opa\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        )
         try:
-            async with asyncio.timeout(self.deadline):
-                return await self.exchange(head % (PATH, len(body)) + body)
+            async with (
+                asyncio.timeout(self.deadline),
+                self.http.request("POST", DECISION, serialize({"input": query})) as response,
+            ):
+                body = await response.whole(ANSWER_BYTES)
         except TimeoutError:
             raise PolicyUnavailable(f"no decision within {self.deadline * 1000:.0f} ms") from None
-        except (OSError, EOFError, httptools.HttpParserError) as error:
-            raise PolicyUnavailable(f"{self.path}: {type(error).__name__}") from None
-
-    async def exchange(self, request: bytes) -> object:
-        """Send the request on an idle connection; one that OPA has closed meanwhile is replaced."""
-        while self.idle:
-            try:
-                return await self.ask(self.idle.pop(), request)
-            except (OSError, EOFError):
-                continue
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(Connection, str(self.path))
-        return await self.ask(connection, request)
-
-    async def ask(self, connection: Connection, request: bytes) -> object:
-        """Send the request, and return the result; the connection is reused only after a complete response."""
-        status, body = await connection.ask(request)
-        if connection.reusable and len(self.idle) < IDLE_CONNECTIONS:
-            self.idle.append(connection)
-        else:
-            connection.transport.close()
-        if status != 200:
-            raise PolicyUnavailable(f"the policy engine returned {status}")
+        except TooLong:
+            message = f"the policy engine answered with more than {ANSWER_BYTES} bytes"
+            raise PolicyUnavailable(message) from None
+        except (OSError, Lost, BadAnswer) as error:
+            raise PolicyUnavailable(f"{self.path}: {type(error.__cause__ or error).__name__}") from None
+        if response.status != 200:
+            raise PolicyUnavailable(f"the policy engine returned {response.status}")
         try:
-            return json.loads(body)["result"]
-        except (ValueError, KeyError, TypeError):
+            return parse(body)["result"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise PolicyUnavailable("the policy engine returned 200 without a result") from None
 
     def close(self) -> None:
-        for connection in self.idle:
-            connection.transport.close()
-        self.idle.clear()
+        self.http.close()
 
 
 class OpaEmbedded:

@@ -6,30 +6,30 @@ passed through unchanged.
 
 import asyncio
 import hmac
-import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_json
 
 from llmcore.config import ConfigError
+from llmserve.fast_json import parse
 from llmserve.fields import PASSED
+from llmserve.http_client import BadAnswer, HttpClient, Lost, Response
 from llmserve.protocol import Done, Event, Failed, FinishReason, Generate, Hello
 from llmserve.settings import MOST_CONTEXT, Remote
-from llmserve.upstream.admission import Queue
-from llmserve.upstream.engine_client import RETRY_SECONDS, EngineClient
-from llmserve.upstream.http_client import BadAnswer, HttpClient, Lost, Response
+from llmserve.upstream.admission import Place, Queue
+from llmserve.upstream.engine_client import RETRY_SECONDS, Answer, EngineClient
 
 log = logging.getLogger("llmserve.remote")
 PROBE_SECONDS = 10.0  # interval of the probes, and the time limit of each
 ANSWER_BYTES = 16 * 1024 * 1024
 EVENT_BYTES = 1024 * 1024
 MOST_TOKENS = 2**53  # of one answer: what counts them, here and in Redis, is exact up to it
-EVENT_END = re.compile(rb"\r?\n\r?\n")
-DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
+EVENT_END = re.compile(rb"\n\r?\n")
+DATA = re.compile(rb"^data: ?(.*)", re.MULTILINE)
 DONE = b"[DONE]"
 DESCRIPTION = "/openapi.json"
 NOT_THERE = {401, 403, 404}  # statuses of a server without a description
@@ -82,6 +82,7 @@ class OpenAiClient(EngineClient):
                 continue
             except (OSError, TimeoutError, Lost, BadAnswer, ConfigError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
+            self.http.close()
             if self.trouble != reported or self.hello:
                 reported = self.trouble
                 fields = {"model": self.model, "upstream": str(self.http.address), "reason": reported}
@@ -95,7 +96,7 @@ class OpenAiClient(EngineClient):
         """Read the list of models, then wait until the idle connection ends, which reveals a dead server at once."""
         if self.hello is None:
             await self.read_description()
-        async with self.http.request("GET", "/v1/models", keep=True) as response:
+        async with self.http.request("GET", "/v1/models", own=True) as response:
             async with asyncio.timeout(PROBE_SECONDS):
                 listed = await response.whole(ANSWER_BYTES)
             if response.status != 200:
@@ -110,7 +111,7 @@ class OpenAiClient(EngineClient):
             self.changed.set()
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
-                    await response.reader.read(1)
+                    await response.connection.until_closed()
             except TimeoutError:
                 return
 
@@ -142,7 +143,7 @@ class OpenAiClient(EngineClient):
     def described(self, listed: bytes) -> Hello:
         """The server's Hello, from its list of models and the settings; raises BadAnswer."""
         try:
-            models = {each["id"]: each for each in json.loads(listed)["data"]}
+            models = {each["id"]: each for each in parse(listed)["data"]}
         except (ValueError, KeyError, TypeError, RecursionError):
             raise BadAnswer("GET /v1/models did not return a list of models") from None
         if self.model not in models:
@@ -244,29 +245,13 @@ class OpenAiClient(EngineClient):
         text, reason = first_choice(parsed, "message")
         return Done(request.id, text, reason, *usage_of(parsed), passed=body.decode())
 
-    async def relay(self, request: Generate, response: Response) -> Done | Failed:
-        """A stream; the chunk with the usage is marked, so that it reaches only clients that requested it."""
-        reason: FinishReason = "stop"
-        usage = (0, 0)
-        async for event, data in events(response):
-            if data == DONE:
-                if usage == (0, 0):
-                    raise BadAnswer("its stream ended without usage, so its tokens cannot be counted")
-                return Done(request.id, "", reason, *usage)
-            text, counts_only = "", False
-            if data is not None:
-                parsed = as_object(data)
-                if "error" in parsed:
-                    raise BadAnswer("its stream ended with an error")
-                if parsed.get("usage"):
-                    usage = usage_of(parsed)
-                if parsed.get("choices"):
-                    text, reason = first_choice(parsed, "delta", reason)
-                else:
-                    counts_only = True
-            if waiting := self.answers.get(request.id):
-                waiting[0].put_nowait(Event(request.id, text, event, counts_only))
-        raise Lost
+    async def relay(self, request: Generate, response: Response) -> Done:
+        """Pass a stream on."""
+        stream = Stream(request, self.answers)
+        await response.feed(stream.take)
+        if stream.end is None:
+            raise Lost
+        return stream.end
 
     def refusal(self, request: Generate, status: int, body: bytes) -> Failed:
         """The frame for a status other than 200."""
@@ -278,7 +263,7 @@ class OpenAiClient(EngineClient):
                 return Failed(request.id, 503, "overloaded", message)
             return self.failed(request)
         try:
-            parsed = json.loads(body)
+            parsed = parse(body)
             error = parsed.get("error", parsed)
             message, code, param = str(error["message"]), error.get("code"), error.get("param")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -304,7 +289,7 @@ class OpenAiClient(EngineClient):
 def fields_of(description: bytes) -> set[str]:
     """The fields that a server's OpenAPI document has in the bodies of its endpoints; none if it is no such document."""
     try:
-        schemas = json.loads(description)["components"]["schemas"]
+        schemas = parse(description)["components"]["schemas"]
         return {name for body in BODIES if body in schemas for name in schemas[body]["properties"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
@@ -335,29 +320,67 @@ def http_request(
     return path, to_json(content)
 
 
-async def events(response: Response) -> AsyncIterator[tuple[bytes, bytes | None]]:
-    """Each server-sent event as received, and its data; None for events without, such as comments."""
-    held = bytearray()
-    total = searched = 0
-    async for piece in response.body():
-        held += piece
-        total += len(piece)
+class Stream:
+    """The events of one answer, validated and counted as they arrive. `end`: the last frame, once [DONE] came."""
+
+    def __init__(self, request: Generate, answers: Mapping[int, tuple[Answer, Place]]) -> None:
+        """`answers`: queues by number of the request; once a request has ended, its queue is missing."""
+        self.request = request
+        self.answers = answers
+        self.end: Done | None = None
+        self.reason: FinishReason = "stop"
+        self.usage = (0, 0)
+        self.rest = bytearray()  # of an event that is not complete
+        self.searched = 0  # bytes of the rest that have no event's end
+        self.total = 0  # bytes
+
+    def take(self, data: bytes) -> bool:
+        """Pass on the events of which `data` is the last piece; returns whether [DONE] came. Raises BadAnswer."""
+        self.total += len(data)
+        self.rest += data
         start = 0
-        for end in EVENT_END.finditer(held, searched):
-            event = bytes(held[start : end.end()])
+        for end in EVENT_END.finditer(self.rest, self.searched):
+            event = bytes(self.rest[start : end.end()])
             start = end.end()
-            found = DATA.search(event)
-            yield event, found[1] if found else None
-        del held[:start]
-        searched = max(0, len(held) - 3)  # the rest of an event's end may come with the next piece
-        if len(held) > EVENT_BYTES or total > ANSWER_BYTES:
+            if self.read(event):
+                return True
+        del self.rest[:start]
+        self.searched = max(0, len(self.rest) - 2)  # the rest of an event's end may come with the next piece
+        if len(self.rest) > EVENT_BYTES or self.total > ANSWER_BYTES:
             raise BadAnswer(f"an event exceeds {EVENT_BYTES} bytes, or the stream {ANSWER_BYTES}")
+        return False
+
+    def read(self, event: bytes) -> bool:
+        """Pass on one server-sent event as it came; comments and others without data, too.
+
+        The chunk with the usage is marked, so that it reaches only clients that requested it.
+        """
+        text, counts_only = "", False
+        if field := DATA.search(event):
+            data = field[1].rstrip(b"\r")
+            if data == DONE:
+                if self.usage == (0, 0):
+                    raise BadAnswer("its stream ended without usage, so its tokens cannot be counted")
+                self.end = Done(self.request.id, "", self.reason, *self.usage)
+                return True
+            parsed = as_object(data)
+            if "error" in parsed:
+                raise BadAnswer("its stream ended with an error")
+            if parsed.get("usage"):
+                self.usage = usage_of(parsed)
+            if parsed.get("choices"):
+                text, self.reason = first_choice(parsed, "delta", self.reason)
+            else:
+                counts_only = True
+        if answer := self.answers.get(self.request.id):
+            answer[0].put_nowait(Event(self.request.id, text, event, counts_only))
+        return False
 
 
 def as_object(data: bytes) -> dict[str, Any]:
     """Parse a JSON object; raises BadAnswer."""
     try:
-        parsed = json.loads(data.decode())  # of bytes it takes UTF-16, too, which no client of ours reads
+        parsed = parse(data)
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):

@@ -1,5 +1,6 @@
 """The payload's parsers of foreign bytes, and the refusals that each declares."""
 
+import asyncio
 import json
 import shutil
 import tempfile
@@ -17,10 +18,10 @@ from llmserve.api.requests import parse_body, undeclared
 from llmserve.feedback import guard, index, journal, ship
 from llmserve.feedback.ratings import FeedbackBody
 from llmserve.gateway import parsed_requests
+from llmserve.http_client import BadAnswer, Connection, HttpClient, Lost, Response
 from llmserve.protocol import Generate, Hello
 from llmserve.settings import Remote
 from llmserve.upstream.admission import Queue
-from llmserve.upstream.http_client import BadAnswer, HttpClient, Lost, Response
 from llmserve.upstream.openai_client import OpenAiClient, fields_of, http_request
 from llmtrain import exits
 from llmtrain.annotation.controls import Label, Labels
@@ -70,14 +71,31 @@ def request_query(data: bytes) -> None:
     parsed_requests.text_of(parsed_requests.queried(data, 64).generate)
 
 
-class Pieces:
-    """What a connection receives, in pieces of so many bytes."""
+class Unconnected(asyncio.Transport):
+    """A transport that leads nowhere."""
 
-    def __init__(self, data: bytes, size: int) -> None:
-        self.pieces = (data[start : start + size] for start in range(0, len(data), size))
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Nothing is sent."""
 
-    async def read(self, _: int) -> bytes:
-        return next(self.pieces, b"")
+    def abort(self) -> None:
+        """There is nothing to end."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def is_reading(self) -> bool:
+        return False
+
+
+def received(data: bytes, size: int) -> Response:
+    """The response of a connection that receives the data in pieces of `size` bytes, and then ends."""
+    connection = Connection(HttpClient(SOCKET, None, None), None)
+    connection.connection_made(Unconnected())
+    response = connection.send(b"")
+    for start in range(0, len(data), size):
+        connection.data_received(data[start : start + size])
+    connection.connection_lost(None)
+    return response
 
 
 def finished[T](running: Coroutine[Any, Any, T]) -> T:
@@ -98,18 +116,16 @@ def upstream_events(data: bytes) -> None:
     for size in (len(data) + 1, 1):
         client = upstream()
         client.answers[1] = cast(Any, (SimpleNamespace(put_nowait=repr), None))
-        response = Response(cast(Any, Pieces(HEAD % len(data) + data, size)))
         with suppress(BadAnswer, Lost):
-            finished(client.relay(REQUEST, response))
+            finished(client.relay(REQUEST, received(HEAD % len(data) + data, size)))
 
 
 def upstream_answer(data: bytes) -> None:
     """A body that is not streamed: an answer, a list of vectors, a refusal, a list of models, a description."""
     client = upstream()
     for request in (Generate(1, False, 16), Generate(1, False, 0, inputs=["a"])):
-        response = Response(cast(Any, Pieces(HEAD % len(data) + data, 4096)))
         with suppress(BadAnswer, Lost):
-            done = finished(client.whole(request, response))
+            done = finished(client.whole(request, received(HEAD % len(data) + data, 4096)))
             float(done.prompt_tokens + done.completion_tokens)
     client.refusal(REQUEST, 400, data)
     sorted(fields_of(data))
@@ -118,8 +134,7 @@ def upstream_answer(data: bytes) -> None:
 
 def upstream_http(data: bytes) -> None:
     """A whole response, its head included."""
-    response = Response(cast(Any, Pieces(data, 100)))
-    finished(response.whole(1 << 20))
+    finished(received(data, 100).whole(1 << 20))
 
 
 def label_studio(folder: Path, data: bytes) -> None:

@@ -59,6 +59,8 @@ class ScriptedUpstream:
         self.described: Script = answer({}, 404)  # its OpenAPI document
         self.requests: list[dict[str, Any]] = []
         self.heads: list[str] = []
+        self.connections = 0
+        self.reuse = False  # whether a connection serves several requests
         self.hung_up = threading.Event()  # set when a client disconnects before the script ends
         self.open: set[socket.socket] = set()
         threading.Thread(target=self.accept, daemon=True).start()
@@ -68,39 +70,51 @@ class ScriptedUpstream:
         with suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
+                self.connections += 1
                 threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection: socket.socket) -> None:
-        """Serve one request; the connection for the list of models stays open until the client closes it."""
-        with suppress(OSError), connection:
-            talking = self.tls.wrap_socket(connection, server_side=True) if self.tls else connection
-            self.open.add(talking)
-            head, body = self.read(talking)
-            if head.startswith("GET /v1/models "):
-                self.play(talking, self.models)
-                talking.recv(1)
-                return
-            if head.startswith("GET /openapi.json "):
-                self.play(talking, self.described)
-                return
-            self.heads.append(head)
-            self.requests.append(json.loads(body))
-            try:
-                self.play(talking, self.script)
-            except OSError:
-                self.hung_up.set()
-            finally:
-                talking.close()
+        """Serve the requests of a connection, which ends after the script unless `reuse` is set."""
+        with suppress(OSError):
+            if self.tls:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            self.open.add(connection)
+            with connection:
+                while self.answered(connection):
+                    pass
+
+    def answered(self, connection: socket.socket) -> bool:
+        """Respond to one request; returns whether the connection goes on."""
+        head, body = self.read(connection)
+        if head.startswith("GET /v1/models "):
+            self.play(connection, self.models)
+            return True
+        if head.startswith("GET /openapi.json "):
+            self.play(connection, self.described)
+            return True
+        self.heads.append(head)
+        self.requests.append(json.loads(body))
+        try:
+            self.play(connection, self.script)
+        except OSError:
+            self.hung_up.set()
+        return self.reuse
 
     def read(self, connection: socket.socket) -> tuple[str, bytes]:
+        """Head and body of a request; raises OSError where the connection ends."""
         data = b""
         while b"\r\n\r\n" not in data:
-            data += connection.recv(65536)
+            data += self.received(connection)
         head, _, body = data.partition(b"\r\n\r\n")
         lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
         while len(body) < int(lengths[0] if lengths else 0):
-            body += connection.recv(65536)
+            body += self.received(connection)
         return head.decode(), body
+
+    def received(self, connection: socket.socket) -> bytes:
+        if data := connection.recv(65536):
+            return data
+        raise ConnectionResetError
 
     def play(self, connection: socket.socket, script: Script) -> None:
         """Send the bytes and sleep as scripted."""

@@ -23,6 +23,7 @@ from llmserve.api.errors import ApiError
 from llmserve.asgi import Message, Receive, Scope, Send
 from llmserve.gateway import middleware
 from llmserve.gateway.middleware import BodyLimit
+from llmserve.http_client import BadAnswer, HttpClient
 from llmserve.metrics import Metrics
 from llmserve.settings import (
     BODY_BYTES_A_TOKEN,
@@ -33,7 +34,6 @@ from llmserve.settings import (
     Remote,
 )
 from llmserve.upstream.admission import Queue
-from llmserve.upstream.http_client import BadAnswer, HttpClient
 from llmserve.upstream.openai_client import OpenAiClient
 
 CONTEXT = 131072

@@ -40,6 +40,12 @@ def tokens_of(record: dict[str, Any]) -> tuple[int | None, int | None]:
     return record.get("gen_ai.usage.input_tokens"), record.get("gen_ai.usage.output_tokens")
 
 
+ANSWERED = {
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 1},
+}
+
+
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Another gateway of ours, whose engine takes 10 ms per token."""
@@ -117,6 +123,32 @@ def test_a_stream_passes_through_unchanged_with_usage_only_on_request(
     assert got.headers["x-llm-model"] == "m"
     assert server.requests[-1]["stream_options"] == {"include_usage": True}
     eventually("the outcome has the tokens", lambda: tokens_of(service.records()[-1]) == (3, 2))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_answers_in_succession_share_a_connection_to_the_upstream(tmp_path: Path, streaming: bool) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    server.reuse = True
+    server.script = stream(delta("hi"), USAGE, END, 0.02) if streaming else answer(ANSWERED)
+    remotes = {"m": {"socket": str(tmp_path / "upstream.sock"), "revision": "7"}}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        before = server.connections
+        for _ in range(10):
+            assert client.post(CHAT, json=asking(stream=streaming)).status_code == 200
+            time.sleep(0.05)
+        assert server.connections - before <= 2, "one that was idle, and a probe"
+    server.stop()
+
+
+def test_events_that_arrive_byte_by_byte_or_all_at_once_pass_through_unchanged(
+    played: tuple[ScriptedUpstream, Service],
+) -> None:
+    server, service = played
+    content = b": hi\r\n\r\n" + delta("h\u00e9") + delta("llo").replace(b"\n", b"\r\n") + delta("", "stop")
+    for pieces in [content], [content[at : at + 1] for at in range(len(content))]:
+        server.script = stream(*pieces, USAGE, END)
+        with service.client() as client:
+            assert client.post(CHAT, json=asking(stream=True)).content == content + END
 
 
 def test_a_whole_answer_passes_through_with_unknown_fields(
@@ -427,12 +459,6 @@ def test_an_upstream_in_clear_text_is_refused_before_anything_starts(
     file.write_text(f"listen: {{port: 0}}\nmetrics: {{port: 0}}\nkeys_file: /k\nengines: {{m: {engine}}}\n")
     with pytest.raises(ConfigError, match=message):
         load(file, GatewayConfig)
-
-
-ANSWERED = {
-    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}],
-    "usage": {"prompt_tokens": 5, "completion_tokens": 1},
-}
 
 
 def test_the_fields_that_vllm_describes_are_those_that_it_is_sent(tmp_path: Path) -> None:
