@@ -15,12 +15,13 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import fetch, inventory, logs, packages, patch, replacement, revoke, run, size
+from llmkeep import fetch, logs, packages, patch, replacement, revoke, run, size
 from llmkeep.backup import commands as backup
 from llmkeep.bundle import commands, keys, programs, update
 from llmkeep.errors import LlmkeepError, printable
 from llmkeep.experiments import commands as experiments
 from llmkeep.image import commands as image
+from llmkeep.inventory import commands as inventory
 from llmkeep.models import commands as models
 from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy

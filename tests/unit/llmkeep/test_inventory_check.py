@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmkeep import cli, inventory
+from llmkeep import cli
+from llmkeep.inventory import check
 from llmkeep.policy import source
 
 TREE = Path(__file__).parents[3]
@@ -138,9 +139,9 @@ def test_a_rate_class_is_printed_in_pages_with_a_warning_where_a_full_context_is
 ) -> None:
     (tmp_path / "hosts.yml").write_text("all: {}\n")
     models = [{"name": "long", "remote": {"context": 131072}}, {"name": "short", "context": 8192}]
-    monkeypatch.setattr(inventory, "faults", lambda *_: [])
+    monkeypatch.setattr(check, "faults", lambda *_: [])
     monkeypatch.setattr(
-        inventory, "listed", lambda *_: {"_meta": {"hostvars": {"a": {"llm_serving_models": models}}}}
+        check, "listed", lambda *_: {"_meta": {"hostvars": {"a": {"llm_serving_models": models}}}}
     )
     monkeypatch.setattr(source, "read", lambda _: source.Source({}, {}, POLICY))
     assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 0
@@ -168,7 +169,7 @@ def test_a_rate_class_is_printed_in_pages_with_a_warning_where_a_full_context_is
     "rate", [None, {}, {"tokens_per_minute": 0, "tokens_per_day": 1}, {"tokens_per_minute": "9"}]
 )
 def test_a_rate_class_without_tokens_is_named(rate: object) -> None:
-    classes, warnings = inventory.rate_classes(
+    classes, warnings = check.rate_classes(
         {**POLICY, "llm/rates": {**POLICY["llm/rates"], "small": rate}}, {"m": 1}
     )
     assert [row["class"] for row in classes] == ["large"]
@@ -186,10 +187,10 @@ def test_contexts_come_from_either_role_and_impossible_ones_are_named() -> None:
             "vllm_models": [{"name": "v", "max_model_len": 8192}, {"name": "huge", "max_model_len": 10**9}]
         },
     }
-    models = inventory.contexts(of_hosts)
+    models = check.contexts(of_hosts)
     expected = {"v": 32768, "b": 2048, "sql": 2048, "none": None, "z": 0, "t": None, "huge": 10**9}
     assert models == expected
-    assert inventory.rate_classes(POLICY, models)[1] == [
+    assert check.rate_classes(POLICY, models)[1] == [
         "the context of z is 0 tokens: give 1 to 16777216",
         "the context of huge is 1000000000 tokens: give 1 to 16777216",
     ]
@@ -205,7 +206,7 @@ def test_an_alias_of_what_no_host_serves_or_with_the_name_of_a_model_is_named() 
             "b": {"model": "a"},
         },
     }
-    assert inventory.alias_warnings(policy, {"a": None, "b": 8192}) == [
+    assert check.alias_warnings(policy, {"a": None, "b": 8192}) == [
         (
             "the alias lost leads to nowhere, which no host serves, so requests for it are refused: name one of a, b, support "
             "in llm/aliases/data.yaml"
@@ -213,8 +214,8 @@ def test_an_alias_of_what_no_host_serves_or_with_the_name_of_a_model_is_named() 
         "the alias b has the name of a model that is served, so it has no effect: take out one of the two",
     ]
     for nothing in (None, "b", 7):
-        assert inventory.alias_warnings({"llm/aliases": {"b": nothing}}, {"a": None}) == []
-        assert inventory.alias_warnings({"llm/aliases": nothing}, {}) == []
+        assert check.alias_warnings({"llm/aliases": {"b": nothing}}, {"a": None}) == []
+        assert check.alias_warnings({"llm/aliases": nothing}, {}) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 It reads the inventory as a run would and prints one line per fault, with the hosts that share it and the way out. Where there
 is none, it prints what each rate class that a role of the policy has means in pages of text, and warns of a class that is
 smaller than one full context of a model that its holders may ask, and of aliases of the policy that lead to no model, or have the
-name of one.
+name of one. With --graph it draws the estate's hosts, and the ports that they open to each other, as an SVG.
 
 Exit codes: 0 no fault, maybe warnings; 1 faults, or not an inventory in YAML.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep import source_tree
+from llmkeep.inventory import flows, graph
 from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, listed, play
 from llmkeep.policy import source
@@ -110,22 +111,28 @@ def alias_warnings(policy: dict[str, Any], models: Collection[str]) -> list[str]
     return warnings
 
 
-def _check(given: argparse.Namespace) -> int:
+def check(arguments: argparse.Namespace) -> int:
+    """Print faults, or rate classes and warnings; draw the estate if there is no fault."""
     root = source_tree.located()
-    inventories = [inventory_path(place, root) for place in given.inventory]
-    found = faults(inventories, root)
+    inventories = [inventory_path(place, root) for place in arguments.inventory]
+    outcomes = faults(inventories, root)
     classes: list[dict[str, Any]] = []
     warnings: list[str] = []
-    if not found:
-        models = contexts(listed(inventories, root)["_meta"]["hostvars"])
+    if not outcomes:
+        listing = listed(inventories, root)
+        models = contexts(listing["_meta"]["hostvars"])
         policy = source.read(source_folder(Places())).data
         classes, warnings = rate_classes(policy, models)
         warnings += alias_warnings(policy, models)
-    if given.json:
-        shown = {"ok": not found, "faults": found, "rate_classes": classes, "warnings": warnings}
-        print(json.dumps(shown, indent=2))
-    elif found:
-        print("\n".join(f"- {fault}" for fault in found))
+        if arguments.graph:
+            title = ", ".join(arguments.inventory)
+            drawing = graph.svg(flows.estate(listing), flows.features(root), f"Estate of {title}")
+            arguments.graph.write_text(drawing)
+    if arguments.json:
+        report = {"ok": not outcomes, "faults": outcomes, "rate_classes": classes, "warnings": warnings}
+        print(json.dumps(report, indent=2))
+    elif outcomes:
+        print("\n".join(f"- {fault}" for fault in outcomes))
     else:
         print(f"{', '.join(map(str, inventories))}: no fault found; no host was contacted")
         for row in classes:
@@ -135,16 +142,4 @@ def _check(given: argparse.Namespace) -> int:
                 f"{row['pages_per_day']:,} pages a day"
             )
         print("".join(f"warning: {warning}\n" for warning in warnings), end="")
-    return int(bool(found))
-
-
-def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep inventory check`."""
-    parser = subparsers.add_parser("inventory", help="check an inventory offline", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("check", help="print its faults; contacts no host", description=__doc__)
-    verb.add_argument(
-        "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
-    )
-    verb.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    verb.set_defaults(run=_check)
+    return int(bool(outcomes))

@@ -1,0 +1,1 @@
+"""The inventory of an estate: written, checked, and drawn, without contacting a host."""
