@@ -18,6 +18,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from llmserve.client_tls import ClientContext
 from llmserve.settings import ClientTls
+from llmserve.sockets import notice_dead_peer
 
 CONNECT_SECONDS = 5.0
 HEAD_BYTES = 64 * 1024
@@ -246,19 +247,17 @@ class Connection(asyncio.Protocol):
         return response
 
     def leave(self) -> None:
-        """The caller needs no more of the response."""
+        """The caller has left the response. If it took the body to its end, the rest may still come."""
         response = self.response
         if response is None or self.transport.is_closing():
             return
-        if response.is_whole:
-            self.rest()
-        elif response.enough:
+        if response.enough and not response.is_whole:
             self.timer = asyncio.get_running_loop().call_later(END_SECONDS, self.transport.abort)
         else:
-            self.transport.abort()
+            self.rest()
 
     def rest(self) -> None:
-        """Wait among the idle connections, or end."""
+        """Wait among the idle connections, or end; a response that is not whole ends it."""
         self.response = None
         if self.timer:
             self.timer.cancel()
@@ -328,7 +327,10 @@ class HttpClient:
             if isinstance(self.address, Path):
                 await loop.create_unix_connection(lambda: connection, str(self.address))
             else:
-                await loop.create_connection(lambda: connection, self.host, self.port, ssl=context)
+                transport, _ = await loop.create_connection(
+                    lambda: connection, self.host, self.port, ssl=context
+                )
+                notice_dead_peer(transport.get_extra_info("socket"))
         return connection
 
     def idle_connection(self) -> Connection | None:

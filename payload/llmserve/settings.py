@@ -92,8 +92,6 @@ class Remote(Section):
     @model_validator(mode="after")
     def nothing_in_clear(self) -> "Remote":
         """Prompts leave this host over mutual TLS only."""
-        if not self.socket and not self.url:
-            raise ValueError("set 'socket' or 'url'")
         for url in self.url:
             parts = urlsplit(url)
             if parts.scheme == "http" and parts.hostname not in LOOPBACK:
@@ -111,21 +109,41 @@ class Remote(Section):
         return names
 
 
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]  # in Redis' keys
+
+
+class OfferedEngine(Section):
+    """An engine of another host, which that host's role `engine_access` offers. `host`: the full name that its certificate
+    has. `name`: the engine's, there.
+    """
+
+    host: HostName
+    port: Annotated[int, Field(gt=0, le=65535)]
+    name: ModelName
+
+
 class Engine(Section):
-    """A model's instances: llmkeep engines on UNIX sockets, or servers of OpenAI's API."""
+    """A model's instances: llmkeep engines on UNIX sockets, or servers of OpenAI's API, and those that other hosts offer, of
+    the same kind. `tls`: for the other hosts.
+    """
 
     socket: Several[Path] = ()
     remote: Remote | None = None
+    offered: tuple[OfferedEngine, ...] = ()
+    tls: ClientTls | None = None
 
     @model_validator(mode="after")
-    def one_kind(self) -> "Engine":
+    def instances_of_one_kind(self) -> "Engine":
         """All instances of a model must answer alike, so they are of one kind."""
-        if bool(self.socket) == (self.remote is not None):
+        if self.socket and self.remote:
             raise ValueError("set either 'socket' (one or a list) or 'remote'")
+        if not (self.socket or self.offered or (self.remote and (self.remote.socket or self.remote.url))):
+            raise ValueError(
+                "it has no instance: set 'socket', 'offered', or 'remote' with 'socket' or 'url'"
+            )
+        if bool(self.offered) != (self.tls is not None):
+            raise ValueError("'tls' (ca, certificate and key) belongs to 'offered', and only to it")
         return self
-
-
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]  # in Redis' keys
 
 
 class Redis(Section):
@@ -247,8 +265,11 @@ class FeedbackJournal(Section):
 
 
 class GatewayConfig(Section):
-    """`llm-serve gateway --config`. The first model answers requests that name none."""
+    """`llm-serve gateway --config`. The first model answers requests that name none. `host`: this host's full name, by which
+    gateways of several hosts agree on the instance that has a conversation's prefix.
+    """
 
+    host: HostName = "local"
     listen: Listener
     metrics: Listener
     engines: Annotated[dict[ModelName, Engine], Field(min_length=1)]

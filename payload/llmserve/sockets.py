@@ -1,8 +1,12 @@
-"""Listening sockets."""
+"""Sockets: those that listen, and those of connections to other hosts."""
 
 import os
 import socket
 from pathlib import Path
+
+# A host that lost its power or its network answers nothing: the kernel gives the connection up after as many seconds, while
+# it is idle (keep-alive) as well as while data wait for an acknowledgement.
+DEAD_PEER_SECONDS = 5
 
 
 def bind_unix(path: Path, mode: int) -> socket.socket:
@@ -46,3 +50,12 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     listener.listen(1024)
     listener.setblocking(False)
     return listener
+
+
+def notice_dead_peer(connection: socket.socket) -> None:
+    """Have the kernel end a TCP connection whose other host has been silent for `DEAD_PEER_SECONDS`."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_PEER_SECONDS - 3)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_SECONDS * 1000)

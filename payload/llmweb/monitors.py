@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from llmcore.config import ConfigError
-from llmserve.settings import ClientTls
 from llmserve.http_client import BadAnswer, HttpClient, Lost
+from llmserve.settings import ClientTls
 from llmweb.settings import Monitor
 
 log = logging.getLogger("llmweb.monitors")

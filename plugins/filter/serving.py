@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 MEMORY = re.compile(r"[1-9][0-9]*[MGT]")
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+DOMAIN = "estate.internal"  # the default of base_domain
 INSTANCES = range(1, 17)
 PARTS = {"name", "driver", "instances", "memory"}  # of every engine of ours
 LOADED = {"model", "release", "dtype", "context", "threads"}
 GENERATED = LOADED | {"quantization", "temperature", "top_p", "merged"}
 BATCHED = {"slots", "cache_tokens", "page_tokens", "batch_tokens", "share_prefixes"}
 TAKES = {
-    "echo": PARTS | {"context", "slots"},
+    "echo": PARTS | {"context", "slots", "token_seconds"},
     "naive": PARTS | GENERATED | {"adapters"},
     "continuous": PARTS | GENERATED | BATCHED,
     "embed": PARTS | LOADED,
@@ -53,6 +54,118 @@ def answering(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def offered_engines(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Engines of a host that gateways of other hosts may reach: name, model, socket, and the group that may open it.
+
+    Servers of OpenAI's API count where they listen on UNIX sockets.
+    """
+    offered = [
+        {**engine, "socket": f"/run/llm-engine/{engine['name']}.sock", "group": "llm-engine"}
+        for engine in engines(models)
+    ]
+    for model in map(set_of, models):
+        remote = remote_settings(model)
+        for number, socket in enumerate(remote.get("socket") or [], 1):
+            name = model["name"] if number == 1 else f"{model['name']}-{number}"
+            offered.append(
+                {"name": name, "model": model, "socket": socket, "group": remote.get("group", "root")}
+            )
+    return offered
+
+
+def gateway_models(
+    models: list[dict[str, Any]],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, list[str]],
+    host: str,
+    port: int,
+) -> list[dict[str, Any]]:
+    """The models that the gateways of `host` answer for. Each has its name; `sockets` of our engines on this host; `remote`, the
+    settings of servers of OpenAI's API; and `offered`: host, port and name of engines that other hosts offer.
+
+    `models`: the host's own, which come first. `port`: the default of engine_access_port.
+    """
+    answers = {
+        each["name"]: {
+            "name": each["name"],
+            "sockets": [f"/run/llm-engine/{name}.sock" for name in engine_names(each["model"])],
+            "remote": remote_settings(each["model"]),
+            "offered": [],
+        }
+        for each in answering(models)
+    }
+    for other in sorted(set(groups.get("engines", [])) - {host}):
+        there = hostvars[other]
+        theirs = there.get("llm_serving_models") or []
+        name = full_name(other, str(there.get("base_domain", DOMAIN)))
+        for each in answering(theirs):
+            # Sockets, URLs and the group are that host's own.
+            remote = {
+                key: value
+                for key, value in remote_settings(each["model"]).items()
+                if key not in ("socket", "url", "group")
+            }
+            answer = answers.setdefault(
+                each["name"], {"name": each["name"], "sockets": [], "remote": remote, "offered": []}
+            )
+            answer["offered"] += [
+                {"host": name, "port": int(there.get("engine_access_port", port)), "name": engine["name"]}
+                for engine in offered_engines(theirs)
+                if engine["model"]["name"] == each["model"]["name"]
+            ]
+    return [
+        answer
+        for answer in answers.values()
+        if answer["sockets"] or answer["offered"] or {"socket", "url"} & set(answer["remote"])
+    ]
+
+
+def sharing_faults(
+    models: list[dict[str, Any]],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, list[str]],
+    host: str,
+) -> list[str]:
+    """Why `host`, with these models, cannot share them with other hosts, or has none; a sentence for each fault."""
+    faults = []
+    if host in groups.get("engines", []) and not offered_engines(models):
+        faults.append(
+            "it is in engines and has no engine that it could offer: name a model that runs here, or take it out of engines"
+        )
+    if host not in groups.get("serve", []):
+        return faults
+    if not gateway_models(models, hostvars, groups, host, 0):
+        faults.append(
+            "its gateways have no model: name one, or put a host that has models into the group engines"
+        )
+    kinds = {each["name"]: bool(remote_settings(each["model"])) for each in answering(models)}
+    for other in sorted(set(groups.get("engines", [])) - {host}):
+        for each in answering(hostvars[other].get("llm_serving_models") or []):
+            remote = bool(remote_settings(each["model"]))
+            if kinds.setdefault(each["name"], remote) != remote:
+                faults.append(
+                    f"{each['name']} is a model of driver remote on one host and of another driver on {other}, so gateways"
+                    " would answer in two ways: give both the same driver, or one another name"
+                )
+    return faults
+
+
+def remote_settings(model: dict[str, Any]) -> dict[str, Any]:
+    """What an inventory says of a model's servers of OpenAI's API; nothing of other models."""
+    return set_of(model.get("remote") or {})
+
+
+def offered_addresses(answers: list[dict[str, Any]], hosts: dict[str, str]) -> list[dict[str, Any]]:
+    """Address and port of each host that offers engines to these gateways. `hosts`: addresses by full name."""
+    pairs = {(hosts[each["host"]], each["port"]) for answer in answers for each in answer["offered"]}
+    return [{"address": address, "port": port} for address, port in sorted(pairs)]
+
+
+def full_name(host: str, domain: str) -> str:
+    """A host's name as its certificate has it."""
+    return f"{host.removesuffix(f'.{domain}')}.{domain}"
+
+
 def model_folders(models: list[dict[str, Any]]) -> list[str]:
     """Folders that these models are made of, each once: weights and adapters of the bundle, and releases."""
     return sorted(
@@ -73,7 +186,11 @@ def release_names(models: list[dict[str, Any]]) -> list[str]:
 def mirrored_folders(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> list[str]:
     """Folders of the mirror that an inventory's models come from: of its bundle, and below releases/ of the estate's own."""
     found: set[str] = set()
-    for group, variable in (("serve", "llm_serving_models"), ("vllm", "vllm_models")):
+    for group, variable in (
+        ("serve", "llm_serving_models"),
+        ("engines", "llm_serving_models"),
+        ("vllm", "vllm_models"),
+    ):
         for host in groups.get(group, []):
             models = hostvars[host].get(variable) or []
             released = release_names(models)
@@ -107,8 +224,6 @@ def upstreams(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[dict[
 
 def model_faults(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[str]:
     """Why these models cannot be served, a sentence for each; `hosts` as above."""
-    if not models:
-        return ["it is an empty list: name a model"]
     told = []
     names = [str(model.get("name")) for model in models]
     names += [str(name) for model in models for name in model.get("adapters") or {}]
@@ -279,10 +394,14 @@ class FilterModule:
         return {
             "answering": answering,
             "engines": engines,
+            "gateway_models": gateway_models,
             "memory_max": memory_max,
             "mirrored_folders": mirrored_folders,
             "model_faults": model_faults,
             "model_folders": model_folders,
+            "offered_addresses": offered_addresses,
+            "offered_engines": offered_engines,
             "release_names": release_names,
+            "sharing_faults": sharing_faults,
             "upstreams": upstreams,
         }

@@ -18,7 +18,12 @@ from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.llmkeep.estate.plugins.filter.cuda import cuda_environments, cuda_set_fault
-from ansible_collections.llmkeep.estate.plugins.filter.serving import model_faults
+from ansible_collections.llmkeep.estate.plugins.filter.serving import (
+    DOMAIN,
+    full_name,
+    model_faults,
+    sharing_faults,
+)
 from ansible_collections.llmkeep.estate.plugins.filter.training import job_faults
 from ansible_collections.llmkeep.estate.plugins.filter.vllm import vllm_faults
 
@@ -36,12 +41,13 @@ GROUPS = tuple(
 )
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
-    "control": "add the host that was bootstrapped from the stick",
+    "control": "add the host that was bootstrapped from the medium",
     "mirror": "add the control node, which serves the bundle",
 }
 # Units that must wait for the volume that holds their files: group, variable of the directory or its path, unit.
 NEEDED_UNITS = (
     ("serve", "llm_serving_models_dir", "llm-engine@.service"),
+    ("engines", "llm_serving_models_dir", "llm-engine@.service"),
     ("vllm", "vllm_models_dir", "vllm@.service"),
     ("train", "llm_training_dir", "llm-train@.service"),
     ("slurm_node", "llm_training_dir", "slurmd.service"),
@@ -186,8 +192,9 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         if group not in mine:
             continue
         for needed, reason in row["needs"].items():
-            if needed not in mine:
-                yield f"it is in {group} and not in {needed}, but {reason}: add it to {needed} too"
+            if not mine & set(needed.split(":")):
+                either = needed.replace(":", " or ")
+                yield f"it is in {group} and not in {either}, but {reason}: add it to {either} too"
         if row["single"] and len(groups.get(group) or []) > 1:
             yield f"{', '.join(groups[group])} are in {group}, {row['single']}"
     if mine & {"slurm_controller", "slurm_node"} and len(groups.get("slurm_controller") or []) != 1:
@@ -306,15 +313,22 @@ def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> It
             )
 
 
-def serving_faults(values: Mapping[str, Any], addresses: dict[str, str]) -> Iterator[str]:
+def serving_faults(
+    values: Mapping[str, Any],
+    addresses: dict[str, str],
+    by_host: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, list[str]],
+) -> Iterator[str]:
     """Models that cannot be served."""
-    if "serve" in values["group_names"] and "llm_serving_models" in values:
-        for fault in model_faults(values["llm_serving_models"], addresses):
+    mine, models = set(values["group_names"]), values.get("llm_serving_models")
+    if mine & {"serve", "engines"} and models is not None:
+        found = model_faults(models, addresses)
+        # Of models that are wrong by themselves, nothing more is asked.
+        for fault in found or sharing_faults(models, by_host, groups, values["inventory_hostname"]):
             yield f"llm_serving_models: {fault}"
-    if "vllm" in values["group_names"]:
-        beside = values.get("llm_serving_models") or []
+    if "vllm" in mine:
         for fault in vllm_faults(
-            values.get("vllm_models") or [], str(values.get("vllm_gpu_memory") or ""), beside
+            values.get("vllm_models") or [], str(values.get("vllm_gpu_memory") or ""), models or []
         ):
             yield f"vllm_models: {fault}"
 
@@ -389,7 +403,7 @@ def faults(
             told += volume_faults(values, known)
             told += keepalived_faults(values, groups, addresses)
             told += gpu_faults(values)
-            told += serving_faults(values, addresses)
+            told += serving_faults(values, addresses, by_host, groups)
             told += training_faults(values, groups)
             told += preflight_faults(values, groups)
         for fault in told:
@@ -401,6 +415,6 @@ def full_names(by_host: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Address of each host by its full name, as certificates have it."""
     found = {}
     for host, values in by_host.items():
-        domain = str(values.get("base_domain", "estate.internal"))
-        found[f"{host.removesuffix(f'.{domain}')}.{domain}"] = str(values.get("ansible_host", host))
+        name = full_name(host, str(values.get("base_domain", DOMAIN)))
+        found[name] = str(values.get("ansible_host", host))
     return found

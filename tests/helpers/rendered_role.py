@@ -44,9 +44,10 @@ def rendered(
     groups: dict[str, list[str]] | None = None,
     configured: bool = False,
     inventory: dict[str, Any] | None = None,
+    host_vars: dict[str, dict[str, Any]] | None = None,
 ) -> Any:
     """Expressions as Ansible evaluates them on HOST with a role's variables and templates; HOSTS are full names and addresses.
-    INVENTORY: variables of all hosts.
+    INVENTORY: variables of all hosts. HOST_VARS: of single ones, by name.
 
     CONFIGURED: with `tree`, what the role's last config_tree in tasks/configure.yml is given, its templates rendered.
     """
@@ -76,7 +77,10 @@ def rendered(
         "vars_files": [*files, str(folder / "given.yml")],
         "tasks": [*tasks, copy],
     }
-    estate = {name.split(".")[0]: {"ansible_host": address} for name, address in hosts.items()}
+    short = {name.split(".")[0]: address for name, address in hosts.items()}
+    estate = {
+        name: {"ansible_host": address, **(host_vars or {}).get(name, {})} for name, address in short.items()
+    }
     children = {group: {"hosts": dict.fromkeys(members)} for group, members in (groups or {}).items()}
     (folder / "action_plugins").mkdir()
     (folder / "action_plugins/recorded_tree.py").write_text(RECORDED_TREE)

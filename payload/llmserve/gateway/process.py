@@ -176,7 +176,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     cache_secret = hmac.digest(pepper, b"llmkeep cache", "sha256")
     return State(
         instances={
-            name: open_instances(name, engine, replace(room), credential, salt_key)
+            name: open_instances(name, engine, config.host, replace(room), credential, salt_key)
             for name, engine in config.engines.items()
         },
         authenticator=Authenticator(keys, config.identity.certificate_header, issuer),

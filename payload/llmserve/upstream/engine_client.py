@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+from llmcore.config import ConfigError
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.metrics import EngineState
 from llmserve.protocol import (
@@ -24,6 +25,7 @@ from llmserve.protocol import (
     encode,
 )
 from llmserve.upstream.admission import Admission, Place, Queue
+from llmserve.upstream.offered import OfferedAddress
 
 log = logging.getLogger("llmserve.link")
 Answer = asyncio.Queue[Delta | Done | Failed]
@@ -36,10 +38,16 @@ RETURN_SECONDS = 300.0  # how long a departed engine is expected back; loading a
 class EngineClient:
     """The connection to one engine. `hello` is None while it accepts no requests; `trouble` then says why."""
 
-    def __init__(self, model: str, socket: Path, waiting: Queue) -> None:
-        """`model`: the name under which the engine must serve it. `waiting`: capacity of its queue."""
+    def __init__(
+        self, model: str, address: Path | OfferedAddress, waiting: Queue, identity: str = ""
+    ) -> None:
+        """`model`: the name under which the engine must serve it. `waiting`: capacity of its queue. `identity`: a name that
+        gateways of all hosts have for it.
+        """
         self.model = model
-        self.socket = socket
+        self.address = address
+        self.socket = Path(str(address))
+        self.identity = identity or str(address)
         self.hello: Hello | None = None
         self.left: Hello | None = None  # the departed engine's, until it is back
         self.found: Callable[[], None] = lambda: None  # called when the engine has connected
@@ -59,13 +67,13 @@ class EngineClient:
         reported = ""
         while True:
             try:
-                reader, self.writer = await asyncio.open_unix_connection(str(self.socket), limit=LINE_LIMIT)
+                reader, self.writer = await self.connect()
                 try:
                     await self.read(reader)
                     failures = 0
                 finally:
                     self.writer.close()
-            except (OSError, ProtocolError, ValueError) as error:
+            except (OSError, ProtocolError, ValueError, ConfigError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
             if self.trouble != reported:
                 reported = self.trouble
@@ -82,6 +90,12 @@ class EngineClient:
                     answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection; raises OSError or ConfigError."""
+        if isinstance(self.address, OfferedAddress):
+            return await self.address.connect()
+        return await asyncio.open_unix_connection(str(self.address), limit=LINE_LIMIT)
 
     async def read(self, reader: asyncio.StreamReader) -> None:
         """Dispatch frames to the waiting requests until the connection ends."""

@@ -17,12 +17,13 @@ from pydantic_core import to_json
 
 from llmcore.config import ConfigError
 from llmserve.api.errors import ApiError
+from llmserve.http_client import HttpClient
 from llmserve.metrics import EngineState
 from llmserve.protocol import Delta, Done, Failed, Generate, Hello
-from llmserve.settings import Engine
+from llmserve.settings import Engine, Remote
 from llmserve.upstream.admission import Admission, Place, Queue
 from llmserve.upstream.engine_client import Answer, EngineClient
-from llmserve.upstream.http_client import HttpClient
+from llmserve.upstream.offered import OfferedAddress
 from llmserve.upstream.openai_client import OpenAiClient
 
 LOAD_BOUND = 1.25
@@ -96,7 +97,7 @@ class Instances:
         """All instances, ordered by preference for the conversation `key`; quarantined ones are the last."""
 
         def preference(engine: EngineClient) -> tuple[bool, bytes]:
-            return engine.quarantined, hashlib.sha256(key + str(engine.socket).encode()).digest()
+            return engine.quarantined, hashlib.sha256(key + engine.identity.encode()).digest()
 
         return sorted(self.engines, key=preference)
 
@@ -195,23 +196,43 @@ def prefix_key(tenant: str, request: Generate) -> bytes:
 
 
 def open_instances(
-    model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None], salt_key: bytes
+    model: str,
+    engine: Engine,
+    host: str,
+    room: Queue,
+    credential: Callable[[str], bytes | None],
+    salt_key: bytes,
 ) -> Instances:
-    """The instances in the configuration; raises ConfigError if a credential or certificate is missing. `salt_key`: as in
-    `OpenAiClient`.
+    """The instances in the configuration; raises ConfigError if a credential or certificate is missing. `host`: this one's
+    full name. `salt_key`: as in `OpenAiClient`.
     """
-    engines: list[EngineClient] = [EngineClient(model, socket, room) for socket in engine.socket]
+    offered = [OfferedAddress(each, engine.tls) for each in engine.offered if engine.tls]
+    engines: list[EngineClient] = []
     if remote := engine.remote:
-        key = None
-        if remote.key_credential:
-            secret = credential(remote.key_credential)
-            if secret is None:
-                raise ConfigError(
-                    f"engines.{model}.remote.key_credential is '{remote.key_credential}', but there is no such "
-                    "credential: run this in the unit that loads it (LoadCredentialEncrypted=)"
-                )
-            key = secret.decode().strip()
+        key = api_key(model, remote, credential)
         addresses: list[Path | str] = [*remote.socket, *remote.url]
-        for address in addresses:
-            engines.append(OpenAiClient(model, HttpClient(address, remote.tls, key), remote, room, salt_key))
+        clients = [HttpClient(address, remote.tls, key) for address in addresses]
+        clients += [
+            HttpClient(f"https://{each.engine.host}:{each.engine.port}", engine.tls, key, each.alpn)
+            for each in offered
+        ]
+        engines += [OpenAiClient(model, client, remote, room, salt_key) for client in clients]
+    else:
+        engines += [EngineClient(model, path, room, f"{host}/{path.stem}") for path in engine.socket]
+        engines += [
+            EngineClient(model, each, room, f"{each.engine.host}/{each.engine.name}") for each in offered
+        ]
     return Instances(model, engines, room)
+
+
+def api_key(model: str, remote: Remote, credential: Callable[[str], bytes | None]) -> str | None:
+    """The key for the model's servers, if they have one; raises ConfigError if its credential is missing."""
+    if remote.key_credential is None:
+        return None
+    secret = credential(remote.key_credential)
+    if secret is None:
+        raise ConfigError(
+            f"engines.{model}.remote.key_credential is '{remote.key_credential}', but there is no such "
+            "credential: run this in the unit that loads it (LoadCredentialEncrypted=)"
+        )
+    return secret.decode().strip()

@@ -116,6 +116,7 @@ class Service:
     folder: Path
     engine_models: dict[str, dict[str, Any]]
     remotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # models on other servers
+    offered: dict[str, dict[str, Any]] = field(default_factory=dict)  # models on engines of other hosts
     instances: dict[str, int] = field(default_factory=dict)  # by model; one by default
     adapters: dict[str, str] = field(default_factory=dict)  # name, and the model whose engine has it
     limits: dict[str, Any] = field(default_factory=dict)
@@ -214,7 +215,8 @@ class Service:
             "metrics": {"socket": str(self.folder / "metrics.sock")},
             "engines": {name: {"socket": self.sockets(name)} for name in self.engine_models}
             | {name: {"socket": self.sockets(model)} for name, model in self.adapters.items()}
-            | {name: {"remote": remote} for name, remote in self.remotes.items()},
+            | {name: {"remote": remote} for name, remote in self.remotes.items()}
+            | self.offered,
             "keys_file": str(self.folder / "keys.json"),
             "identity": self.identity,
             "limits": self.limits,

@@ -1,6 +1,8 @@
-"""Two edges with one address: one dies under load, and no client that asks again loses a request.
+"""Two edges with one address, in front of the engines of two hosts: an edge dies under load, and no client that asks again
+loses a request; a host with an engine dies, and no client has to ask again.
 
-ops1 is the second edge, and has the Redis of both. The engine repeats its prompt, so that what is measured is the way to it.
+ops1 is the second edge, has the Redis of both, and no engine; llm2 has an engine alone. The engine repeats its prompt, so that
+what is measured is the way to it.
 """
 
 import itertools
@@ -10,19 +12,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from estate import HOSTS, LAB, Lab, changed, within
+from estate import HOSTS, LAB, ROOT, Lab, changed, within
 
 ADDRESS = "10.77.0.100"
 INVENTORIES = "-i inventory/lab -i inventory/lab-edges -i /root/echo.json"
-SITE = f"llmkeep site {INVENTORIES} --tags pki,redis,opa,llm_serving,edge,keepalived"
+TAGS = "base,mirror,pki,redis,opa,llm_serving,engine_access,edge,keepalived"
+SITE = f"llmkeep site {INVENTORIES} --tags {TAGS}"
 CLIENTS = 8
+RUNS = "systemctl is-active --quiet llm-engine@echo.service && echo runs; true"
 HAS = f"ip -oneline address show to {ADDRESS}"
 ADDRESSES = {"ops1": "10.77.0.11", "llm1": "10.77.0.12"}
+ENGINES = ("llm1", "llm2")
 OTHER = {"ops1": "llm1", "llm1": "ops1"}
 SCRIPT = Path(__file__).with_name("two_edges_client.py")
 MOVES = "journalctl --boot --unit keepalived --output cat | grep --count 'Entering MASTER STATE'; true"
@@ -99,6 +105,11 @@ def ready(lab: Lab, host: str) -> bool:
     return lab.run("exec", host, "--", "sh", "-c", as_user, check=False).returncode == 0
 
 
+def running(lab: Lab, host: str) -> bool:
+    """Whether this host's engine runs."""
+    return lab.on(host, RUNS) != ""
+
+
 @contextmanager
 def asking(lab: Lab, ca: Path) -> Iterator[list[float]]:
     """Clients that only ask whether the address answers; afterwards, how many seconds it did not, before it did again."""
@@ -117,14 +128,23 @@ def asking(lab: Lab, ca: Path) -> Iterator[list[float]]:
 
 
 @pytest.fixture(scope="module")
-def edges(estate: Lab) -> Lab:
-    """The estate, whose control node is an edge, too, and has the gateways' Redis."""
-    echo = {"serve": {"vars": {"llm_serving_models": [{"name": "echo", "driver": "echo"}]}}}
-    estate.on("ops1", "cat > /root/echo.json", given=json.dumps(echo))
+def edges(estate: Lab) -> Iterator[Lab]:
+    """The estate, whose control node is an edge, too, and has the gateways' Redis; and a third host, with an engine."""
+    estate.run("--inventory", "inventory/lab", "--inventory", "inventory/lab-edges", "up")
+    known = ROOT / ".lab/instances" / estate.instance / "known_hosts"
+    estate.on("ops1", "cat > /etc/ssh/ssh_known_hosts", given=known.read_text())
+    echo = {"llm_serving_models": [{"name": "echo", "driver": "echo", "token_seconds": 0.05}]}
+    estate.on(
+        "ops1", "cat > /root/echo.json", given=json.dumps({"all": {"hosts": {"llm1": echo, "llm2": echo}}})
+    )
     began = time.monotonic()
     estate.on("ops1", SITE)
-    print(f"site.yml for the second edge: {time.monotonic() - began:.0f} s")
-    return estate
+    print(f"site.yml for the second edge and the third host: {time.monotonic() - began:.0f} s")
+    yield estate
+    # The next file has the hosts of before; `lab up` stores their inventory where it starts one of them.
+    for host in ("llm2", "llm1"):
+        estate.run("power-off", host)
+    estate.run("--inventory", "inventory/lab", "up")
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +156,9 @@ def ca(edges: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def keys(edges: Lab) -> list[str]:
-    """A key for each client, known to both hosts."""
+    """Keys for two groups of clients, known to both edges."""
     add = "llm-serve keys add --json --tenant t --role developer --subject"
-    made = edges.on("ops1", "; ".join(f"{add} client-{number}@lab" for number in range(CLIENTS)))
+    made = edges.on("ops1", "; ".join(f"{add} client-{number}@lab" for number in range(2 * CLIENTS)))
     edges.on("llm1", 'while read -r key; do echo "$key" | llm-serve keys import --json; done', given=made)
     return [json.loads(line)["key"] for line in made.splitlines()]
 
@@ -160,6 +180,42 @@ def cached(edges: Lab, ca: Path, keys: list[str]) -> Callable[..., list[str]]:
     return ask
 
 
+Asked = AbstractContextManager[list[dict[str, Any]]]
+
+
+@pytest.fixture
+def asked(edges: Lab, ca: Path, keys: list[str], tmp_path: Path) -> Callable[..., Asked]:
+    """Clients that ask an address within a block, each by a key of its own; afterwards, what became of each request."""
+    unused = iter(keys)
+
+    @contextmanager
+    def clients(address: str, retries: int, seconds: float) -> Iterator[list[dict[str, Any]]]:
+        until = tmp_path / address
+        given = {
+            "url": f"https://{address}/v1",
+            "ca": str(ca),
+            "keys": list(itertools.islice(unused, CLIENTS)),
+            "retries": retries,
+            "seconds": seconds,
+            "until": str(until),
+        }
+        answers: list[dict[str, Any]] = []
+
+        def load() -> None:
+            done = edges.run("netns", "--", sys.executable, str(SCRIPT), given=json.dumps(given), timeout=200)
+            answers.extend(json.loads(done.stdout))
+
+        client = threading.Thread(target=load)
+        client.start()
+        try:
+            yield answers
+        finally:
+            until.touch()
+            client.join(200)
+
+    return clients
+
+
 def test_an_answer_of_one_edge_is_cached_for_itself_alone(cached: Callable[..., list[str]]) -> None:
     within(60, "a cached answer", lambda: cached("llm1", "ops1", "llm1") == ["miss", "miss", "hit"])
 
@@ -173,6 +229,43 @@ def test_a_quota_is_counted_over_both_edges(edges: Lab, ca: Path, keys: list[str
 
 def test_no_other_process_of_the_host_reaches_the_shared_redis(edges: Lab) -> None:
     assert edges.on("llm1", STRANGER).strip() == "refused"
+
+
+@pytest.mark.parametrize("host", ENGINES)
+def test_both_edges_answer_by_the_engine_of_either_host(
+    edges: Lab, cached: Callable[..., list[str]], host: str
+) -> None:
+    edges.on(host, "systemctl stop llm-engine@echo.service")
+    assert cached("llm1", "ops1") == ["miss"] * 2
+    edges.on(host, "systemctl start llm-engine@echo.service")
+
+
+def test_a_host_with_engines_alone_has_neither_gateway_nor_record(edges: Lab) -> None:
+    units = edges.on(
+        "llm2", "systemctl list-units --plain --no-legend 'llm-*' nginx.service redis-server.service"
+    )
+    assert [line.split()[0] for line in units.splitlines()] == [
+        "llm-engine-access.service",
+        "llm-engine@echo.service",
+    ]
+
+
+def test_a_host_with_an_engine_that_loses_its_network_under_load_loses_no_request(
+    edges: Lab, asked: Callable[..., Asked]
+) -> None:
+    """None of clients that ask once: a request that had not begun to answer goes to the other host."""
+    for host in ENGINES:
+        within(60, f"the engine of {host}", partial(running, edges, host))
+    with asked(ADDRESSES["ops1"], retries=0, seconds=30) as answers:
+        time.sleep(5)
+        edges.run("cut", "llm2")
+        time.sleep(9)
+        edges.run("join", "llm2")
+        time.sleep(5)
+    assert not [each for each in answers if "failed" in each or not each["right"]]
+    longest = max(each["answered"] - each["began"] for each in answers)
+    print(f"{len(answers)} requests while an engine's host was away; the longest took {longest:.1f} s")
+    assert len(answers) > 8 * CLIENTS
 
 
 def test_without_the_shared_redis_both_edges_answer(edges: Lab, cached: Callable[..., list[str]]) -> None:
@@ -189,31 +282,23 @@ def test_one_edge_has_the_address_and_both_have_its_certificate(edges: Lab, ca: 
 
 
 def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_that_ask_again(
-    edges: Lab, ca: Path, keys: list[str], tmp_path: Path
+    edges: Lab, asked: Callable[..., Asked]
 ) -> None:
     # Redis stays: the first edge goes. An edge that is stopped as it should be gives the address away.
     if holders(edges) == ["ops1"]:
         edges.on("ops1", "systemctl restart keepalived.service")
     within(30, "llm1 has the address", lambda: holders(edges) == ["llm1"])
-    until = tmp_path / "end"
-    given = {"url": f"https://{ADDRESS}/v1", "ca": str(ca), "keys": keys, "until": str(until)}
-    answers: list[dict[str, Any]] = []
-
-    def load() -> None:
-        done = edges.run("netns", "--", sys.executable, str(SCRIPT), given=json.dumps(given), timeout=200)
-        answers.extend(json.loads(done.stdout))
-
-    clients = threading.Thread(target=load)
-    clients.start()
-    try:
+    with (
+        asked(ADDRESS, retries=20, seconds=3) as answers,
+        asked(ADDRESSES["ops1"], retries=0, seconds=30) as others,
+    ):
         time.sleep(6)
         killed = time.time()
         edges.run("power-off", "llm1")
         within(60, "ops1 has the address", lambda: bool(edges.on("ops1", HAS)))
         time.sleep(8)
-    finally:
-        until.touch()
-        clients.join(200)
+    # llm1 had an engine, too: at the other edge, not even a client that asks once notices.
+    assert not [each for each in others if "failed" in each or not each["right"]]
     assert not [each for each in answers if "failed" in each or not each["right"]]
     gap = max(
         later - earlier for earlier, later in itertools.pairwise(sorted(each["answered"] for each in answers))
@@ -246,7 +331,7 @@ def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_tha
             host, f"llm-audit show --json --since {time.strftime('%Y-%m-%d', time.gmtime(killed - 60))}"
         ).splitlines()
     }
-    assert {each["id"] for each in answers} <= recorded
+    assert {each["id"] for each in (*answers, *others)} <= recorded
 
 
 @pytest.mark.parametrize("units", ["nginx", "llm-gateway@1 llm-gateway@2"], ids=["nginx", "the gateways"])
@@ -271,4 +356,4 @@ def test_another_host_of_the_network_cannot_take_the_address_by_vrrp(edges: Lab)
 
 
 def test_a_second_run_changes_nothing(edges: Lab) -> None:
-    assert changed(edges.on("ops1", SITE)) == {"llm1": 0, "ops1": 0}
+    assert changed(edges.on("ops1", SITE)) == {"llm1": 0, "llm2": 0, "ops1": 0}

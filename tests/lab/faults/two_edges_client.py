@@ -1,6 +1,7 @@
 """Clients of one address, each the official one, which asks again where it got no answer. Run from a seat in the lab's network.
 
-Reads a JSON object from standard input: `url`, `ca`, `keys` (one a client) and `until`, a path: they end once that file is there.
+Reads a JSON object from standard input: `url`, `ca`, `keys` (one a client), `retries` and `seconds` (of each attempt), and
+`until`, a path: they end once that file is there.
 Prints a list: of each request when it began and was answered (time.time()) and its id, or what the last attempt said.
 """
 
@@ -23,7 +24,11 @@ def ask(number: int, key: str) -> None:
     # A connection whose host is gone says nothing more: only its client's own deadline ends it.
     http_client = httpx2.Client(verify=ssl.create_default_context(cafile=given["ca"]))
     with openai.OpenAI(
-        base_url=given["url"], api_key=key, http_client=http_client, timeout=3, max_retries=20
+        base_url=given["url"],
+        api_key=key,
+        http_client=http_client,
+        timeout=given["seconds"],
+        max_retries=given["retries"],
     ) as api:
         while not Path(given["until"]).exists():
             began = time.time()

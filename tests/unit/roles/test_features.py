@@ -69,7 +69,9 @@ def test_a_pattern_takes_unions_intersections_and_exclusions() -> None:
 
 
 def test_groups_that_a_feature_needs_are_groups_of_the_estate() -> None:
-    assert {needed for row in rules.FEATURES for needed in row["needs"]} <= set(rules.GROUPS)
+    assert {group for row in rules.FEATURES for needed in row["needs"] for group in needed.split(":")} <= set(
+        rules.GROUPS
+    )
 
 
 def test_the_page_on_tests_says_of_each_scenario_what_is_real_in_it() -> None:

@@ -38,6 +38,7 @@ MODELS: list[dict[str, Any]] = [
     {"name": "coder", "driver": "remote", "remote": REMOTE},
     {"name": "own", "driver": "naive", "release": "sql-2026-11"},
 ]
+SERVES = {"serve": ["llm1"]}
 # What a play would know of the host.
 FACTS = {
     "base_domain": "estate.internal",
@@ -57,7 +58,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     }
     folder = tmp_path_factory.mktemp("role")
     given = {**FACTS, "llm_serving_models": MODELS}
-    return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, given, {"gpu": ["llm1"]}, configured=True)
+    return rendered(
+        folder, "llm_serving", wanted, "llm1", HOSTS, given, SERVES | {"gpu": ["llm1"]}, configured=True
+    )
 
 
 def test_these_models_can_be_served(made: Any) -> None:
@@ -92,7 +95,7 @@ def test_with_cuda_the_release_has_pypis_torch_and_naive_runs_on_the_gpu_and_the
     wanted = {name: f"__llm_serving_{name}" for name in ("environment", "cuda")}
     wanted["unit"] = "lookup('ansible.builtin.template', 'llm-engine@.service.j2')"
     given = {**FACTS, "llm_serving_models": MODELS, "llm_serving_accelerator": "cuda"}
-    found = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, given, configured=True)
+    found = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, given, SERVES, configured=True)
     assert found["environment"] == "serving-cuda"
     devices = {
         name: yaml.safe_load(content(found, f"/engine-{name}.yaml"))["model"].get("device")
@@ -183,7 +186,7 @@ def test_a_gateway_may_reach_its_remote_models_and_nobody_else(made: Any) -> Non
 
 def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
     wanted = {"unit": "lookup('ansible.builtin.template', 'llm-gateway@.service.j2')"}
-    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, FACTS, configured=True)
+    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, FACTS, SERVES, configured=True)
     assert "IPAddressAllow=localhost\nRestrictAddressFamilies=AF_UNIX AF_INET\n" in made["unit"]
     assert absent(made) == [
         "/etc/systemd/system/llm-engine@smollm2-135m-instruct.service.d/memory.conf",
@@ -194,14 +197,16 @@ def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
 
 def test_gateways_read_the_quarantine_of_gpus_on_hosts_with_gpus_only(made: Any, tmp_path: Path) -> None:
     assert "quarantine: /var/lib/llm-gpu/state.json\n" in content(made, "/gateway-1.yaml")
-    without = rendered(tmp_path, "llm_serving", {}, "llm1", HOSTS, FACTS, {"gpu": ["gpu1"]}, configured=True)
+    without = rendered(
+        tmp_path, "llm_serving", {}, "llm1", HOSTS, FACTS, SERVES | {"gpu": ["gpu1"]}, configured=True
+    )
     assert "quarantine" not in content(without, "/gateway-1.yaml")
 
 
 def test_the_record_is_kept_as_long_as_declared_and_a_hold_is_a_file_with_its_reason(tmp_path: Path) -> None:
     wanted = {"unit": "lookup('ansible.builtin.template', 'llm-audit.service.j2')"}
     variables = FACTS | {"audit_keep_days": 400, "audit_hold": "case 2027-14"}
-    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, variables, configured=True)
+    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, variables, SERVES, configured=True)
     assert content(made, "/audit-hold") == "case 2027-14\n"
     assert "\nConditionPathExists=!/etc/llmkeep/audit-hold\n" in content(made, "/llm-feedback-expire.service")
     assert "LLM_AUDIT_KEEP_DAYS=400 LLM_AUDIT_HOLD=/etc/llmkeep/audit-hold\n" in made["unit"]
@@ -261,7 +266,6 @@ def test_a_unit_is_given_more_time_to_stop_than_its_answers_are(made: Any, name:
 @pytest.mark.parametrize(
     ("models", "sentence"),
     [
-        ([], "name a model"),
         ([{"name": "A b", "driver": "echo"}], "a name has small letters"),
         ([{"name": "a", "driver": "turbo"}], "its driver is 'turbo': take one of echo, naive, continuous, embed, remote"),
         ([{"name": "a", "driver": "naive"}], "it needs `model`"),
@@ -314,3 +318,125 @@ def test_an_engine_that_runs_keeps_its_name_when_more_come() -> None:
         [each["name"] for each in serving.engines([{"name": "a", "instances": more}])] for more in (1, 3)
     ]
     assert names == [["a"], ["a", "a-2", "a-3"]]
+
+
+# ---------------------------------------------------------------- engines on other hosts
+SHARED: dict[str, dict[str, Any]] = {
+    "edge1": {"inventory_hostname": "edge1", "llm_serving_models": []},
+    "llm1": {
+        "inventory_hostname": "llm1",
+        "llm_serving_models": [
+            {"name": "a", "driver": "echo", "instances": 2},
+            {"name": "coder", "driver": "remote", "remote": REMOTE},
+        ],
+    },
+    "llm2": {
+        "inventory_hostname": "llm2",
+        "engine_access_port": 9000,
+        "llm_serving_models": [{"name": "a", "driver": "echo"}],
+    },
+}
+APART = {"serve": ["edge1"], "engines": ["llm1", "llm2"]}
+
+
+def test_a_gateway_without_models_answers_for_those_of_all_hosts_with_engines() -> None:
+    a, coder = serving.gateway_models([], SHARED, APART, "edge1", 8444)
+    assert a == {
+        "name": "a",
+        "sockets": [],
+        "remote": {},
+        "offered": [
+            {"host": "llm1.estate.internal", "port": 8444, "name": "a"},
+            {"host": "llm1.estate.internal", "port": 8444, "name": "a-2"},
+            {"host": "llm2.estate.internal", "port": 9000, "name": "a"},
+        ],
+    }
+    assert coder["remote"] == {"key_credential": "vllm.key", "revision": "1"}
+    assert coder["offered"] == [{"host": "llm1.estate.internal", "port": 8444, "name": "coder"}]
+
+
+def test_a_host_uses_its_own_engines_beside_those_of_others() -> None:
+    models = [{"name": "a", "driver": "echo"}]
+    groups = {"serve": ["llm2"], "engines": ["llm1", "llm2"]}
+    a, _ = serving.gateway_models(models, SHARED, groups, "llm2", 8444)
+    assert a["sockets"] == ["/run/llm-engine/a.sock"]
+    assert [each["host"] for each in a["offered"]] == ["llm1.estate.internal"] * 2
+
+
+def test_a_model_and_its_adapters_are_answered_by_the_same_engines_of_another_host() -> None:
+    there = {"llm1": {"llm_serving_models": [MODELS[1]]}}
+    answers = serving.gateway_models([], there, {"engines": ["llm1"]}, "edge1", 8444)
+    assert {each["name"]: [engine["name"] for engine in each["offered"]] for each in answers} == {
+        name: ["plain", "plain-2"] for name in ("plain", "law", "sql")
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "models", "groups", "fault"),
+    [
+        ("edge1", [], {"serve": ["edge1"]}, "its gateways have no model"),
+        ("llm1", [], {"engines": ["llm1"]}, "it is in engines and has no engine"),
+        (
+            "edge1",
+            [{"name": "coder", "driver": "echo"}],
+            APART,
+            "coder is a model of driver remote on one host",
+        ),
+    ],
+)
+def test_models_that_hosts_cannot_share_are_refused(
+    host: str, models: list[dict[str, Any]], groups: dict[str, list[str]], fault: str
+) -> None:
+    (refusal,) = serving.sharing_faults(models, SHARED, groups, host)
+    assert refusal.startswith(fault)
+
+
+def of_host(tmp_path: Path, host: str) -> Any:
+    """What the role makes of a host of an estate whose edge has gateways alone, and whose other host engines alone."""
+    addresses = {"edge1.estate.internal": "10.0.0.1", "llm1.estate.internal": "10.0.0.2"}
+    models = [
+        {"name": "a", "driver": "echo", "instances": 2},
+        {
+            "name": "coder",
+            "driver": "remote",
+            "remote": {"socket": ["/run/vllm/coder/api.sock"], "revision": "1"},
+        },
+    ]
+    wanted = {name: f"__llm_serving_{name}" for name in ("wrong", "units", "outward", "answered")}
+    wanted["output.nft"] = "lookup('ansible.builtin.template', 'output.nft.j2')"
+    given = FACTS | {"llm_serving_models": [] if host == "edge1" else models}
+    return rendered(
+        tmp_path,
+        "llm_serving",
+        wanted,
+        host,
+        addresses,
+        given,
+        {"serve": ["edge1"], "engines": ["llm1"]},
+        configured=True,
+        host_vars={"edge1": {"llm_serving_models": []}, "llm1": {"llm_serving_models": models}},
+    )
+
+
+def test_the_program_takes_the_configuration_of_gateways_without_engines(tmp_path: Path) -> None:
+    made = of_host(tmp_path, "edge1")
+    assert made["wrong"] == []
+    path = tmp_path / "gateway.yaml"
+    path.write_text(content(made, "/gateway-1.yaml"))
+    done = subprocess.run([PROGRAM, "check", "gateway", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    engines = yaml.safe_load(path.read_text())["engines"]
+    assert [each["name"] for each in engines["a"]["offered"]] == ["a", "a-2"]
+    assert engines["coder"]["remote"] == {"revision": "1"}
+    assert "ip daddr 10.0.0.2 tcp dport 8444 meta skuid llm-gateway accept" in made["output.nft"]
+
+
+def test_a_host_with_engines_alone_gets_no_gateway_and_no_record(tmp_path: Path) -> None:
+    made = of_host(tmp_path, "llm1")
+    assert made["wrong"] == []
+    assert made["units"] == ["llm-engine@a.service", "llm-engine@a-2.service"]
+    assert not [
+        entry["dest"]
+        for entry in made["tree"]["files"]
+        if "gateway" in entry["dest"] or "audit.service" in entry["dest"]
+    ]

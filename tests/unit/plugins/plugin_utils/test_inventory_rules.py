@@ -119,7 +119,7 @@ def test_a_limit_that_names_nothing_is_told_with_the_nearest_name(limit: str) ->
         (host(groups=()), "it is in no group"),
         (host(ansible_host="llm1.example.org"), "its address is 'llm1.example.org'"),
         (host(groups=("storage",)), "set hsm_module"),
-        (host(groups=("vllm",)), "add it to serve too"),
+        (host(groups=("vllm",)), "add it to serve or engines too"),
         (host(groups=("edge",)), "an edge reaches its gateway over a UNIX socket: add it to serve too"),
         (host(groups=("chat", "serve")), "the edge serves the chat page: add it to edge too"),
         (host(groups=("keepalived", "serve")), "the addresses move between edges: add it to edge too"),

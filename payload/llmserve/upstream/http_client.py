@@ -1,3 +1,0 @@
-"""The client's former place, which `instances` imports."""
-
-from llmserve.http_client import HttpClient as HttpClient

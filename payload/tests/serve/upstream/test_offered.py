@@ -1,0 +1,128 @@
+"""Engines of other hosts, through the nginx of role `engine_access`: who reaches them, and what becomes of their requests."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge import revoke
+from engine_access import EngineAccess, offering
+from service import PATIENCE, Service, eventually
+
+CLIENTS = 8
+CHAT = "/v1/chat/completions"
+
+
+@contextmanager
+def engines_elsewhere(
+    folder: Path, *names: str, slow: float = 0.0, certificate: str = "gateway"
+) -> Iterator[tuple[EngineAccess, Service, Service]]:
+    """Engines NAMES of one model on one host, and a gateway on another that has no engine of its own."""
+    there = Service(folder, {name: {"driver": "echo", "token_seconds": slow} for name in names})
+    there.engine_options = {"name": "echo"}
+    here = Service(folder / "here", {})
+    here.folder.mkdir()
+    try:
+        for name in names:
+            there.start_engine(name)
+        with offering(folder / "access", {name: folder / f"{name}.sock" for name in names}) as access:
+            here.offered = {
+                "echo": {
+                    "offered": [access.engine(name) for name in names],
+                    "tls": access.tls(certificate),
+                }
+            }
+            here.start()
+            yield access, there, here
+    finally:
+        here.stop()
+        there.stop()
+
+
+def running_requests(gateway: Service) -> float:
+    return gateway.metrics()['llm_requests_running{model="echo"}']
+
+
+def question(text: str, **fields: object) -> dict[str, object]:
+    return {"model": "echo", "messages": [{"role": "user", "content": text}], **fields}
+
+
+def answers(gateway: Service) -> bool:
+    with gateway.client() as client:
+        return client.post(CHAT, json=question("x")).status_code == 200
+
+
+def test_a_gateway_answers_by_an_engine_of_another_host(tmp_path: Path) -> None:
+    with engines_elsewhere(tmp_path, "echo") as (_, _, gateway):
+        eventually("the engine is connected", lambda: answers(gateway))
+        with gateway.client() as client:
+            answer = client.post(CHAT, json=question("the harbour")).json()
+        assert answer["choices"][0]["message"]["content"] == "the harbour"
+
+
+def test_a_host_that_is_no_gateway_reaches_no_engine(tmp_path: Path) -> None:
+    with engines_elsewhere(tmp_path, "echo", certificate="stranger") as (_, _, gateway):
+        eventually("it is refused", lambda: "it closed the connection" in gateway.logs())
+        assert not answers(gateway)
+
+
+def test_a_gateway_whose_certificate_was_revoked_is_refused_by_the_next_connection(tmp_path: Path) -> None:
+    with engines_elsewhere(tmp_path, "echo") as (access, there, gateway):
+        eventually("the engine is connected", lambda: answers(gateway))
+        revoke(access.folder / "root.pem", access.folder / "gateway.pem")
+        access.reload()
+        there.engines["echo"].kill()
+        there.start_engine("echo")
+        eventually("it is refused", lambda: "it closed the connection" in gateway.logs())
+        assert not answers(gateway)
+
+
+WORDS = "one two three four"
+
+
+def whole(gateway: Service, number: int) -> str:
+    """The answer to a question of its own."""
+    with gateway.client() as client:
+        answer = client.post(CHAT, json=question(f"{number} {WORDS}"))
+    assert answer.status_code == 200, answer.text
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def last_event(gateway: Service, number: int, begun: threading.Semaphore) -> str:
+    """How the stream of an answer ends, whose first piece has come."""
+    with (
+        gateway.client() as client,
+        client.stream("POST", CHAT, json=question(f"{number} {WORDS}", stream=True)) as stream,
+    ):
+        lines = (line for line in stream.iter_lines() if line)
+        next(line for line in lines if '"content"' in line)
+        begun.release()
+        return list(lines)[-1]
+
+
+def test_requests_that_had_not_begun_to_answer_are_sent_to_another_host(tmp_path: Path) -> None:
+    with engines_elsewhere(tmp_path, "one", "two", slow=0.4) as (_, there, gateway):
+        eventually("both engines are connected", lambda: gateway.logs().count("engine connected") == 2)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            pending = [pool.submit(whole, gateway, number) for number in range(CLIENTS)]
+            eventually("all are in progress", lambda: running_requests(gateway) == CLIENTS)
+            there.engines["one"].kill()
+            assert [each.result() for each in pending] == [f"{number} {WORDS}" for number in range(CLIENTS)]
+
+
+def test_a_stream_that_had_begun_ends_with_an_error_and_those_of_the_other_host_go_on(tmp_path: Path) -> None:
+    with engines_elsewhere(tmp_path, "one", "two", slow=0.4) as (_, there, gateway):
+        eventually("both engines are connected", lambda: gateway.logs().count("engine connected") == 2)
+        begun = threading.Semaphore(0)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            streams = [pool.submit(last_event, gateway, number, begun) for number in range(CLIENTS)]
+            for _ in streams:
+                assert begun.acquire(timeout=PATIENCE)
+            there.engines["one"].kill()
+            ends = [each.result() for each in streams]
+        broken = [end for end in ends if "engine_lost" in end]
+        assert broken
+        assert [end for end in ends if end not in broken] == ["data: [DONE]"] * (CLIENTS - len(broken))
+        assert len(broken) < CLIENTS
