@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from edge import authority, issue, revoke
 from service import PATIENCE
 
@@ -307,8 +308,9 @@ def test_a_connection_that_the_server_will_close_is_not_reused(tmp_path: Path, v
 
 @pytest.mark.parametrize("late", [False, True])
 def test_bytes_that_were_not_requested_end_the_connection_and_answer_no_request(
-    tmp_path: Path, late: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
+    monkeypatch.setattr(http_client, "IDLE_SECONDS", 2 * PATIENCE)
     smuggled = OK.replace(b"hello", b"false")
 
     async def reply(served: Served) -> None:
@@ -407,6 +409,33 @@ def test_reading_pauses_while_the_caller_takes_nothing(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_connection_whose_response_nobody_took_is_not_reused(tmp_path: Path) -> None:
+    """Its reading is paused, so it would hide its end."""
+    body = bytes(HELD_BYTES + 1)
+
+    async def scenario() -> None:
+        whole = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        async with serving(lambda _: whole, tmp_path) as (server, client):
+            async with client.request("GET", "/"):
+                await asyncio.sleep(0.05)
+            assert client.idle == {}
+            await until(lambda: server.ended == 1)
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_connection_that_is_just_closing_gets_no_request(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(lambda _: OK, tmp_path) as (server, client):
+            await ask(client)
+            [connection] = client.idle
+            connection.transport.abort()
+            assert await ask(client) == b"hello"
+            assert server.served == [(1, 1), (2, 1)]
+
+    uvloop.run(scenario())  # the gateway's own event loop
+
+
 def test_a_connection_is_reused_although_the_end_of_its_response_comes_after_the_caller_has_left(
     tmp_path: Path,
 ) -> None:
@@ -431,7 +460,8 @@ def test_a_connection_is_reused_although_the_end_of_its_response_comes_after_the
 def test_a_response_that_does_not_end_after_its_last_event_ends_the_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: bytes
 ) -> None:
-    monkeypatch.setattr(http_client, "END_SECONDS", PATIENCE if more else 0.1)
+    monkeypatch.setattr(http_client, "END_SECONDS", 2 * PATIENCE if more else 0.1)
+    monkeypatch.setattr(http_client, "IDLE_SECONDS", 2 * PATIENCE)
 
     async def reply(served: Served) -> None:
         served.writer.write(CHUNKED + b"1\r\nb\r\n")
