@@ -6,7 +6,10 @@ run, since on a machine that does other work too only ratios are comparable. The
 production: request id, body limit, key, policy (embedded, on a signed bundle), quotas, admission, metrics, access
 log, and an intent on disk before each answer. The `echo` engine, the audit writer and Redis are processes of their own.
 
-Needs nothing but `make env`. Exit code 0, or 1 if a request failed.
+With --remote also the path to a server of OpenAI's API (scripted_api.py): whole answers and streams, beside vllm-router and
+sglang-router, which route between such servers in Rust, without users, quotas or a record.
+
+Needs nothing but `make env`, and for the routers `make peers PEER=routers`. Exit code 0, or 1 if a request failed.
 """
 
 import argparse
@@ -16,7 +19,11 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from stand import PYTHON, ROOT, Round, Server, Stand, http_request, measure, median
+from scripted_api import EVENTS
+from stand import PYTHON, ROOT, Round, Server, Stand, free_port, http_request, measure, median, skip
+
+ROUTERS = ("vllm-router", "sglang-router")
+REMOTE = "gateway, remote"
 
 
 def servers(stand: Stand, redis: bool, cached: bool, before: Path | None) -> list[Server]:
@@ -48,10 +55,64 @@ def servers(stand: Stand, redis: bool, cached: bool, before: Path | None) -> lis
     return [bare, *gateways, *hits]
 
 
+def remotes(stand: Stand, before: Path | None) -> list[Server]:
+    """The gateway and the routers that are installed, in front of the same server; each again for streams."""
+    port = free_port()
+    stand.start("API", [PYTHON, str(ROOT / "bench/scripted_api.py"), "--port", str(port)])
+    url = f"http://127.0.0.1:{port}"
+    engines = {"echo": {"remote": {"url": url, "revision": "1", "slots": 1000}}}
+    program = [PYTHON, "-m", "llmserve"]
+    whole = [stand.gateway(REMOTE, program, engines=engines)]
+    if before:
+        environment = {"PYTHONPATH": f"{before.resolve()}:{before.resolve()}/payload"}
+        whole.append(stand.gateway(f"{REMOTE}, before", program, environment=environment, engines=engines))
+    whole += [router(stand, name, url) for name in ROUTERS if installed(name)]
+    request = http_request(stand.key, stream=True)
+    return whole + [
+        replace(each, name=f"{each.name}, an event", request=request, events=EVENTS) for each in whole
+    ]
+
+
+def installed(router: str) -> bool:
+    """Whether the peer is there; says so if it is not."""
+    if (ROOT / f"bench/.venv-routers/bin/{router}").exists():
+        return True
+    skip(f"{router} is not installed: make peers PEER=routers")
+    return False
+
+
+def router(stand: Stand, name: str, url: str) -> Server:
+    """A router of one server, once it answers."""
+    port = free_port()
+    command = [
+        str(ROOT / f"bench/.venv-routers/bin/{name}"),
+        *(["launch"] if name == "sglang-router" else []),
+    ]
+    options = ["--worker-urls", url, "--policy", "round_robin", "--host", "127.0.0.1", "--port", str(port)]
+    options += ["--prometheus-port", str(free_port()), "--log-level", "error"]
+    process = stand.start(name, [*command, *options])
+    server = Server(name, ("127.0.0.1", port), http_request(stand.key), {"itself": process})
+    stand.until_answered(server)
+    return server
+
+
+def ratios(by_server: dict[str, Round], path: str) -> list[tuple[str, Round, Round]]:
+    """What is compared on a path (`path`: how its names end), and with what."""
+    ours = by_server[REMOTE + path]
+    names = [name + path for name in (f"{REMOTE}, before", *ROUTERS)]
+    return [(f"{REMOTE}{path} / {name}", ours, by_server[name]) for name in names if name in by_server]
+
+
 def table(results: dict[str, dict[str, Round]]) -> str:
     """For people, in Markdown."""
     beside = [name for name in next(iter(results.values()))["gateway"].cpu_us if name != "itself"]
-    heads = ["connections", "server", "requests/s", "CPU µs a request", *(f"{name}'s" for name in beside)]
+    heads = [
+        "connections",
+        "server",
+        "requests/s",
+        "CPU µs a request or event",
+        *(f"{name}'s" for name in beside),
+    ]
     heads += ["p50 ms", "p99 ms"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for connections, by_server in results.items():
@@ -59,11 +120,14 @@ def table(results: dict[str, dict[str, Round]]) -> str:
             cells = [connections, name, f"{value.rate:.0f}", f"{value.cpu_us['itself']:.0f}"]
             cells += [f"{value.cpu_us[each]:.0f}" if each in value.cpu_us else "" for each in beside]
             lines.append(f"| {' | '.join([*cells, f'{value.p50_ms:.2f}', f'{value.p99_ms:.2f}'])} |")
-        bare, gateway = by_server["bare ASGI"], by_server["gateway"]
-        cells = [connections, "gateway / bare", f"{gateway.rate / bare.rate:.2f}"]
-        cells += [f"{gateway.cpu_us['itself'] / bare.cpu_us['itself']:.1f}", *[""] * len(beside)]
-        cells += [f"{gateway.p50_ms / bare.p50_ms:.1f}", f"{gateway.p99_ms / bare.p99_ms:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        pairs = [("gateway / bare", by_server["gateway"], by_server["bare ASGI"])]
+        if REMOTE in by_server:
+            pairs += ratios(by_server, "") + ratios(by_server, ", an event")
+        for name, one, other in pairs:
+            cells = [connections, name, f"{one.rate / other.rate:.2f}"]
+            cells += [f"{one.cpu_us['itself'] / other.cpu_us['itself']:.2f}", *[""] * len(beside)]
+            cells += [f"{one.p50_ms / other.p50_ms:.1f}", f"{one.p99_ms / other.p99_ms:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -75,16 +139,19 @@ def main() -> int:
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--redis", action="store_true", help="quotas are counted in a Redis")
     parser.add_argument("--cached", action="store_true", help="answers from the cache beside the others")
+    parser.add_argument("--remote", action="store_true", help="remote engines and routers beside the others")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="its gateway too, in the same turns")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options = parser.parse_args()
     results: dict[str, dict[str, Round]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as name, Stand(Path(name)) as stand:
-        both = servers(stand, options.redis, options.cached, options.before)
+        asked = servers(stand, options.redis, options.cached, options.before)
+        if options.remote:
+            asked += remotes(stand, options.before)
         for connections in options.connections:
-            rounds: dict[str, list[Round]] = {server.name: [] for server in both}
+            rounds: dict[str, list[Round]] = {server.name: [] for server in asked}
             for number in range(options.rounds):
-                for server in both:
+                for server in asked:
                     print(f"{connections} connections, round {number + 1}: {server.name}", file=sys.stderr)
                     rounds[server.name].append(measure(server, connections, options.seconds))
             results[str(connections)] = {name: median(each) for name, each in rounds.items()}

@@ -27,7 +27,8 @@ Address = Path | tuple[str, int]
 
 @dataclass
 class Round:
-    """One measurement, or the medians of several. `rate` in requests a second; CPU in µs a request, by process.
+    """One measurement, or the medians of several. `rate` in requests a second; CPU in µs a request, or an event of a stream,
+    by process.
 
     `marked`: the share of the answers that bear the server's mark.
     """
@@ -44,7 +45,7 @@ class Server:
     """Where to ask, what, and whose CPU counts, that of their children included; the first is the server itself.
 
     Each connection rests for `pause` seconds before each request. `mark`, in lower case, is in the headers of an answer
-    that came as it should, from a cache say.
+    that came as it should, from a cache say. `events`: of each answer, if it is a stream.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Server:
     processes: dict[str, int]
     pause: float = 0.0
     mark: bytes = b""
+    events: int = 1
 
 
 class Connection(asyncio.Protocol):
@@ -203,7 +205,7 @@ def measure(server: Server, connections: int, seconds: float) -> Round:
     count = len(latencies)
     used = {name: cpu_seconds(process) - before[name] for name, process in server.processes.items()}
     cuts = statistics.quantiles(latencies, n=100)
-    by_process = {name: cpu / count * 1e6 for name, cpu in used.items()}
+    by_process = {name: cpu / (count * server.events) * 1e6 for name, cpu in used.items()}
     return Round(count / took, cuts[49] * 1e3, cuts[98] * 1e3, by_process, marked / count)
 
 
