@@ -112,16 +112,23 @@ class Metrics:
         known = gpu is not None and gpu < self.gpus
         self.xids.labels(str(gpu) if known else "unknown", label(code)).inc(number)
 
-    def listen(self, host: str, port: int) -> ThreadingHTTPServer:
-        """Serve GET /metrics in a thread: 200, or 503 without a recent reading."""
+    def listen(self, host: str, port: int, quarantine: Callable[[], bytes]) -> ThreadingHTTPServer:
+        """Serve GET /metrics in a thread: 200, or 503 without a recent reading. For gateways of other hosts, GET /quarantine
+        has what `quarantine` returns.
+        """
         registry = self.registry
 
         class Scrape(BaseHTTPRequestHandler):
             timeout = 10  # a client that sends nothing must not hold a thread
+            protocol_version = "HTTP/1.1"  # connections are reused
 
             def do_GET(self) -> None:
+                if self.path == "/quarantine":
+                    return self.answer(200, quarantine(), "application/json")
                 if self.path != "/metrics":
-                    return self.answer(404, b"there is only GET /metrics here\n", "text/plain")
+                    return self.answer(
+                        404, b"there is only GET /metrics and /quarantine here\n", "text/plain"
+                    )
                 try:
                     body = generate_latest(registry)
                 except Stale as error:

@@ -92,6 +92,22 @@ def quarantined(path: Path) -> dict[str, Entry]:
     return {entry.socket: entry for entry in load(path).quarantine.values()}
 
 
+def serialized(saved: Saved) -> bytes:
+    """The entries as JSON, for gateways of other hosts."""
+    return json.dumps([asdict(entry) for entry in saved.quarantine.values()]).encode()
+
+
+def received(content: bytes) -> dict[str, Entry]:
+    """The entries of another host by the engine's socket there; raises ValueError."""
+    try:
+        entries = [
+            Entry(**{name: str(value) for name, value in each.items()}) for each in json.loads(content)
+        ]
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no list of quarantined engines ({type(error).__name__})") from error
+    return {entry.socket: entry for entry in entries}
+
+
 def parsed(path: Path) -> dict[str, Any] | None:
     """A JSON object; None if the file does not exist. Raises StateError."""
     try:

@@ -149,7 +149,9 @@ class Watch:
 
     def run(self, stopped: Callable[[], bool]) -> bool:
         """Look every LOOK_SECONDS, and at once when there is something new, until `stopped()`; False if the reader broke."""
-        server = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
+        server = self.metrics.listen(
+            self.config.metrics_host, self.config.metrics_port, lambda: quarantine.serialized(self.saved)
+        )
         log.info("metrics", extra={"fields": {"port": server.server_address[1]}})
         thread = self.reader.start()
         self.reader.news.wait(FIRST_SECONDS)

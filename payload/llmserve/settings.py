@@ -114,12 +114,14 @@ HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]  # in Redis
 
 class OfferedEngine(Section):
     """An engine of another host, which that host's role `engine_access` offers. `host`: the full name that its certificate
-    has. `name`: the engine's, there.
+    has. `name`, `socket`: the engine's, there. `gpus`: whether that host runs `llm-gpu watch`, whose quarantine holds here, too.
     """
 
     host: HostName
     port: Annotated[int, Field(gt=0, le=65535)]
     name: ModelName
+    socket: Path
+    gpus: bool = False
 
 
 class Engine(Section):

@@ -24,13 +24,15 @@ def cuda_version(lock: dict[str, Any], environment: str) -> str:
 def cuda_environments(groups: Iterable[str], variables: Mapping[str, Any]) -> list[str]:
     """Environments with CUDA that a host installs, by its groups and its variables."""
 
-    def chosen(group: str, variable: str, value: object) -> bool:
-        return group in groups and variable in variables and variables[variable] == value
+    mine = set(groups)
+
+    def chosen(group: set[str], variable: str, value: object) -> bool:
+        return bool(group & mine) and variable in variables and variables[variable] == value
 
     installed = {
-        "serving-cuda": chosen("serve", "llm_serving_accelerator", "cuda"),
-        "training-cuda": chosen("train", "llm_training_gpus", True),
-        "vllm": "vllm" in groups,
+        "serving-cuda": chosen({"serve", "engines"}, "llm_serving_accelerator", "cuda"),
+        "training-cuda": chosen({"train"}, "llm_training_gpus", True),
+        "vllm": "vllm" in mine,
     }
     return [name for name, used in installed.items() if used]
 

@@ -81,7 +81,7 @@ def gateway_models(
     port: int,
 ) -> list[dict[str, Any]]:
     """The models that the gateways of `host` answer for. Each has its name; `sockets` of our engines on this host; `remote`, the
-    settings of servers of OpenAI's API; and `offered`: host, port and name of engines that other hosts offer.
+    settings of servers of OpenAI's API; and `offered`: engines that other hosts offer, as in a gateway's configuration.
 
     `models`: the host's own, which come first. `port`: the default of engine_access_port.
     """
@@ -109,7 +109,13 @@ def gateway_models(
                 each["name"], {"name": each["name"], "sockets": [], "remote": remote, "offered": []}
             )
             answer["offered"] += [
-                {"host": name, "port": int(there.get("engine_access_port", port)), "name": engine["name"]}
+                {
+                    "host": name,
+                    "port": int(there.get("engine_access_port", port)),
+                    "name": engine["name"],
+                    "socket": engine["socket"],
+                    "gpus": other in groups.get("gpu", []),
+                }
                 for engine in offered_engines(theirs)
                 if engine["model"]["name"] == each["model"]["name"]
             ]

@@ -262,7 +262,7 @@ def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
             "gpu_signing is hsm and the host is not in storage, whose role hsm reaches the HSM: add it to storage, or set"
             " gpu_signing to none"
         )
-    if {"serve", "train"} & set(values["group_names"]) and not values.get("gpu_health_expect"):
+    if {"serve", "engines", "train"} & set(values["group_names"]) and not values.get("gpu_health_expect"):
         yield "gpu_health_expect is not set: write how many GPUs the host has, such as {count: 8} (docs/operate/gpu-health.md)"
 
 
@@ -321,10 +321,11 @@ def serving_faults(
 ) -> Iterator[str]:
     """Models that cannot be served."""
     mine, models = set(values["group_names"]), values.get("llm_serving_models")
-    if mine & {"serve", "engines"} and models is not None:
-        found = model_faults(models, addresses)
+    # Without a list, role llm_serving has a model of its own, which no other host learns.
+    if "engines" in mine or ("serve" in mine and models is not None):
+        wrong = model_faults(models or [], addresses)
         # Of models that are wrong by themselves, nothing more is asked.
-        for fault in found or sharing_faults(models, by_host, groups, values["inventory_hostname"]):
+        for fault in wrong or sharing_faults(models or [], by_host, groups, values["inventory_hostname"]):
             yield f"llm_serving_models: {fault}"
     if "vllm" in mine:
         for fault in vllm_faults(

@@ -23,7 +23,7 @@ def canary_models(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def models_of(
     hostvars: Hostvars, hosts: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """The models that serving hosts compute."""
+    """The models that hosts with engines compute."""
     return {
         host: [
             model["name"]
@@ -32,7 +32,7 @@ def models_of(
             )
         ]
         for host in hosts
-        if "serve" in hostvars[host]["group_names"]
+        if {"serve", "engines"} & set(hostvars[host]["group_names"])
     }
 
 

@@ -240,9 +240,8 @@ def start_background(
     background.append(tasks.create_task(state.policy.watch(probe_seconds)))
     background.append(tasks.create_task(end_late_requests(state)))
     background.append(tasks.create_task(state.halts.watch()))
-    if quarantine:
-        instances = list(state.instances.values())
-        sick = Quarantine(quarantine, instances, state.audit.note, state.metrics.admission)
+    sick = Quarantine(quarantine, list(state.instances.values()), state.audit.note, state.metrics.admission)
+    if quarantine or any(each.engine.gpus for each in sick.offered()):
         background.append(tasks.create_task(sick.watch()))
 
     def policy_changed() -> None:

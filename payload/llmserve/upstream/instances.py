@@ -20,7 +20,7 @@ from llmserve.api.errors import ApiError
 from llmserve.http_client import HttpClient
 from llmserve.metrics import EngineState
 from llmserve.protocol import Delta, Done, Failed, Generate, Hello
-from llmserve.settings import Engine, Remote
+from llmserve.settings import ClientTls, Engine, Remote
 from llmserve.upstream.admission import Admission, Place, Queue
 from llmserve.upstream.engine_client import Answer, EngineClient
 from llmserve.upstream.offered import OfferedAddress
@@ -210,18 +210,20 @@ def open_instances(
     engines: list[EngineClient] = []
     if remote := engine.remote:
         key = api_key(model, remote, credential)
-        addresses: list[Path | str] = [*remote.socket, *remote.url]
-        clients = [HttpClient(address, remote.tls, key) for address in addresses]
-        clients += [
-            HttpClient(f"https://{each.engine.host}:{each.engine.port}", engine.tls, key, each.alpn)
-            for each in offered
-        ]
-        engines += [OpenAiClient(model, client, remote, room, salt_key) for client in clients]
+
+        def server(
+            address: Path | str, tls: ClientTls | None, identity: str, there: OfferedAddress | None = None
+        ) -> OpenAiClient:
+            http = HttpClient(address, tls, key, there.alpn if there else None)
+            return OpenAiClient(model, http, remote, room, salt_key, there, identity)
+
+        for number, path in enumerate(remote.socket, 1):
+            engines.append(server(path, None, f"{host}/{model}{f'-{number}' if number > 1 else ''}"))
+        engines += [server(url, remote.tls, url) for url in remote.url]
+        engines += [server(each.url, engine.tls, each.identity, each) for each in offered]
     else:
         engines += [EngineClient(model, path, room, f"{host}/{path.stem}") for path in engine.socket]
-        engines += [
-            EngineClient(model, each, room, f"{each.engine.host}/{each.engine.name}") for each in offered
-        ]
+        engines += [EngineClient(model, each, room, each.identity) for each in offered]
     return Instances(model, engines, room)
 
 

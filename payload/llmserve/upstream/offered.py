@@ -20,6 +20,10 @@ class OfferedAddress:
         """Nothing is read or connected yet."""
         self.engine = engine
         self.alpn = f"{PROTOCOL}{engine.name}"
+        self.url = f"https://{engine.host}:{engine.port}"
+        self.identity = (
+            f"{engine.host}/{engine.name}"  # the same for gateways of all hosts, those of its own included
+        )
         self.tls = ClientContext(tls, str(self), self.alpn)
 
     def __str__(self) -> str:

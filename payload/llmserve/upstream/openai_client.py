@@ -22,6 +22,7 @@ from llmserve.protocol import Done, Event, Failed, FinishReason, Generate, Hello
 from llmserve.settings import MOST_CONTEXT, Remote
 from llmserve.upstream.admission import Place, Queue
 from llmserve.upstream.engine_client import RETRY_SECONDS, Answer, EngineClient
+from llmserve.upstream.offered import OfferedAddress
 
 log = logging.getLogger("llmserve.remote")
 PROBE_SECONDS = 10.0  # interval of the probes, and the time limit of each
@@ -51,12 +52,20 @@ class OpenAiClient(EngineClient):
     """One server. It is available while it lists the model, which is probed whenever the idle connection ends."""
 
     def __init__(
-        self, model: str, http: HttpClient, settings: Remote, waiting: Queue, salt_key: bytes
+        self,
+        model: str,
+        http: HttpClient,
+        settings: Remote,
+        waiting: Queue,
+        salt_key: bytes,
+        offered: OfferedAddress | None = None,
+        identity: str = "",
     ) -> None:
         """The server must list the model under the name it has here, because its answers name the model and pass
-        through. `salt_key`: by which a tenant's salt is derived from its name.
+        through. `salt_key`: by which a tenant's salt is derived from its name. `offered`: where another host offers it.
+        `identity`: as in `EngineClient`.
         """
-        super().__init__(model, Path(str(http.address)), waiting)
+        super().__init__(model, offered or Path(str(http.address)), waiting, identity)
         self.http = http
         self.settings = settings
         self.tasks: dict[int, asyncio.Task[None]] = {}

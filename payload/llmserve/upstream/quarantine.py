@@ -2,7 +2,8 @@
 is available.
 
 The rule is applied here because only here the instances of a model are known, at each request: there is no lease to
-expire and no vote to lose, and however many hosts are sick at once, the last available instance keeps serving.
+expire and no vote to lose, and however many hosts are sick at once, the last available instance keeps serving. Of this host, a
+file says what is quarantined; of other hosts, their `llm-gpu watch` does, through their role `engine_access`.
 """
 
 import asyncio
@@ -13,14 +14,20 @@ from pathlib import Path
 
 from prometheus_client import Gauge
 
+from llmcore.config import ConfigError
 from llmcore.files import Stamp, stamp
-from llmgpu.quarantine import Entry, StateError, quarantined
+from llmgpu.quarantine import Entry, StateError, quarantined, received
 from llmgpu.record import event
+from llmserve.http_client import BadAnswer, HttpClient, Lost
 from llmserve.upstream.engine_client import EngineClient
 from llmserve.upstream.instances import Instances
+from llmserve.upstream.offered import OfferedAddress
 
 log = logging.getLogger("llmserve.quarantine")
 LOOK_SECONDS = 0.5
+REQUEST_SECONDS = 5.0  # of another host's watch
+ANSWER_BYTES = 1024 * 1024
+PROTOCOL = "llmkeep-gpu-health"  # by which role `engine_access` leads to it
 # What becomes of a quarantined instance: "gpu.admission_closed" while another one serves, then "gpu.engine_drained" once
 # it has no request left; "gpu.admission_kept" while it is the last one; "gpu.admission_opened" afterwards.
 CLOSED, DRAINED, KEPT, OPENED = (
@@ -30,47 +37,87 @@ CLOSED, DRAINED, KEPT, OPENED = (
 
 @dataclass(slots=True)
 class Quarantine:
-    """Applies the file of `llm-gpu watch` to the instances, and records what that changes.
+    """Applies the file of `llm-gpu watch`, if there is one, and what other hosts report, to the instances, and records what that
+    changes.
 
-    A file that cannot be read changes nothing: neither a sick instance returns by that, nor a healthy one leaves.
+    A file that cannot be read changes nothing, nor does a host that does not answer: neither a sick instance returns by
+    that, nor a healthy one leaves.
     """
 
-    path: Path
+    path: Path | None
     instances: Iterable[Instances]
     note: Callable[[dict[str, object]], None]  # puts an event on the audit record
     admission: Gauge  # 1 for each instance's socket and last action: `llm-gpu settings` waits for it
     seen: Stamp | None = None
-    trouble: str = ""
-    entries: Mapping[str, Entry] = field(default_factory=dict)  # by socket
+    trouble: dict[str, str] = field(default_factory=dict)  # by source; logged once
+    entries: Mapping[str, Entry] = field(default_factory=dict)  # of this host, by socket
+    elsewhere: dict[str, Mapping[str, Entry]] = field(default_factory=dict)  # by host, then by socket there
     told: dict[EngineClient, str] = field(default_factory=dict)  # last action on the record
 
     async def watch(self) -> None:
         """Look again and again; runs until cancelled."""
+        hosts = {(each.engine.host, each.engine.port): each for each in self.offered() if each.engine.gpus}
+        async with asyncio.TaskGroup() as tasks:
+            for address in hosts.values():
+                tasks.create_task(self.watch_host(address))
+            while True:
+                self.look()
+                await asyncio.sleep(LOOK_SECONDS)
+
+    def offered(self) -> list[OfferedAddress]:
+        """Addresses of the engines that other hosts offer."""
+        engines = [engine for each in self.instances for engine in each.engines]
+        return [engine.address for engine in engines if isinstance(engine.address, OfferedAddress)]
+
+    async def watch_host(self, address: OfferedAddress) -> None:
+        """Ask the host for its quarantine again and again; runs until cancelled."""
+        host = address.engine.host
+        http = HttpClient(address.url, address.tls.tls, None, PROTOCOL)
         while True:
-            self.look()
+            try:
+                http.refresh()
+                async with asyncio.timeout(REQUEST_SECONDS), http.request("GET", "/quarantine") as response:
+                    body = await response.whole(ANSWER_BYTES)
+                if response.status != 200:
+                    raise BadAnswer(f"GET /quarantine returned {response.status}")
+                self.elsewhere[host] = received(body)
+                self.trouble.pop(host, None)
+            except (OSError, TimeoutError, Lost, BadAnswer, ValueError, ConfigError) as error:
+                self.report(host, f"{type(error).__name__}: {error}")
             await asyncio.sleep(LOOK_SECONDS)
 
+    def report(self, source: str, trouble: str) -> None:
+        """Log that a source cannot be read, once for each reason."""
+        if self.trouble.get(source) != trouble:
+            self.trouble[source] = trouble
+            log.error("quarantine unknown", extra={"fields": {"source": source, "reason": trouble}})
+
     def look(self) -> None:
-        """Read the file if it has changed, and bring all instances in line with it."""
-        now = stamp(self.path)
-        if now != self.seen:
+        """Read the file if it has changed, and bring all instances in line with it and with the other hosts."""
+        if self.path and (now := stamp(self.path)) != self.seen:
             try:
                 self.entries = quarantined(self.path)
-                self.seen, self.trouble = now, ""
+                self.seen = now
+                self.trouble.pop(str(self.path), None)
             except StateError as error:
-                if str(error) != self.trouble:
-                    self.trouble = str(error)
-                    log.error("quarantine unknown", extra={"fields": {"reason": self.trouble}})
+                self.report(str(self.path), str(error))
         for each in self.instances:
             for engine in each.engines:
-                entry = self.entries.get(str(engine.socket))
+                entry = self.entry(engine)
                 engine.held = entry.reason if entry else ""
             for engine in each.engines:
                 self.apply(each, engine)
 
+    def entry(self, engine: EngineClient) -> Entry | None:
+        """Its entry in its own host's quarantine."""
+        if isinstance(engine.address, OfferedAddress):
+            there = engine.address.engine
+            return self.elsewhere.get(there.host, {}).get(str(there.socket))
+        return self.entries.get(str(engine.socket))
+
     def apply(self, instances: Instances, engine: EngineClient) -> None:
         """Close or open the admission of one instance; who else is quarantined is known by now."""
-        entry = self.entries.get(str(engine.socket))
+        entry = self.entry(engine)
         known = self.told.get(engine)
         before = known or OPENED
         if entry is None:

@@ -35,9 +35,10 @@ class EngineAccess:
             "crl": str(self.folder / "root.crl"),
         }
 
-    def engine(self, name: str) -> dict[str, Any]:
+    def engine(self, name: str, gpus: bool = False) -> dict[str, Any]:
         """An engine that is offered, as in a gateway's configuration."""
-        return {"host": "localhost", "port": self.port, "name": name}
+        socket = str(self.folder.parent / f"{name}.sock")
+        return {"host": "localhost", "port": self.port, "name": name, "socket": socket, "gpus": gpus}
 
     def reload(self) -> None:
         """Take in changed files; connections that are there stay."""
@@ -45,8 +46,13 @@ class EngineAccess:
 
 
 @contextmanager
-def offering(folder: Path, sockets: dict[str, Path]) -> Iterator[EngineAccess]:
-    """Run nginx within the block, which offers the engines at `sockets`, by name, to `gateway`."""
+def offering(folder: Path, sockets: dict[str, Path], watch: int | None = None) -> Iterator[EngineAccess]:
+    """Run nginx within the block, which offers the engines at `sockets`, by name, and the watch over GPUs at port `watch`, to
+    `gateway`.
+    """
+    protocols = {f"llmkeep-engine/{name}": f"unix:{path}" for name, path in sockets.items()}
+    if watch:
+        protocols["llmkeep-gpu-health"] = f"127.0.0.1:{watch}"
     folder.mkdir()
     root = authority(folder, "root")
     revoke(root)
@@ -55,8 +61,6 @@ def offering(folder: Path, sockets: dict[str, Path]) -> Iterator[EngineAccess]:
     environment = jinja2.Environment(  # noqa: S701 - the output is not HTML
         loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    # Ansible's own.
-    environment.filters["regex_replace"] = lambda text, _, prefix: f"{prefix}{text}"
     with free_port() as port:
         text = environment.get_template("engine-access.conf.j2").render(
             _common_nginx_user="root",
@@ -64,7 +68,7 @@ def offering(folder: Path, sockets: dict[str, Path]) -> Iterator[EngineAccess]:
             engine_access_port=port,
             engine_access_linger_seconds=3600,
             __engine_access_known=["gateway"],
-            __engine_access_offered=[{"name": name, "socket": path} for name, path in sockets.items()],
+            __engine_access_protocols=protocols,
         )
         for installed, here in {"crl.pem": "root.crl", "": ""}.items():
             text = text.replace(f"/etc/llmkeep/pki/{installed}", f"{folder}/{here}")

@@ -340,19 +340,23 @@ APART = {"serve": ["edge1"], "engines": ["llm1", "llm2"]}
 
 
 def test_a_gateway_without_models_answers_for_those_of_all_hosts_with_engines() -> None:
-    a, coder = serving.gateway_models([], SHARED, APART, "edge1", 8444)
-    assert a == {
-        "name": "a",
-        "sockets": [],
-        "remote": {},
-        "offered": [
-            {"host": "llm1.estate.internal", "port": 8444, "name": "a"},
-            {"host": "llm1.estate.internal", "port": 8444, "name": "a-2"},
-            {"host": "llm2.estate.internal", "port": 9000, "name": "a"},
-        ],
-    }
+    a, coder = serving.gateway_models([], SHARED, APART | {"gpu": ["llm1"]}, "edge1", 8444)
+    assert (a["sockets"], a["remote"]) == ([], {})
+    assert [(each["host"], each["port"], each["name"], each["gpus"]) for each in a["offered"]] == [
+        ("llm1.estate.internal", 8444, "a", True),
+        ("llm1.estate.internal", 8444, "a-2", True),
+        ("llm2.estate.internal", 9000, "a", False),
+    ]
     assert coder["remote"] == {"key_credential": "vllm.key", "revision": "1"}
-    assert coder["offered"] == [{"host": "llm1.estate.internal", "port": 8444, "name": "coder"}]
+    assert coder["offered"] == [
+        {
+            "host": "llm1.estate.internal",
+            "port": 8444,
+            "name": "coder",
+            "socket": "/run/vllm/coder/api.sock",
+            "gpus": True,
+        }
+    ]
 
 
 def test_a_host_uses_its_own_engines_beside_those_of_others() -> None:

@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
 from edge import revoke
 from engine_access import EngineAccess, offering
+from scripted_upstream import END, USAGE, ScriptedUpstream, delta, stream
 from service import PATIENCE, Service, eventually
+
+from llmgpu.metrics import Metrics
+from llmgpu.quarantine import Entry, Saved, serialized
 
 CLIENTS = 8
 CHAT = "/v1/chat/completions"
@@ -16,7 +22,7 @@ CHAT = "/v1/chat/completions"
 
 @contextmanager
 def engines_elsewhere(
-    folder: Path, *names: str, slow: float = 0.0, certificate: str = "gateway"
+    folder: Path, *names: str, slow: float = 0.0, certificate: str = "gateway", watch: int | None = None
 ) -> Iterator[tuple[EngineAccess, Service, Service]]:
     """Engines NAMES of one model on one host, and a gateway on another that has no engine of its own."""
     there = Service(folder, {name: {"driver": "echo", "token_seconds": slow} for name in names})
@@ -26,10 +32,11 @@ def engines_elsewhere(
     try:
         for name in names:
             there.start_engine(name)
-        with offering(folder / "access", {name: folder / f"{name}.sock" for name in names}) as access:
+        sockets = {name: folder / f"{name}.sock" for name in names}
+        with offering(folder / "access", sockets, watch) as access:
             here.offered = {
                 "echo": {
-                    "offered": [access.engine(name) for name in names],
+                    "offered": [access.engine(name, gpus=watch is not None) for name in names],
                     "tls": access.tls(certificate),
                 }
             }
@@ -126,3 +133,77 @@ def test_a_stream_that_had_begun_ends_with_an_error_and_those_of_the_other_host_
         assert broken
         assert [end for end in ends if end not in broken] == ["data: [DONE]"] * (CLIENTS - len(broken))
         assert len(broken) < CLIENTS
+
+
+@pytest.fixture
+def saved() -> Saved:
+    """What the other host's watch over GPUs has quarantined."""
+    return Saved("boot")
+
+
+@pytest.fixture
+def watch_port(saved: Saved) -> Iterator[int]:
+    """Where that watch answers; its GPUs are never read."""
+    server = Metrics(Mock(), 0).listen("127.0.0.1", 0, lambda: serialized(saved))
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_engine_on_sick_gpus_of_another_host_gets_no_new_request_while_another_one_serves(
+    tmp_path: Path, saved: Saved, watch_port: int
+) -> None:
+    with engines_elsewhere(tmp_path, "one", "two", watch=watch_port) as (access, there, gateway):
+        eventually("both engines are connected", lambda: gateway.logs().count("engine connected") == 2)
+
+        def actions(name: str) -> list[str]:
+            socket = f"localhost:{access.port}/{name}"
+            return [
+                each["event.action"]
+                for each in gateway.records()
+                if each.get("llmkeep.engine.socket") == socket
+            ]
+
+        for name in ("one", "two"):
+            socket = str(tmp_path / f"{name}.sock")
+            saved.quarantine[name] = Entry(socket, "llm-gpu", "GPU 2: Xid 79", "2026-11-27T12:00:00+00:00")
+            if name == "one":
+                eventually(
+                    "it is drained", lambda: actions("one") == ["gpu.admission_closed", "gpu.engine_drained"]
+                )
+                there.engines["one"].kill()
+                assert all(answers(gateway) for _ in range(10))
+        eventually("the last one goes on", lambda: actions("two") == ["gpu.admission_kept"])
+        assert answers(gateway)
+        saved.quarantine.clear()
+        eventually("it is as before", lambda: actions("two")[-1] == "gpu.admission_opened")
+
+
+def test_a_watch_that_does_not_answer_changes_nothing(tmp_path: Path, saved: Saved, watch_port: int) -> None:
+    with engines_elsewhere(tmp_path, "one", "two", watch=watch_port) as (access, _, gateway):
+        socket = str(tmp_path / "one.sock")
+        saved.quarantine["one"] = Entry(socket, "ada", "new cable", "2026-11-27T12:00:00+00:00")
+        quarantined = 'llm_engine_quarantined{model="echo"}'
+        eventually("it is quarantined", lambda: gateway.metrics()[quarantined] == 1)
+        access.process.terminate()
+        eventually("the watch is away", lambda: "quarantine unknown" in gateway.logs())
+        assert gateway.metrics()[quarantined] == 1
+
+
+def test_a_server_of_openais_api_on_another_host_answers(tmp_path: Path) -> None:
+    server = ScriptedUpstream(tmp_path / "m.sock")
+    server.script = stream(delta("hello"), delta("", "stop"), USAGE, END)
+    here = Service(tmp_path / "here", {})
+    here.folder.mkdir()
+    try:
+        with offering(tmp_path / "access", {"m": tmp_path / "m.sock"}) as access:
+            engine = {"remote": {"revision": "7"}, "offered": [access.engine("m")], "tls": access.tls()}
+            here.offered = {"m": engine}
+            here.start()
+            eventually("the server is connected", lambda: "upstream connected" in here.logs())
+            with here.client() as client:
+                body = question("x", stream=True) | {"model": "m"}
+                assert client.post(CHAT, json=body).content.endswith(END)
+    finally:
+        here.stop()
+        server.stop()

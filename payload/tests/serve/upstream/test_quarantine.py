@@ -157,7 +157,8 @@ def test_each_step_is_recorded_once_and_drained_only_when_idle(tmp_path: Path) -
     told: list[dict[str, object]] = []
     two = Instances("m", engines, Queue(64, 10**6))
     shown = Gauge("shown", "", ["socket", "state"], registry=None)
-    watched = Quarantine(tmp_path / "state.json", [two], told.append, shown)
+    path = tmp_path / "state.json"
+    watched = Quarantine(path, [two], told.append, shown)
     entry = Entry(str(engines[0].socket), "ada", "new cable", "2026-11-27T12:00:00+00:00")
 
     def actions() -> list[object]:
@@ -172,7 +173,7 @@ def test_each_step_is_recorded_once_and_drained_only_when_idle(tmp_path: Path) -
         return {Path(each.labels["socket"]).stem: each.labels["state"] for each in family.samples}
 
     assert (actions(), states()) == ([], {"a": "admission_opened", "b": "admission_opened"})
-    quarantine.save(watched.path, Saved("boot", quarantine={"a": entry}))
+    quarantine.save(path, Saved("boot", quarantine={"a": entry}))
     engines[0].admission.running.total.requests = 1
     assert (actions(), states()["a"]) == (["gpu.admission_closed"], "admission_closed")
     for _ in range(9):  # however busy the other one is
@@ -183,7 +184,7 @@ def test_each_step_is_recorded_once_and_drained_only_when_idle(tmp_path: Path) -
     assert (actions(), states()["a"]) == (["gpu.engine_drained"], "engine_drained")
     engines[1].hello = None
     assert actions() == ["gpu.admission_kept"]
-    watched.path.unlink()
+    path.unlink()
     assert actions() == ["gpu.admission_opened"]
 
 
