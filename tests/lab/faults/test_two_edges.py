@@ -1,4 +1,4 @@
-"""Two edges with one address, in front of the engines of two hosts: an edge dies under load, and no client that asks again
+"""Two edges with an address each, in front of the engines of two hosts: an edge dies under load, and no client that asks again
 loses a request; a host with an engine dies, and no client has to ask again.
 
 ops1 is the second edge, has the Redis of both, and no engine; llm2 has an engine alone. The engine repeats its prompt, so that
@@ -21,15 +21,14 @@ import pytest
 from estate import HOSTS, LAB, ROOT, Lab, changed, within
 
 ADDRESS = "10.77.0.100"
+SECOND = "10.77.0.101"
 INVENTORIES = "-i inventory/lab -i inventory/lab-edges -i /root/echo.json"
 TAGS = "base,mirror,pki,redis,opa,llm_serving,engine_access,edge,keepalived"
 SITE = f"llmkeep site {INVENTORIES} --tags {TAGS}"
 CLIENTS = 8
 RUNS = "systemctl is-active --quiet llm-engine@echo.service && echo runs; true"
-HAS = f"ip -oneline address show to {ADDRESS}"
 ADDRESSES = {"ops1": "10.77.0.11", "llm1": "10.77.0.12"}
 ENGINES = ("llm1", "llm2")
-OTHER = {"ops1": "llm1", "llm1": "ops1"}
 SCRIPT = Path(__file__).with_name("two_edges_client.py")
 MOVES = "journalctl --boot --unit keepalived --output cat | grep --count 'Entering MASTER STATE'; true"
 # What a router of this network would send that wants to be the only one: VRRP 3, router 51, priority 255, this one address.
@@ -94,9 +93,15 @@ while True:
 """
 
 
-def holders(lab: Lab) -> list[str]:
+def holders(lab: Lab, address: str = ADDRESS) -> list[str]:
     """Hosts that have the address."""
-    return [host for host in HOSTS if lab.on(host, HAS)]
+    show = f"ip -oneline address show to {address}"
+    return [host for host in HOSTS if lab.on(host, show, check=False)]
+
+
+def at_home(lab: Lab) -> bool:
+    """Whether each edge has the address that is its own."""
+    return (holders(lab), holders(lab, SECOND)) == (["llm1"], ["ops1"])
 
 
 def ready(lab: Lab, host: str) -> bool:
@@ -275,19 +280,17 @@ def test_without_the_shared_redis_both_edges_answer(edges: Lab, cached: Callable
     within(60, "a cached answer again", lambda: cached("llm1", "llm1") == ["miss", "hit"])
 
 
-def test_one_edge_has_the_address_and_both_have_its_certificate(edges: Lab, ca: Path) -> None:
-    within(30, "one host has the address", lambda: len(holders(edges)) == 1)
-    check = f"import ssl; print(ssl.get_server_certificate(('{ADDRESS}', 443), ca_certs='{ca}')[:27])"
+@pytest.mark.parametrize("address", [ADDRESS, SECOND])
+def test_each_edge_has_an_address_and_both_have_its_certificate(edges: Lab, ca: Path, address: str) -> None:
+    within(60, "each edge has its address", lambda: at_home(edges))
+    check = f"import ssl; print(ssl.get_server_certificate(('{address}', 443), ca_certs='{ca}')[:27])"
     assert edges.outside(sys.executable, "-c", check).stdout == "-----BEGIN CERTIFICATE-----\n"
 
 
 def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_that_ask_again(
     edges: Lab, asked: Callable[..., Asked]
 ) -> None:
-    # Redis stays: the first edge goes. An edge that is stopped as it should be gives the address away.
-    if holders(edges) == ["ops1"]:
-        edges.on("ops1", "systemctl restart keepalived.service")
-    within(30, "llm1 has the address", lambda: holders(edges) == ["llm1"])
+    within(60, "each edge has its address", lambda: at_home(edges))
     with (
         asked(ADDRESS, retries=20, seconds=3) as answers,
         asked(ADDRESSES["ops1"], retries=0, seconds=30) as others,
@@ -295,7 +298,7 @@ def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_tha
         time.sleep(6)
         killed = time.time()
         edges.run("power-off", "llm1")
-        within(60, "ops1 has the address", lambda: bool(edges.on("ops1", HAS)))
+        within(60, "ops1 has both", lambda: holders(edges) == holders(edges, SECOND) == ["ops1"])
         time.sleep(8)
     # llm1 had an engine, too: at the other edge, not even a client that asks once notices.
     assert not [each for each in others if "failed" in each or not each["right"]]
@@ -311,19 +314,9 @@ def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_tha
     )
     assert after > 2 * CLIENTS
     assert len(answers) - after > 2 * CLIENTS
-    # The other edge keeps the address when this one is back, and each answer is on record.
-    moves = edges.on("ops1", MOVES)
+    # The address goes back to its edge, and each answer is on record.
     edges.run("power-on", "llm1")
-    within(120, "llm1 is ready", lambda: ready(edges, "llm1"))
-    within(
-        10,
-        "the signs of life of ops1",
-        lambda: edges.on("llm1", "systemctl is-active keepalived || true") == "active\n",
-    )
-    time.sleep(5)
-    assert holders(edges) == ["ops1"]
-    assert edges.on("ops1", MOVES) == moves
-    assert edges.on("llm1", MOVES).strip() == "0"
+    within(120, "each edge has its address again", lambda: at_home(edges))
     recorded = {
         json.loads(line).get("http.request.id")
         for host in HOSTS
@@ -336,22 +329,21 @@ def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_tha
 
 @pytest.mark.parametrize("units", ["nginx", "llm-gateway@1 llm-gateway@2"], ids=["nginx", "the gateways"])
 def test_the_address_leaves_an_edge_that_lost(edges: Lab, ca: Path, units: str) -> None:
-    (host,) = holders(edges)
-    within(60, "the other edge is ready", lambda: ready(edges, OTHER[host]))
+    within(60, "each edge has its address", lambda: at_home(edges) and ready(edges, "ops1"))
     with asking(edges, ca) as seconds:
-        edges.on(host, f"systemctl stop {units}")
-    assert holders(edges) == [OTHER[host]]
+        edges.on("llm1", f"systemctl stop {units}")
+    assert holders(edges) == ["ops1"]
     print(f"{units} stopped: {seconds[0]:.1f} s without an answer")
-    edges.on(host, f"systemctl start {units}")
+    edges.on("llm1", f"systemctl start {units}")
 
 
 def test_another_host_of_the_network_cannot_take_the_address_by_vrrp(edges: Lab) -> None:
-    (host,) = holders(edges)
-    target = ADDRESSES[host]
+    within(60, "each edge has its address", lambda: at_home(edges))
+    host, target = "llm1", ADDRESSES["llm1"]
     before, moves = int(edges.on(host, REFUSED)), edges.on(host, MOVES)
     edges.outside(sys.executable, "-c", f"TARGET = {target!r}\n{FORGED}")
     assert int(edges.on(host, REFUSED)) >= before + 5
-    assert holders(edges) == [host]
+    assert at_home(edges)
     assert edges.on(host, MOVES) == moves
 
 
