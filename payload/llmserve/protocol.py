@@ -151,12 +151,14 @@ class Beat:
     `kv_used`: used share of the KV cache, 0 to 1, if the driver knows it. `gpu_used`: utilization of each GPU, 0 to
     1. `leaving`: the engine is stopping: it finishes its requests, accepts no new ones, and is expected back. This is
     a field rather than a frame because gateways of earlier releases ignore unknown fields but not unknown frames.
+    `requests`: running and waiting, of all gateways.
     """
 
     stalled: bool
     kv_used: float | None = None
     gpu_used: list[float] = field(default_factory=list)
     leaving: bool = False
+    requests: int = 0
 
 
 Frame = Beat | Hello | Generate | Cancel | Delta | Choices | Done | Failed

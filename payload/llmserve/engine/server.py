@@ -170,7 +170,7 @@ class EngineServer:
 
     def how_it_is(self) -> Beat:
         """The engine's current state."""
-        return Beat(self.stalled, self.driver.kv_used(), self.gpus.used(), self.leaving)
+        return Beat(self.stalled, self.driver.kv_used(), self.gpus.used(), self.leaving, self.pending)
 
     async def leave(self, seconds: float, now: asyncio.Event) -> None:
         """Announce the stop, finish running requests for at most `seconds` or until `now` is set, and cancel the

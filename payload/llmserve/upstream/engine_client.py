@@ -56,6 +56,7 @@ class EngineClient:
         self.sick_there = False  # whether its own host says so
         self.admission = Admission(waiting)
         self.beat = Beat(stalled=False)
+        self.others = 0  # requests of other gateways, by the last beat
         self.heard = 0.0  # time.monotonic() of the last frame
         self.changed = asyncio.Event()  # set when `hello` may have changed
         self.answers: dict[int, tuple[Answer, Place]] = {}
@@ -111,13 +112,14 @@ class EngineClient:
                     answer.put_nowait(frame)
             elif isinstance(frame, Beat):
                 self.beat = frame
+                self.others = max(0, frame.requests - len(self.answers))
                 if frame.leaving and self.hello:
                     self.say_goodbye(self.hello)
             elif isinstance(frame, Hello):
                 self.hello, self.left = self.introduced(frame), None
                 self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
                 self.admission.room.context = frame.context
-                self.beat = Beat(stalled=False)
+                self.beat, self.others = Beat(stalled=False), 0
                 self.changed.set()
                 fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
                 log.info("engine connected", extra={"fields": fields})
@@ -244,5 +246,10 @@ class EngineClient:
 
     @property
     def load(self) -> int:
-        """Number of running and waiting requests."""
+        """Number of running and waiting requests, those of other gateways included as far as the engine reports them."""
+        return self.own_load + self.others
+
+    @property
+    def own_load(self) -> int:
+        """Number of this gateway's running and waiting requests."""
         return self.admission.running.total.requests + self.admission.waiting.total.requests

@@ -127,7 +127,7 @@ class Quarantine:
         elif before == DRAINED:
             action = DRAINED  # what came since was on its way when admission closed
         elif before == CLOSED:
-            action = CLOSED if engine.load else DRAINED
+            action = CLOSED if engine.own_load else DRAINED
         else:
             action = CLOSED
             engine.send_away()
