@@ -75,7 +75,7 @@ def test_its_packages_are_those_that_the_scenarios_snapshot_was_installed_with()
         yaml.safe_load((ROOT / f"roles/{role}/vars/main.yml").read_text())[f"__{role}_os"]
         for role in ("llm_training", "llm_serving")
     )
-    assert training["packages"] == sorted(serving["packages"] + serving["torch_packages"])
+    assert training["packages"] == serving["packages"]
 
 
 def test_the_unit_meets_at_the_first_host_as_the_second_one(made: Any) -> None:
