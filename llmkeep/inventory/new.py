@@ -19,6 +19,7 @@ from llmkeep.size import AUDIT_BYTES, DAY, FILLED, GIB
 HEAD_BYTES = 213  # of a host's record, one a minute, never removed (docs/develop/figures.md)
 HEAD_YEARS = 5  # for which the volume has room for heads
 SFTP = re.compile(r"sftp:(?:[^@\s]+@)?(?P<address>[^/\s]+?):/\S+")
+SMALL_MODEL = {"name": "smollm2-135m-instruct", "driver": "naive", "model": "smollm2-135m-instruct"}
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,11 @@ def _host(host: Host, answers: Answers, days: int) -> list[str]:
     if "vllm" in host.groups:
         lines.append(f"      {_entry('vllm_gpu_memory', host.gpu_memory)}")
         lines.append(f"      {_entry('vllm_models', [_vllm_model(host, answers)])}")
+    elif "engines" in host.groups:
+        comment = "the bundle's small model: name yours (roles/llm_serving)"
+        lines.append(f"      {_entry('llm_serving_models', [SMALL_MODEL])}  # {comment}")
+    elif "serve" in host.groups and any("engines" in each.groups for each in answers.hosts):
+        lines.append(f"      {_entry('llm_serving_models', [])}  # its gateways use the hosts in engines")
     if opened := _open_out(host, answers):
         lines.append(f"      {_entry('base_open_out', opened)}")
     if host.disks:

@@ -88,6 +88,15 @@ def test_an_estate_with_volumes_passes_the_check_and_is_not_overwritten(run: Run
     assert made.read_text() == text
 
 
+def test_gateways_without_models_use_those_of_hosts_with_engines(run: Run, tmp_path: Path) -> None:
+    content = "name,address,groups\nops1,10.0.0.1,control\nedge1,10.0.0.2,serve edge\nllm1,10.0.0.3,engines\n"
+    code, message = run(content, "--operators", "10.0.1.0/24")
+    assert (code, "3 hosts, no fault found" in message) == (0, True), message
+    estate = yaml.safe_load((tmp_path / "made/hosts.yml").read_text())["all"]["hosts"]
+    assert estate["edge1"]["llm_serving_models"] == []
+    assert [model["driver"] for model in estate["llm1"]["llm_serving_models"]] == ["naive"]
+
+
 def test_the_template_is_a_table_that_passes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inventory", "new", "--template"]) == 0
     template = capsys.readouterr().out
