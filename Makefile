@@ -17,7 +17,7 @@ SUITE := @tests/suite.py
 # Two lanes of tests/suite.py, about as long as one another.
 CHECKS := unit-training lint types policy unit-serving -- unit-control
 
-.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers clients mutants env
+.PHONY: help lab lab-kernel lab-estate lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers clients mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -115,6 +115,9 @@ bundle: .venv/.ready  ## build (or keep) the lab's signed bundle in .lab/bundle
 	flock $$lock
 	lab/step keys "throw-away keys that sign the bundle" lab/keys
 	lab/step bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/bundle --resolve-apt
+
+lab-estate: bundle debian  ## an estate of twelve hosts, from `inventory new` to 10,000 answers while three of them lose their power (half an hour)
+	STORM=1 .venv/bin/pytest tests/lab/storm/containers/test_twelve_hosts.py -rsP --durations=0
 
 lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, kill and drain under load; needs root and LLMKEEP_MIRROR
 	lab/packages tests/lab/nodes/packages.apt

@@ -1,7 +1,7 @@
 """Clients of one address, each the official one, which asks again where it got no answer. Run from a seat in the lab's network.
 
 Reads a JSON object from standard input: `url`, `ca`, `keys` (one a client), `retries` and `seconds` (of each attempt), and
-`until`, a path: they end once that file is there.
+`until`, a path: they end once that file is there; with `count`, a path, to which they append a byte for each answer.
 Prints a list: of each request when it began and was answered (time.time()) and its id, or what the last attempt said.
 """
 
@@ -43,6 +43,9 @@ def ask(number: int, key: str) -> None:
             except openai.OpenAIError as problem:
                 seen["failed"] = repr(problem)
             told.append(seen | {"answered": time.time()})
+            if "count" in given:
+                with Path(given["count"]).open("ab") as file:
+                    file.write(b".")
             time.sleep(1)  # a key has 60 requests a minute
 
 
