@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -32,6 +33,8 @@ Answer = asyncio.Queue[Delta | Done | Failed]
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5)  # the last one repeats
 NUMBERS = count(1)  # request ids, unique within the process across all clients
 SILENCE_SECONDS = 5.0  # an engine beats every second; silent for this long, it counts as stopped
+# The handshake alone checks certificates and revocation lists, so a connection to another host is replaced after as long.
+LINK_SECONDS = 600.0
 RETURN_SECONDS = 300.0  # how long a departed engine is expected back; loading a model can take long
 
 
@@ -61,6 +64,8 @@ class EngineClient:
         self.changed = asyncio.Event()  # set when `hello` may have changed
         self.answers: dict[int, tuple[Answer, Place]] = {}
         self.writer: asyncio.StreamWriter | None = None
+        self.sent: dict[int, asyncio.StreamWriter] = {}  # the connection of each request
+        self.former: set[asyncio.Task[None]] = set()  # connections that were replaced and have requests
 
     async def keep_connected(self) -> None:
         """Connect, read until the connection ends, fail all pending requests, and reconnect; runs until cancelled."""
@@ -68,12 +73,8 @@ class EngineClient:
         reported = ""
         while True:
             try:
-                reader, self.writer = await self.connect()
-                try:
-                    await self.read(reader)
-                    failures = 0
-                finally:
-                    self.writer.close()
+                await self.hold()
+                failures = 0
             except (OSError, ProtocolError, ValueError, ConfigError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
             if self.trouble != reported:
@@ -86,9 +87,7 @@ class EngineClient:
                 log.error("engine lost", extra={"fields": lost})
             self.hello = None
             self.changed.set()
-            for number in list(self.answers):
-                if answer := self.end(number):
-                    answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
+            self.lose(self.writer)
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
 
@@ -98,9 +97,55 @@ class EngineClient:
             return await self.address.connect()
         return await asyncio.open_unix_connection(str(self.address), limit=LINE_LIMIT)
 
-    async def read(self, reader: asyncio.StreamReader) -> None:
-        """Dispatch frames to the waiting requests until the connection ends."""
+    async def hold(self) -> None:
+        """Connect, and return when the connection has ended, or a newer one that took its place.
+
+        A connection to another host is replaced every LINK_SECONDS; what was begun on it is finished there. Raises as
+        `connect` and `read` do.
+        """
+        reader, self.writer = await self.connect()
+        reading = asyncio.create_task(self.read(reader, self.writer))
+        seconds = LINK_SECONDS if isinstance(self.address, OfferedAddress) else None
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=seconds)
+                if not reading.done():
+                    with suppress(OSError, ConfigError):  # the connection goes on, and is replaced later
+                        reader, self.writer = await self.connect()
+                        self.former.add(reading)
+                        reading.add_done_callback(self.finished)
+                        reading = asyncio.create_task(self.read(reader, self.writer))
+            await reading
+        finally:
+            reading.cancel()
+
+    def finished(self, reading: asyncio.Task[None]) -> None:
+        """Forget a connection that was replaced; its requests know already if it failed."""
+        self.former.discard(reading)
+        if not reading.cancelled() and (error := reading.exception()):
+            fields = {"model": self.model, "socket": str(self.socket), "reason": str(error)}
+            log.warning("a replaced connection failed", extra={"fields": fields})
+
+    def lose(self, writer: asyncio.StreamWriter | None) -> None:
+        """Fail the requests of a connection that has ended, and those that were never sent."""
+        for number in list(self.answers):
+            if self.sent.get(number) in (None, writer):
+                self.sent.pop(number, None)
+                if answer := self.end(number):
+                    answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
+
+    async def read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Dispatch frames to the waiting requests until the connection ends, or is no longer needed."""
         self.trouble = "it closed the connection"
+        try:
+            await self.dispatch(reader, writer)
+        finally:
+            writer.close()
+            if writer is not self.writer:
+                self.lose(writer)
+
+    async def dispatch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As `read`."""
         while line := await reader.readline():
             frame = decode(line)
             self.heard = time.monotonic()
@@ -108,6 +153,7 @@ class EngineClient:
                 if waiting := self.answers.get(frame.id):
                     waiting[0].put_nowait(frame)
             elif isinstance(frame, Done | Failed):
+                self.sent.pop(frame.id, None)
                 if answer := self.end(frame.id, frame):
                     answer.put_nowait(frame)
             elif isinstance(frame, Beat):
@@ -116,17 +162,20 @@ class EngineClient:
                 if frame.leaving and self.hello:
                     self.say_goodbye(self.hello)
             elif isinstance(frame, Hello):
-                self.hello, self.left = self.introduced(frame), None
+                known, self.hello, self.left = self.hello, self.introduced(frame), None
                 self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
                 self.admission.room.context = frame.context
                 self.beat, self.others = Beat(stalled=False), 0
                 self.changed.set()
-                fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
-                log.info("engine connected", extra={"fields": fields})
+                if not known:
+                    fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
+                    log.info("engine connected", extra={"fields": fields})
                 self.found()
             if self.left and not self.answers:
                 self.trouble = "it has stopped as requested"
                 return  # the engine waits for this connection to close
+            if writer is not self.writer and writer not in self.sent.values():
+                return  # replaced, and at its end
 
     def say_goodbye(self, hello: Hello) -> None:
         """The engine leaves: it finishes its requests, and those in its queue move to another instance or wait until
@@ -227,12 +276,14 @@ class EngineClient:
         # Written to a closed transport, uvloop raises RuntimeError; asyncio's own loop logs a warning.
         if self.writer and self.hello and not self.writer.is_closing():
             request.adapter = self.model if self.hello.parent else ""
+            self.sent[request.id] = self.writer
             self.writer.write(encode(request))
 
     def stop(self, number: int) -> None:
         """Tell the engine to stop working on request `number`."""
-        if self.writer and not self.writer.is_closing():
-            self.writer.write(encode(Cancel(number)))
+        writer = self.sent.pop(number, None)
+        if writer and not writer.is_closing():
+            writer.write(encode(Cancel(number)))
 
     @property
     def up(self) -> bool:

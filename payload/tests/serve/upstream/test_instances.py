@@ -8,6 +8,7 @@ import random
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from scripted_upstream import END, USAGE, ScriptedUpstream, delta, stream
@@ -182,7 +183,8 @@ def test_a_gateway_disconnects_from_a_leaving_engine_once_it_has_its_answers() -
         (engine,) = instances_of(1).engines
         reader = asyncio.StreamReader()
         reader.feed_data(encode(Hello("m", "r", "echo", 4096, 8)) + encode(Beat(False, leaving=True)))
-        await asyncio.wait_for(engine.read(reader), 5)
+        engine.writer = writer = Mock()
+        await asyncio.wait_for(engine.read(reader, writer), 5)
         assert (engine.hello, engine.up) == (None, False)
         assert engine.returning
 

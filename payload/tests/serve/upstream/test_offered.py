@@ -1,5 +1,6 @@
 """Engines of other hosts, through the nginx of role `engine_access`: who reaches them, and what becomes of their requests."""
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,11 @@ import pytest
 from edge import revoke
 from engine_access import EngineAccess, offering
 from scripted_upstream import END, USAGE, ScriptedUpstream, delta, stream
-from service import PATIENCE, Service, eventually
+from service import PATIENCE, Service, eventually, patched
 
 from llmgpu.metrics import Metrics
 from llmgpu.quarantine import Entry, Saved, serialized
+from llmserve.upstream.engine_client import LINK_SECONDS
 
 CLIENTS = 8
 CHAT = "/v1/chat/completions"
@@ -22,13 +24,21 @@ CHAT = "/v1/chat/completions"
 
 @contextmanager
 def engines_elsewhere(
-    folder: Path, *names: str, slow: float = 0.0, certificate: str = "gateway", watch: int | None = None
+    folder: Path,
+    *names: str,
+    slow: float = 0.0,
+    certificate: str = "gateway",
+    watch: int | None = None,
+    link_seconds: float = LINK_SECONDS,
 ) -> Iterator[tuple[EngineAccess, Service, Service]]:
     """Engines NAMES of one model on one host, and a gateway on another that has no engine of its own."""
     there = Service(folder, {name: {"driver": "echo", "token_seconds": slow} for name in names})
     there.engine_options = {"name": "echo"}
     here = Service(folder / "here", {})
     here.folder.mkdir()
+    here.gateway_environment = patched(
+        here.folder, llmserve__upstream__engine_client__LINK_SECONDS=link_seconds
+    )
     try:
         for name in names:
             there.start_engine(name)
@@ -45,6 +55,17 @@ def engines_elsewhere(
     finally:
         here.stop()
         there.stop()
+
+
+def connections(access: EngineAccess) -> set[str]:
+    """The gateway's ends of its connections to what offers the engines."""
+    shown = subprocess.run(
+        ["ss", "--no-header", "--tcp", "--numeric", "state", "established", f"( dport = {access.port} )"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line.split()[2] for line in shown.stdout.splitlines()}
 
 
 def running_requests(gateway: Service) -> float:
@@ -133,6 +154,18 @@ def test_a_stream_that_had_begun_ends_with_an_error_and_those_of_the_other_host_
         assert broken
         assert [end for end in ends if end not in broken] == ["data: [DONE]"] * (CLIENTS - len(broken))
         assert len(broken) < CLIENTS
+
+
+def test_a_stream_is_finished_on_a_connection_that_is_being_replaced(tmp_path: Path) -> None:
+    with engines_elsewhere(tmp_path, "echo", slow=0.5, link_seconds=0.6) as (access, _, gateway):
+        eventually("the engine is connected", lambda: answers(gateway))
+        begun, first = threading.Semaphore(0), connections(access)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            streams = [pool.submit(last_event, gateway, number, begun) for number in range(CLIENTS)]
+            assert [each.result() for each in streams] == ["data: [DONE]"] * CLIENTS
+        eventually("the first connection is closed", lambda: not first & connections(access))
+        assert answers(gateway)
+        assert "engine lost" not in gateway.logs()
 
 
 @pytest.fixture
