@@ -27,7 +27,7 @@ from llmserve.gateway.parsed_requests import ParsedRequests
 from llmserve.metrics import Metrics
 from llmserve.protocol import Hello, encode
 from llmserve.settings import MOST_BODY_BYTES
-from llmserve.upstream.instances import prefix_key
+from llmserve.upstream.instances import Prefix
 
 HELLO = Hello("m", "r", "echo", 4096, 8, [*PASSED])
 GRANTED = 2048  # tokens of an answer
@@ -41,7 +41,7 @@ def milliseconds(name: str, body: bytes) -> float:
         before = time.thread_time()
         with suppress(ApiError):
             parsed = PARSED.read("t", reader(name), GRANTED, body)
-            prefix_key("t", parsed.call.generate)
+            Prefix.of_request("t", parsed.call.generate)
             refuse_undeclared(parsed.call.generate, "m", HELLO, dict)
             routed = time.thread_time()
             redact(parsed.content)

@@ -1,17 +1,30 @@
-"""The instances of one model: a conversation stays on the instance that has its prefix cached, unless that is
-overloaded.
+"""The instances of one model: a request goes to the one that has its prefix cached, unless the first token is expected much
+sooner elsewhere.
 
-Rendezvous hashing orders the instances for each conversation; the first available one whose load stays within
-LOAD_BOUND of the average is chosen (consistent hashing with bounded loads, Mirrokni et al., 2016). So adding or
-removing an instance moves only the conversations that it gains or loses. While none is available but one is expected
-back, requests wait for it.
+The cost of an instance is the work before that token, in characters of prompts: what it has to compute of this prompt, what it
+has to compute of others that wait for their first token, and REQUEST_CHARACTERS for each of its requests. The cost of one that
+takes longer than the others for the same work is multiplied by that. What is cached elsewhere counts CACHE_WEIGHT times:
+computing it again delays all requests after it, too. The instance of the least cost is chosen, among those that have a free
+slot or a load within LOAD_BOUND of the average (as in consistent hashing with bounded loads, Mirrokni et al., 2016).
+
+Each gateway remembers where it has sent conversations and their system messages (`Prefixes`). For others rendezvous hashing
+names a home, by the system messages where they are longer than the first question, else by the conversation. Another instance
+costs HOME_WEIGHT times the prompt more, since other gateways expect the conversation at its home. So gateways agree without
+exchanging anything, and adding or removing an instance moves only the conversations that it gains or loses.
+
+While no instance is available but one is expected back, requests wait for it. The weights were chosen with bench/routing.py.
 """
 
 import asyncio
 import hashlib
 import math
+import statistics
+import time
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -27,6 +40,14 @@ from llmserve.upstream.offered import OfferedAddress
 from llmserve.upstream.openai_client import OpenAiClient
 
 LOAD_BOUND = 1.25
+REQUEST_CHARACTERS = 1000  # work of an answer's tokens, and of what other gateways have sent
+CACHE_WEIGHT = 5
+HOME_WEIGHT = 2
+PREFIXES = 8192  # remembered for each model: up to two of a conversation
+PACE_SHARE = 0.1  # of the latest request in an instance's pace
+PACE_REQUESTS = 5  # before a pace means something
+PACE_SECONDS = 10.0  # in which a pace halves without requests: what was slow is tried again
+SLOW = 2.0  # times the usual pace; less is chance
 # Of a plain prompt; a conversation is identified by all messages up to the first one by the user.
 LEADING_CHARACTERS = 1024
 GONE = {"engine_lost", "engine_unavailable"}
@@ -44,6 +65,9 @@ class Instances:
         self.model = model
         self.room = room
         self.engines = engines
+        self.prefixes = Prefixes()
+        self.pending = dict.fromkeys(engines, 0)  # characters to compute before first tokens
+        self.paces = {engine: Pace() for engine in engines}
         self.away = Admission(room)  # has no slots: requests wait here until an engine is back
         for engine in engines:
             engine.found = self.away.call_in
@@ -84,9 +108,36 @@ class Instances:
 
     def route(self, tenant: str, request: Generate) -> "RoutedRequest":
         """Choose the instances for this request; raises ApiError 503 if none is available or expected back."""
-        return RoutedRequest(
-            self, self.order(prefix_key(tenant, request)) if len(self.engines) > 1 else self.engines
-        )
+        if len(self.engines) == 1:
+            return RoutedRequest(self, self.engines)
+        prefix = Prefix.of_request(tenant, request)
+        return RoutedRequest(self, self.order(prefix.home), prefix)
+
+    def cheapest(self, prefix: "Prefix", there: list[EngineClient]) -> tuple[EngineClient, int]:
+        """The instance of the least cost among `there`, which are in the order of preference, and the characters that it has
+        to compute.
+        """
+        bound = math.ceil(LOAD_BOUND * (sum(engine.load for engine in there) + 1) / len(there))
+        slowness = self.slowness(there)
+        home = next((engine for engine in there if slowness[engine] == 1), there[0])
+        remembered = prefix.conversation in self.prefixes.lengths
+        missing = {engine: self.prefixes.missing(prefix, engine, home) for engine in there}
+
+        def cost(engine: EngineClient) -> float:
+            work = self.pending[engine] + REQUEST_CHARACTERS * (engine.load + 1) + missing[engine]
+            again = (CACHE_WEIGHT - 1) * missing[engine]
+            away = 0 if remembered or engine is home else HOME_WEIGHT * prefix.length
+            return work * slowness[engine] + again + away
+
+        best = min((each for each in there if each.load < max(bound, each.admission.slots)), key=cost)
+        return best, missing[best]
+
+    def slowness(self, there: list[EngineClient]) -> dict[EngineClient, float]:
+        """By how much an instance is slower than usual, which is the median of `there`: at least SLOW, or 1."""
+        now = time.monotonic()
+        paces = {engine: self.paces[engine].at(now) for engine in there}
+        usual = statistics.median_low([pace for pace in paces.values() if pace] or [1.0])
+        return {engine: pace / usual if pace > SLOW * usual else 1.0 for engine, pace in paces.items()}
 
     async def until_found(self, place: Place) -> None:
         """Wait until an engine is available again; raises ApiError 429 or 503."""
@@ -102,12 +153,112 @@ class Instances:
         return sorted(self.engines, key=preference)
 
 
+class Pace:
+    """How long an instance takes to the first token, for the work that was expected: the average of recent requests."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.seconds = 0.0
+        self.characters = 0.0
+        self.observed = 0.0  # time.monotonic()
+
+    def observe(self, seconds: float, characters: float) -> None:
+        """Add a request."""
+        self.requests += 1
+        self.seconds += seconds - PACE_SHARE * self.seconds
+        self.characters += characters - PACE_SHARE * self.characters
+        self.observed = time.monotonic()
+
+    def at(self, now: float) -> float:
+        """Seconds a character; 0 while not known. `now`: time.monotonic()."""
+        if self.requests < PACE_REQUESTS:
+            return 0.0
+        return self.seconds / self.characters * math.exp2((self.observed - now) / PACE_SECONDS)
+
+
+@dataclass(slots=True)
+class Prefix:
+    """What a request has in common with others. Keys are hashes, of the tenant, too; lengths are in characters.
+
+    `system`: the messages before the first one by the user. `conversation`: these and the first one by the user. `home`: the one
+    of both that determines the home. `earlier`: the length of what the request before it in the conversation had; without one,
+    of the system messages.
+    """
+
+    system: bytes
+    conversation: bytes
+    home: bytes
+    system_length: int
+    earlier: int
+    length: int
+    continued: bool
+
+    @classmethod
+    def of_request(cls, tenant: str, request: Generate) -> "Prefix":
+        """The prefix of a tenant's request."""
+        if request.messages is None:
+            plain = request.inputs[0] if request.inputs else request.prompt or ""
+            key = hashlib.sha256(to_json([tenant, plain[:LEADING_CHARACTERS]])).digest()
+            return cls(key, key, key, 0, 0, len(plain), False)
+        lengths = [length_of(message) for message in request.messages]
+        first = next((at for at, each in enumerate(request.messages) if each["role"] == "user"), 0)
+        hashed = hashlib.sha256(to_json([tenant, request.messages[:first]]))
+        system = hashed.digest()
+        hashed.update(to_json(request.messages[first : first + 1]))
+        conversation = hashed.digest()
+        system_length = sum(lengths[:first])
+        home = system if system_length > sum(lengths[first : first + 1]) else conversation
+        continued = len(lengths) > first + 1
+        earlier = sum(lengths[:-1]) if continued else system_length
+        return cls(system, conversation, home, system_length, earlier, sum(lengths), continued)
+
+
+def length_of(message: dict[str, Any]) -> int:
+    """Characters of a message."""
+    content = message.get("content")
+    return len(content) if isinstance(content, str) else len(to_json(message))
+
+
+class Prefixes:
+    """Where this gateway has sent prefixes: by key, the characters that an instance has. The least recently used are
+    forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.lengths: OrderedDict[bytes, dict[EngineClient, int]] = OrderedDict()
+
+    def missing(self, prefix: Prefix, engine: EngineClient, home: EngineClient) -> int:
+        """Characters that an instance is expected to compute."""
+        conversation = self.lengths.get(prefix.conversation)
+        if conversation is None and engine is home and prefix.continued:
+            return prefix.length - prefix.earlier  # by another gateway, or before this one started
+        cached = (conversation or {}).get(engine, 0)
+        if prefix.system_length:
+            cached = max(cached, self.lengths.get(prefix.system, {}).get(engine, 0))
+        return prefix.length - min(cached, prefix.earlier)
+
+    def add(self, prefix: Prefix, engine: EngineClient) -> None:
+        """Remember that an instance has a request."""
+        lengths = {prefix.conversation: prefix.length}
+        if prefix.system_length:
+            lengths[prefix.system] = prefix.system_length
+        for key, length in lengths.items():
+            self.lengths.setdefault(key, {})[engine] = length
+            self.lengths.move_to_end(key)
+        while len(self.lengths) > PREFIXES:
+            self.lengths.popitem(last=False)
+
+
 class RoutedRequest:
     """One request and the instances it may go to. All of them serve the same revision of the model."""
 
-    def __init__(self, instances: Instances, order: list[EngineClient]) -> None:
-        """`order`: the conversation's preferred instance first. `queued`: seconds it has waited for a slot."""
+    def __init__(self, instances: Instances, order: list[EngineClient], prefix: Prefix | None = None) -> None:
+        """`order`: the conversation's home first. `prefix`: None if there is one instance. `queued`: seconds it has waited
+        for a slot.
+        """
         self.queued = 0.0
+        self.prefix = prefix
+        self.missing = 0  # characters that the chosen instance has to compute
         self.instances = instances
         self.model = instances.model
         self.order = order
@@ -125,12 +276,14 @@ class RoutedRequest:
         return [engine for engine in available if not engine.quarantined] or available
 
     def choose(self) -> EngineClient:
-        """The most preferred instance within its load bound; raises ApiError 503."""
+        """The instance of the least cost; raises ApiError 503."""
         there = self.there()
         if not there:
             raise self.engine.absent()
-        bound = math.ceil(LOAD_BOUND * (sum(engine.load for engine in there) + 1) / len(there))
-        return next(engine for engine in there if engine.load < bound)
+        if self.prefix is None:
+            return there[0]
+        engine, self.missing = self.instances.cheapest(self.prefix, there)
+        return engine
 
     @property
     def awaited(self) -> bool:
@@ -148,19 +301,35 @@ class RoutedRequest:
                 await self.instances.until_found(place)
             self.engine = self.choose()
             try:
-                answer = await self.engine.ask(request, place)
+                frame, answer = await self.first_frame(request, place)
             except ApiError as error:
                 if self.may_go_elsewhere(error.code):
                     continue
                 raise
+            if not isinstance(frame, Failed) or not self.may_go_elsewhere(frame.code):
+                return frame, answer
+
+    async def first_frame(self, request: Generate, place: Place) -> tuple[Delta | Done | Failed, Answer]:
+        """Send the request to its instance, and observe how long that takes. Raises ApiError."""
+        instances, engine, missing = self.instances, self.engine, self.missing
+        begun = time.monotonic()
+        work = instances.pending[engine] + REQUEST_CHARACTERS * (engine.load + 1) + missing
+        if self.prefix:
+            instances.prefixes.add(self.prefix, engine)
+        instances.pending[engine] += missing
+        try:
+            answer = await engine.ask(request, place)
             self.queued = place.waited
             try:
                 frame = await answer.get()
             except asyncio.CancelledError:
-                self.engine.cancel(request.id)
+                engine.cancel(request.id)
                 raise
-            if not isinstance(frame, Failed) or not self.may_go_elsewhere(frame.code):
-                return frame, answer
+        finally:
+            instances.pending[engine] -= missing
+        if request.stream and not isinstance(frame, Failed):  # else the first frame has the whole answer
+            instances.paces[engine].observe(time.monotonic() - begun, work)
+        return frame, answer
 
     def cancel(self, number: int) -> None:
         """Release the slot of request `number`, and stop the instance's work on it."""
@@ -181,18 +350,6 @@ class RoutedRequest:
 def same_model(one: Hello, other: Hello) -> bool:
     """Whether two instances give the same answers, so that one's may be cached as the other's."""
     return (one.revision, one.driver) == (other.revision, other.driver)
-
-
-def prefix_key(tenant: str, request: Generate) -> bytes:
-    """Hash of what stays the same throughout a conversation: its tenant, and its messages up to the first one by the
-    user.
-    """
-    plain = request.inputs[0] if request.inputs else request.prompt or ""
-    leading: object = plain[:LEADING_CHARACTERS]
-    if request.messages is not None:
-        first = next((at for at, each in enumerate(request.messages) if each["role"] == "user"), 0)
-        leading = request.messages[: first + 1]
-    return hashlib.sha256(to_json([tenant, leading])).digest()
 
 
 def open_instances(

@@ -3,6 +3,7 @@ loss of one.
 """
 
 import asyncio
+import itertools
 import math
 import random
 import time
@@ -18,7 +19,15 @@ from llmserve.api.errors import ApiError
 from llmserve.protocol import Beat, Done, Generate, Hello, encode
 from llmserve.upstream.admission import Place, Queue
 from llmserve.upstream.engine_client import RETURN_SECONDS, EngineClient
-from llmserve.upstream.instances import LOAD_BOUND, Instances
+from llmserve.upstream.instances import (
+    LOAD_BOUND,
+    PACE_REQUESTS,
+    PACE_SECONDS,
+    PREFIXES,
+    SLOW,
+    Instances,
+    Prefix,
+)
 
 CHAT = "/v1/chat/completions"
 
@@ -35,9 +44,9 @@ def instances_of(size: int, first: int = 0) -> Instances:
     return Instances("m", engines, Queue(64, 10**6))
 
 
-def conversation(number: int, turns: int = 1) -> Generate:
-    """A request after some turns, with a system message that all conversations share."""
-    messages = [{"role": "system", "content": "be kind"}]
+def conversation(number: int, turns: int = 1, system: str = "be kind") -> Generate:
+    """A request after some turns."""
+    messages = [{"role": "system", "content": system}]
     for turn in range(turns):
         messages.append({"role": "user", "content": f"question {number}.{turn}"})
         messages.append({"role": "assistant", "content": f"answer {number}.{turn}"})
@@ -83,6 +92,8 @@ def test_no_instance_exceeds_its_load_bound(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - test data
     size = chance.randint(2, 9)
     some = instances_of(size)
+    for engine in some.engines:
+        engine.admission.slots = 1  # one with a free slot is not overloaded, whatever the average
     running_now: list[EngineClient] = []
     for _ in range(600):
         if running_now and chance.random() < 0.4:
@@ -103,6 +114,112 @@ def test_a_hot_conversation_overflows_to_other_instances_and_returns() -> None:
     for engine in three.engines:
         engine.admission.running.total.requests = 0
     assert chosen(three, conversation(1)) is home
+
+
+def long_chat(system: str, turns: int, first: str = "question") -> Generate:
+    """A conversation with a long first question."""
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": f"{first} {'word ' * 2000}"},
+    ]
+    for turn in range(1, turns):
+        messages += [{"role": "assistant", "content": "yes"}, {"role": "user", "content": f"more {turn}"}]
+    return Generate(0, True, 16, messages=messages)
+
+
+def answered_by(instances: Instances, request: Generate, tenant: str = "t") -> EngineClient:
+    """The instance that answers a request, which ends at once."""
+
+    async def scenario() -> EngineClient:
+        routed = instances.route(tenant, request)
+        asking = asyncio.create_task(routed.begin(request, Place(5)))
+        while not asking.done():
+            await asyncio.sleep(0)
+            for number in list(routed.engine.answers):
+                if answer := routed.engine.end(number):
+                    answer.put_nowait(Done(number, "", "stop", 1, 1))
+        return routed.engine
+
+    return asyncio.run(scenario())
+
+
+def test_a_conversation_returns_to_where_it_was_sent_rather_than_home() -> None:
+    three = instances_of(3)
+    home = chosen(three, long_chat("", 1))
+    home.admission.running.total.requests = 200
+    other = answered_by(three, long_chat("", 1))
+    home.admission.running.total.requests = 0
+    assert other is not home
+    assert chosen(three, long_chat("", 2)) is other
+
+
+def test_conversations_with_a_long_system_message_share_its_instance_until_that_is_busy() -> None:
+    four = instances_of(4)
+    system = "rule " * 4000
+    home = answered_by(four, long_chat(system, 1))
+    assert {chosen(four, long_chat(system, 1, str(number))) for number in range(20)} == {home}
+    home.admission.running.total.requests = 200
+    assert chosen(four, long_chat(system, 1, "another")) is not home
+
+
+def test_a_conversation_leaves_only_where_the_wait_costs_more_than_its_prefix() -> None:
+    two = instances_of(2)
+    home = answered_by(two, long_chat("", 1))
+    home.admission.running.total.requests = 10
+    assert chosen(two, long_chat("", 2)) is home
+    two.pending[home] = 1_000_000
+    assert chosen(two, long_chat("", 2)) is not home
+
+
+def test_requests_do_not_queue_for_a_slot_while_another_instance_is_idle() -> None:
+    two = instances_of(2)
+    for engine in two.engines:
+        engine.admission.slots = 1
+    home = answered_by(two, long_chat("", 1))
+    home.admission.running.total.requests = 2
+    assert chosen(two, long_chat("", 2)) is not home
+
+
+def test_a_slow_instance_gets_no_new_conversations_until_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    three = instances_of(3)
+    clock = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    home = chosen(three, long_chat("", 1))
+    for engine, _ in itertools.product(three.engines, range(PACE_REQUESTS)):
+        three.paces[engine].observe(0.1 * (2 * SLOW if engine is home else 1), 1000)
+    assert chosen(three, long_chat("", 1)) is not home
+    clock += 2 * PACE_SECONDS
+    for engine in three.engines:
+        if engine is not home:
+            three.paces[engine].observe(0.1, 1000)
+    assert chosen(three, long_chat("", 1)) is home
+
+
+def test_a_single_slow_answer_makes_no_instance_slow() -> None:
+    two = instances_of(2)
+    home = chosen(two, long_chat("", 1))
+    two.paces[home].observe(60.0, 1000)
+    for _ in range(PACE_REQUESTS):
+        two.paces[next(each for each in two.engines if each is not home)].observe(0.1, 1000)
+    assert chosen(two, long_chat("", 1)) is home
+
+
+def test_what_a_gateway_remembers_is_bounded_and_nothing_stays_pending() -> None:
+    two = instances_of(2)
+    for number in range(PREFIXES // 2 + 10):
+        two.prefixes.add(Prefix.of_request("t", conversation(number, 1, f"rules {number}")), two.engines[0])
+    assert len(two.prefixes.lengths) == PREFIXES
+    answered_by(two, long_chat("", 1))
+    assert set(two.pending.values()) == {0}
+
+
+def test_tenants_share_no_prefix() -> None:
+    four = instances_of(4)
+    system = "rule " * 4000
+    homes = {answered_by(four, long_chat(system, 1), f"tenant {number}") for number in range(40)}
+    assert homes == set(four.engines)
 
 
 def test_a_request_never_moves_to_another_revision_of_the_model() -> None:
