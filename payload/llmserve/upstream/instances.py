@@ -45,7 +45,10 @@ CACHE_WEIGHT = 5
 HOME_WEIGHT = 2
 PREFIXES = 8192  # remembered for each model: up to two of a conversation
 PACE_SHARE = 0.1  # of the latest request in an instance's pace
-PACE_REQUESTS = 5  # before a pace means something
+PACE_REQUESTS = 2  # before a pace means something
+LEAST_PACE = (
+    2e-5  # seconds a character: 20 ms of a short request, below which it does not matter who is faster
+)
 PACE_SECONDS = 10.0  # in which a pace halves without requests: what was slow is tried again
 SLOW = 2.0  # times the usual pace; less is chance
 # Of a plain prompt; a conversation is identified by all messages up to the first one by the user.
@@ -136,7 +139,7 @@ class Instances:
         """By how much an instance is slower than usual, which is the median of `there`: at least SLOW, or 1."""
         now = time.monotonic()
         paces = {engine: self.paces[engine].at(now) for engine in there}
-        usual = statistics.median_low([pace for pace in paces.values() if pace] or [1.0])
+        usual = statistics.median_low([max(pace, LEAST_PACE) for pace in paces.values() if pace] or [1.0])
         return {engine: pace / usual if pace > SLOW * usual else 1.0 for engine, pace in paces.items()}
 
     async def until_found(self, place: Place) -> None:
