@@ -20,6 +20,7 @@ SHORT = {
     "audit.py": ["--seconds", "0.2", "--rounds", "1", "--writers", "1", "--json"],
     "feedback.py": ["--seconds", "0.2", "--rounds", "1", "--connections", "1", "--json"],
     "gateway.py": ["--seconds", "0.2", "--rounds", "1", "--connections", "1", "--remote", "--json"],
+    "routing.py": ["--seconds", "2", "--traffic", "chats", "--json"],
 }
 
 
