@@ -12,7 +12,8 @@ names a home, by the system messages where they are longer than the first questi
 costs HOME_WEIGHT times the prompt more, since other gateways expect the conversation at its home. So gateways agree without
 exchanging anything, and adding or removing an instance moves only the conversations that it gains or loses.
 
-While no instance is available but one is expected back, requests wait for it. The weights were chosen with bench/routing.py.
+While no instance is available but one is expected back, requests wait for it. The weights were tuned on the traffic
+of bench/routing.py alone.
 """
 
 import asyncio
