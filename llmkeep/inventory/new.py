@@ -184,7 +184,7 @@ def text(answers: Answers, described: dict[str, str], days: int, rates: Iterable
     lines.append("  children:")
     members = {group: [host for host in answers.hosts if group in host.groups] for group in described}
     control = [host for host in answers.hosts if "control" in host.groups][:1]
-    members["mirror"] = members.get("mirror") or control  # the mirror is the control node
+    members["mirror"] = members.get("mirror") or control
     for group, description in described.items():
         if members[group]:
             lines += [f"    {group}:  # {description}", "      hosts:"]

@@ -118,6 +118,25 @@ def locked_out(
     ]
 
 
+def not_mirrored(control: str, mirror: str) -> list[str]:
+    """What the control node serves and the mirror does not, by what playbooks/mirrored.yml reads on each: lines of sha256sum, and
+    the bundle's serial.
+    """
+
+    def serving(lines: str) -> tuple[dict[str, str], str]:
+        digests = {
+            folder: digest for digest, folder in re.findall(r"(?m)^([0-9a-f]{64})  ([^/\n]+/[^/\n]+)", lines)
+        }
+        serial = re.search(r"(?m)^serial ([0-9]+)", lines)
+        return digests, serial[1] if serial else "none"
+
+    (expected, serial), (observed, standing) = serving(control), serving(mirror)
+    bundles = {"bundle/current": f"bundle {serial} (it has {standing})"}
+    return [
+        bundles.get(folder, folder) for folder, digest in expected.items() if observed.get(folder) != digest
+    ]
+
+
 def outside(addresses: list[str], networks: list[str]) -> list[str]:
     """Those of the addresses that are in none of the networks, each written as an address in it and its prefix."""
     known = [ipaddress.ip_network(network, strict=False) for network in networks]
@@ -140,6 +159,7 @@ class FilterModule:
             "locked_out": locked_out,
             "outside": outside,
             "mount_unit": mount_unit,
+            "not_mirrored": not_mirrored,
             "pkcs11_key_file": pkcs11_key_file,
             "reduced_inventory": reduced_inventory,
             "roles_of": roles_of,

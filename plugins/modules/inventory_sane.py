@@ -8,7 +8,7 @@ module: inventory_sane
 short_description: Validate the inventory before any host is touched
 description:
   - Refuses misspelt groups, variables and tags, values of the wrong type, hosts without an address or a feature, a
-    mirror apart from the control node, volumes without an HSM, drivers too old for the locked CUDA, and models and jobs that
+    several mirrors, volumes without an HSM, drivers too old for the locked CUDA, and models and jobs that
     their roles would refuse. Reports all faults at once, each with its hosts.
   - Then tries the control node's SSH port once, and fails with one sentence if it cannot be reached.
 author: [llmkeep contributors (@llmkeep)]

@@ -42,7 +42,7 @@ GROUPS = tuple(
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
     "control": "add the host that was bootstrapped from the medium",
-    "mirror": "add the control node, which serves the bundle",
+    "mirror": "add the host that serves the bundle, such as the control node",
 }
 # Units that must wait for the volume that holds their files: group, variable of the directory or its path, unit.
 NEEDED_UNITS = (
@@ -101,16 +101,10 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 
 # ---------------------------------------------------------------- the whole inventory
 def group_faults(groups: Mapping[str, list[str]]) -> Iterator[str]:
-    """Missing, renamed and misspelt groups, and a mirror that is not the control node."""
+    """Missing, renamed and misspelt groups."""
     for group, way_out in REQUIRED_GROUPS.items():
         if not groups.get(group):
             yield f"the group {group} is empty: {way_out}"
-    control, mirrors = (groups.get("control") or [])[:1], groups.get("mirror") or []
-    if control and mirrors and mirrors != control:
-        yield (
-            f"mirror has {', '.join(mirrors)}, and the control node is {control[0]}, which alone can be the mirror: on another"
-            f" host bootstrap makes a second certificate authority. Put {control[0]}, and no other host, in mirror"
-        )
     for group in sorted(set(groups) - set(GROUPS) - {"all", "ungrouped"}):
         if group in RENAMED_GROUPS:
             yield f"the group {group} is called {RENAMED_GROUPS[group]} now: rename it in the inventory"
@@ -360,8 +354,9 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         if unknown:
             yield f"{name} names {', '.join(sorted(unknown))}, which the inventory does not have: name hosts of it"
     authority = values.get("edge_client_ca_file")
-    if "edge" in mine and values.get("edge_key_source") == "hsm" and (authority or "mirror" in mine):
-        seen = f"edge_client_ca_file is {authority}" if authority else "it is in mirror"
+    serving = sorted({"control", "mirror"} & {*mine})
+    if "edge" in mine and values.get("edge_key_source") == "hsm" and (authority or serving):
+        seen = f"edge_client_ca_file is {authority}" if authority else f"it is in {' and '.join(serving)}"
         way_out = "leave edge_client_ca_file empty" if authority else "take it out of edge"
         yield (
             f"edge_key_source is hsm and {seen}, so nginx would verify clients in the HSM, too (docs/operate/hsm.md): set"

@@ -18,10 +18,12 @@ from llmkeep.places import Places
 GROUPS = {"mirror": ["ops1"], "control": ["ops1"]}
 
 
-def configured(folder: Path, hosts: dict[str, str], port: int) -> dict[str, Any]:
+def configured(
+    folder: Path, hosts: dict[str, str], port: int, groups: dict[str, list[str]] = GROUPS
+) -> dict[str, Any]:
     """What role mirror writes on ops1, with the bundle in FOLDER; HOSTS are full names and addresses."""
     given = {"mirror_port": port, "_common_nginx_user": "root", "mirror_bundle": str(folder / "bundle")}
-    found: dict[str, Any] = rendered(folder, "mirror", COMMON, "ops1", hosts, given, GROUPS, configured=True)
+    found: dict[str, Any] = rendered(folder, "mirror", COMMON, "ops1", hosts, given, groups, configured=True)
     return {**found, "folder": folder, "port": port}
 
 

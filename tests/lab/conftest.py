@@ -49,6 +49,7 @@ FIRST = (
     "/test_logs.py",
     "/test_revocation.py",
     "/test_one_host.py",
+    "/test_separate_mirror.py",
     "/test_two_edges.py",
     "[llm_training]",
     "/test_driver_upgrade.py",

@@ -19,6 +19,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
 SECONDS = 60  # of silence, before a connection counts as dead
 BLOCK = 1 << 20
 TRIES = 5  # for one file in one run
+MANIFEST = "MANIFEST.json"
 MANIFEST_BYTES = 16 << 20  # 600 files take 0.4 MB
 SIGNATURE_BYTES = 64 << 10
 
@@ -34,6 +35,15 @@ class Entry:
     path: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A document whose signature was verified, and both as they were signed."""
+
+    document: dict[str, Any]
+    content: bytes
+    signature: bytes
 
 
 class Mirror:
@@ -99,10 +109,14 @@ class Mirror:
 
     def manifest(self, kind: str) -> dict[str, Any]:
         """The manifest, which a key in the keyring must have signed (OpenPGP) as KIND, `bundle` or `release`."""
+        return self.statement(MANIFEST, kind).document
+
+    def statement(self, name: str, kind: str) -> Statement:
+        """The document NAME, which a key in the keyring must have signed (OpenPGP) as KIND."""
         with tempfile.TemporaryDirectory(prefix="llmkeep-manifest-") as folder:
-            signed, signature = Path(folder, "MANIFEST.json"), Path(folder, "MANIFEST.json.sig")
-            signed.write_bytes(self.small(signed.name, MANIFEST_BYTES))
-            signature.write_bytes(self.small(signature.name, SIGNATURE_BYTES))
+            signed, signature = Path(folder, "signed"), Path(folder, "signature")
+            signed.write_bytes(self.small(name, MANIFEST_BYTES))
+            signature.write_bytes(self.small(f"{name}.sig", SIGNATURE_BYTES))
             argv = ["sqv", "--keyring", str(self.keyring), "--signature-file", str(signature), str(signed)]
             try:
                 done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -110,16 +124,16 @@ class Mirror:
                 raise MirrorError("sqv is not on this host; Debian 13's apt depends on it") from None
             if done.returncode != 0:
                 raise MirrorError(
-                    f"the manifest of {self.url} has no valid signature by a key in {self.keyring}"
+                    f"{name} of {self.url} has no valid signature by a key in {self.keyring}"
                     f" ({done.stderr.strip()[-300:]}); do not use this mirror, look at who changed it"
                 )
-            manifest: dict[str, Any] = json.loads(signed.read_bytes())
-            if (stated := manifest.get("type")) != kind:
+            document: dict[str, Any] = json.loads(signed.read_bytes())
+            if (stated := document.get("type")) != kind:
                 raise MirrorError(
-                    f"the manifest of {self.url} is signed as {stated!r}, and {kind!r} is needed; build or sign it again,"
+                    f"{name} of {self.url} is signed as {stated!r}, and {kind!r} is needed; build or sign it again,"
                     " and look at who changed the mirror"
                 )
-            return manifest
+            return Statement(document, signed.read_bytes(), signature.read_bytes())
 
     def fetch(self, entry: Entry, path: Path) -> None:
         """Download the entry's file to path, resuming where it stopped; MirrorError if the hash differs."""
@@ -186,13 +200,17 @@ def not_trusted_yet(module: Any, *files: Any) -> bool:
     return True
 
 
-def entries(manifest: dict[str, Any], folder: str) -> list[Entry]:
-    """The files of a folder of the bundle, with paths relative to it."""
+def entries(manifest: dict[str, Any], folder: str = "") -> list[Entry]:
+    """The files of the bundle, or of one folder of it, by their paths in the bundle."""
     found = []
     for item in manifest["files"]:
         path = str(item["path"])
-        if path.startswith(f"{folder}/"):
-            if ".." in Path(path).parts or not re.fullmatch(r"[0-9a-f]{64}", item["sha256"]):
+        if not folder or path.startswith(f"{folder}/"):
+            if (
+                path.startswith("/")
+                or ".." in Path(path).parts
+                or not re.fullmatch(r"[0-9a-f]{64}", item["sha256"])
+            ):
                 raise MirrorError(
                     f"the manifest has the entry {path!r}, which is unsafe; build the bundle again"
                 )

@@ -97,7 +97,7 @@ def repositories(sources: Path, serials: Iterable[int]) -> list[str]:
     uri = URI.search(sources.read_text())
     if not uri:
         raise Failed(f"{sources} is not as role base writes it: run `llmkeep site --tags base`")
-    # The mirror itself reads them from its disk.
+    # The control node reads them from its disk.
     pattern = "{0}/{1}/apt" if uri["place"] == "file:" else "{0}/serials/{1}/apt"
     return [
         pattern.format(f"{uri['place']}{uri['path']}", serial) for serial in sorted(serials, reverse=True)

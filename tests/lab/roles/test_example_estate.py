@@ -68,7 +68,7 @@ def test_the_example_is_previewed_on_bare_hosts_and_nothing_changes(stand_ins: L
     plain = " ".join(said.split())
     assert "of what the lock of this tree wants: pkg:pypi/" in plain
     assert (
-        "The mirror ops1 lacks releases/coder, releases/deepseek-v2.5, which the inventory's models need"
+        "ops1, the control node, lacks releases/coder, releases/deepseek-v2.5, which the inventory's models need"
         in plain
     )
     assert "the mirror was not asked, since /etc/llmkeep/pki/root.pem, /etc/apt/keyrings/llmkeep.pgp" in plain

@@ -37,7 +37,7 @@ SHAPE = """\
 all:
   children:
     control: {hosts: {ops1: {ansible_host: 10.0.0.1}}}
-    mirror: {hosts: {depot1: {ansible_host: 10.0.0.4}}}
+    mirror: {hosts: {depot1: {ansible_host: 10.0.0.4}, ops1: }}
     serve: {hosts: {llm1: {ansible_host: 10.0.0.2}}}
     edge: {hosts: {edge1: {ansible_host: 10.0.0.3}, llm1: }}
 """
@@ -80,14 +80,14 @@ def test_each_fault_is_printed_once_with_its_hosts(
     ]
 
 
-def test_a_mirror_and_an_edge_on_hosts_of_their_own_are_refused(
+def test_several_mirrors_and_an_edge_on_a_host_of_its_own_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "hosts.yml").write_text(SHAPE)
     assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 1
-    mirror, edge = capsys.readouterr().out.splitlines()
-    assert mirror.startswith("- mirror has depot1, and the control node is ops1, ")
-    assert mirror.endswith("Put ops1, and no other host, in mirror")
+    mirrors, edge = capsys.readouterr().out.splitlines()
+    assert mirrors.startswith("- ops1, depot1: depot1, ops1 are in mirror, ")
+    assert mirrors.endswith("leave one there, the control node or another host")
     assert edge.startswith("- edge1: it is in edge and not in serve, ")
     assert edge.endswith("add it to serve too")
 

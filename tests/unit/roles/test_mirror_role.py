@@ -1,5 +1,6 @@
 """Which client gets what from the mirror: the role's nginx, the estate's CA, and the code that fetches."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 import small_bundle
 import small_image
+from called_module import called
 from mirror_here import authority, certify, configured, mirror
 from plugin_modules import load
 from rendered_role import content, rendered
+from role_nginx import COMMON
 from waiting import own_port
 
+from llmkeep.bundle import manifest
 from llmkeep.image import served
 from llmkeep.image.layout import Layout
 from llmkeep.image.record import read as read_record
@@ -21,11 +25,14 @@ from llmkeep.pki import revoking
 from llmkeep.places import Places
 
 fetching = load("module_utils.bundle.mirror")
+mirror_copy = load("modules.mirror_copy")
 HOSTS = {
     "ops1.estate.internal": "10.0.0.11",
     "llm1.estate.internal": "10.0.0.12",
     "llm2.estate.internal": "2001:db8::13",
 }
+APART = {"control": ["ops1"], "mirror": ["depot1"], "serve": ["llm1", "llm2"]}
+WITH_DEPOT = {**HOSTS, "depot1.estate.internal": "10.0.0.14"}
 needs_skopeo = pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")
 
 
@@ -170,3 +177,63 @@ def test_the_firewall_lets_in_the_other_hosts_of_the_inventory_only(made: dict[s
         f"ip saddr 10.0.0.12 tcp dport {made['port']} accept",
         f"ip6 saddr 2001:db8::13 tcp dport {made['port']} accept",
     ]
+
+
+def test_a_mirror_on_a_host_of_its_own_is_the_control_nodes_only_client(tmp_path: Path) -> None:
+    accepted, let_in = {}, {}
+    for name in ("ops1", "depot1"):
+        (tmp_path / name).mkdir()
+        found = rendered(tmp_path / name, "mirror", COMMON, name, WITH_DEPOT, {}, APART, configured=True)
+        server = content(found, "llmkeep-mirror.conf")
+        accepted[name] = [line.split()[2] for line in content(found, "input-mirror.nft").splitlines()]
+        let_in[name] = re.findall(r"SUCCESS CN=(\w+)", server)
+        assert f"server_name {name}.estate.internal;" in server
+        assert ('location ~ "^/images/' in server) == (name == "ops1")
+    assert accepted == {"ops1": ["10.0.0.14"], "depot1": ["10.0.0.12", "2001:db8::13"]}
+    assert let_in == {"ops1": ["depot1", "ops1"], "depot1": ["depot1", "llm1", "llm2"]}
+
+
+@pytest.mark.parametrize(
+    ("host", "source"), [("ops1", "ops1"), ("depot1", "ops1"), ("llm1", "depot1"), ("llm2", "depot1")]
+)
+def test_the_mirror_asks_the_control_node_and_all_others_the_mirror(
+    host: str, source: str, tmp_path: Path
+) -> None:
+    wanted = {"url": "mirror_url", "packages": "base_apt_uri"}
+    found = rendered(tmp_path, "base", wanted, host, WITH_DEPOT, {}, APART)
+    assert found["url"] == f"https://{source}.estate.internal:8443"
+    bundle = "file:/srv/llmkeep/bundle/current"
+    assert found["packages"] == f"{bundle if host == 'ops1' else found['url']}/apt"
+
+
+def test_the_mirror_copies_bundle_and_image_from_the_control_nodes_nginx(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not shutil.which("nginx"):
+        pytest.skip("the control node's server is nginx, which is not here")
+    made = configured(tmp_path, WITH_DEPOT, own_port(), APART)
+    keys = small_bundle.signing_keys(tmp_path)
+    small_bundle.write(tmp_path / "bundle", keys)
+    served.add(Places(tmp_path), small_image.write(tmp_path / "image", keys), keys / "keyring.pgp")
+    image = digest(made).removeprefix("sha256:")
+    with authority(tmp_path / "control") as found, mirror(made, found, "localhost"):
+        given: dict[str, object] = {
+            "url": f"https://localhost:{made['port']}",
+            "root": str(tmp_path / "copy"),
+            "images": [image],
+            "ca": str(tmp_path / "pki/root.pem"),
+            "keyring": str(keys / "keyring.pgp"),
+        }
+        refused = called(
+            mirror_copy, given | {"certificate": str(certify(found, "llm1", "llm1.estate.internal"))}, capsys
+        )
+        given["certificate"] = str(certify(found, "depot1", "depot1.estate.internal"))
+        copied = [called(mirror_copy, given, capsys)["copied"] for _ in range(2)]
+    assert "image.json answered 403" in refused["msg"]
+    assert copied == [[f"images/{image}"], []]
+    manifest.verify(tmp_path / "copy/bundle/current", keys / "keyring.pgp", manifest.BUNDLE)
+    for folder in ("images/.blobs", f"images/{image}"):
+        names = {path.name for path in (tmp_path / "copy" / folder).iterdir()}
+        assert names == {
+            path.name for path in (tmp_path / "srv/llmkeep" / folder).iterdir() if path.is_file()
+        }

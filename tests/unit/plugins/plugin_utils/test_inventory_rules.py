@@ -1,5 +1,6 @@
 """Each rule for inventories names the value and the way out; `faults` says each sentence once."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -63,33 +64,48 @@ def test_an_empty_required_group_is_told() -> None:
     assert "the group mirror is empty" in fault
 
 
+@pytest.mark.parametrize("control", [["ops1"], ["ops1", "ops2"]])
+@pytest.mark.parametrize("mirrors", [["ops1"], ["depot1"]])
+def test_the_mirror_is_the_control_node_or_another_host(mirrors: list[str], control: list[str]) -> None:
+    groups = {"control": control, "mirror": mirrors}
+    assert list(rules.group_faults(groups)) == []
+    assert list(rules.placement_faults(host(mirrors[0], ("mirror",)), groups)) == []
+
+
+def test_several_mirrors_are_refused_with_their_names() -> None:
+    groups = {"control": ["ops1"], "mirror": ["ops1", "depot1"]}
+    (fault,) = rules.placement_faults(host("depot1", ("mirror",)), groups)
+    assert fault == (
+        "ops1, depot1 are in mirror, from which all hosts take packages and models: leave one there, the control node or"
+        " another host"
+    )
+
+
+def served(serial: int, *folders: str) -> str:
+    """What playbooks/mirrored.yml reads on a host that serves this bundle and these folders, whose digest is their name's."""
+    lines = [f"serial {serial},", f"{serial:064x}  bundle/current/MANIFEST.json"]
+    lines += [f"{hashlib.sha256(name.encode()).hexdigest()}  {name.partition('=')[0]}" for name in folders]
+    return "\r\n".join([*lines, ""])
+
+
 @pytest.mark.parametrize(
-    ("mirrors", "control", "told"),
+    ("control", "mirror", "lacking"),
     [
-        (["ops1"], ["ops1"], None),
+        (served(7), served(7), []),
+        (served(8), served(7), ["bundle 8 (it has 7)"]),
+        (served(8), "cd: can't cd to /srv/llmkeep\r\n", ["bundle 8 (it has none)"]),
         (
-            ["depot1"],
-            ["ops1"],
-            "mirror has depot1, and the control node is ops1, ",
+            served(7, "releases/m/models/../MANIFEST.json=2", "images/ab/image.json"),
+            served(7, "releases/m/models/../MANIFEST.json=1"),
+            ["releases/m", "images/ab"],
         ),
-        (
-            ["ops1", "depot1"],
-            ["ops1"],
-            "mirror has ops1, depot1, and the control node is ops1, ",
-        ),
-        (
-            ["ops2"],
-            ["ops1", "ops2"],
-            "mirror has ops2, and the control node is ops1, ",
-        ),
+        (served(7), served(7, "releases/m/models/../MANIFEST.json"), []),
     ],
 )
-def test_a_mirror_that_is_not_the_control_node_is_told(
-    mirrors: list[str], control: list[str], told: str | None
+def test_a_mirror_is_behind_by_what_the_control_node_has_and_it_has_not(
+    control: str, mirror: str, lacking: list[str]
 ) -> None:
-    faults = list(rules.group_faults({"control": control, "mirror": mirrors}))
-    assert len(faults) == (told is not None)
-    assert told is None or faults[0].startswith(told)
+    assert estate.not_mirrored(control, mirror) == lacking
 
 
 def test_a_tag_that_selects_nothing_is_told_with_the_nearest_role() -> None:
@@ -362,6 +378,7 @@ def test_a_driver_set_too_old_for_the_locks_cuda_is_told_with_the_sets_that_fit(
             "edge_client_ca_file is /ca.pem",
         ),
         (("edge", "serve", "mirror"), {"edge_key_source": "hsm"}, "it is in mirror"),
+        (("edge", "serve", "control"), {"edge_key_source": "hsm"}, "it is in control"),
         (("edge", "serve", "mirror"), {"edge_client_ca_file": "/ca.pem"}, None),
         (("serve", "mirror"), {"edge_key_source": "hsm"}, None),
     ],
