@@ -53,7 +53,7 @@ class EngineClient:
         self.identity = identity or str(address)
         self.hello: Hello | None = None
         self.left: Hello | None = None  # the departed engine's, until it is back
-        self.found: Callable[[], None] = lambda: None  # called when the engine has connected
+        self.on_return: Callable[[], None] = lambda: None  # called when the engine has come back
         self.trouble = "not connected yet"
         self.held = ""  # why its GPUs are quarantined on this host, if they are
         self.sick_there = False  # whether its own host says so
@@ -170,7 +170,7 @@ class EngineClient:
                 if not known:
                     fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
                     log.info("engine connected", extra={"fields": fields})
-                self.found()
+                    self.on_return()
             if self.left and not self.answers:
                 self.trouble = "it has stopped as requested"
                 return  # the engine waits for this connection to close

@@ -24,6 +24,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ class Instances:
         self.paces = {engine: Pace() for engine in engines}
         self.away = Admission(room)  # has no slots: requests wait here until an engine is back
         for engine in engines:
-            engine.found = self.away.call_in
+            engine.on_return = partial(self.returned, engine)
+
+    def returned(self, engine: EngineClient) -> None:
+        """An engine has come back, whose cache is empty: requests that wait for one go on."""
+        self.prefixes.forget(engine)
+        self.away.call_in()
 
     @property
     def hello(self) -> Hello | None:
@@ -240,6 +246,11 @@ class Prefixes:
         if prefix.system_length:
             cached = max(cached, self.lengths.get(prefix.system, {}).get(engine, 0))
         return prefix.length - min(cached, prefix.earlier)
+
+    def forget(self, engine: EngineClient) -> None:
+        """Forget what an instance has."""
+        for lengths in self.lengths.values():
+            lengths.pop(engine, None)
 
     def add(self, prefix: Prefix, engine: EngineClient) -> None:
         """Remember that an instance has a request."""

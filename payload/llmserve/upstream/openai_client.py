@@ -114,10 +114,12 @@ class OpenAiClient(EngineClient):
             if hello != self.hello:
                 fields = {"model": self.model, "revision": hello.revision, "context": hello.context}
                 log.info("upstream connected", extra={"fields": fields})
-            self.hello = hello
+            known, self.hello = self.hello, hello
             self.admission.slots = hello.slots
             self.admission.room.context = hello.context
             self.changed.set()
+            if not known:
+                self.on_return()
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
                     await response.connection.until_closed()

@@ -247,7 +247,7 @@ def leaves(engine: EngineClient) -> None:
 def comes_back(engine: EngineClient, revision: str = "r") -> None:
     """The engine is back."""
     engine.hello, engine.left = Hello("m", revision, "echo", 4096, 8), None
-    engine.found()
+    engine.on_return()
 
 
 def order_of_answers(two: Instances, places: list[Place], revision: str = "r") -> list[int | str]:
@@ -368,3 +368,15 @@ def test_several_engines_serve_one_model_and_several_models_are_listed(
         for number in range(10):
             answer = client.post(CHAT, json=asking(number))
             assert answer.json()["choices"][0]["message"]["content"] == f"hello {number}"
+
+
+def test_what_an_instance_had_cached_is_forgotten_when_it_comes_back() -> None:
+    two = instances_of(2)
+    request = conversation(1, turns=3)
+    prefix = Prefix.of_request("t", request)
+    for engine in two.engines:
+        two.prefixes.add(prefix, engine)
+    first, second = two.engines
+    first.on_return()
+    assert first not in two.prefixes.lengths[prefix.conversation]
+    assert second in two.prefixes.lengths[prefix.conversation]
