@@ -13,6 +13,7 @@ from lab.errors import BadInventory
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 KINDS = ("container", "kernel")  # the first is the default
+SHARED = ("lab_kind", "lab_memory")  # that all hosts may have, under all.vars
 MAX_DATA_DISKS = 14  # a host has 16 block devices: the first is its root, the last the stick
 
 
@@ -97,10 +98,9 @@ def read(paths: Iterable[Path]) -> Lab:
         raise BadInventory(f"the inventory does not set {error}: write it under all.vars") from None
     except ValueError as error:
         raise BadInventory(f"lab_network is not a network: {error}") from None
-    kind = variables.get("lab_kind", KINDS[0])
+    shared = {"lab_kind": KINDS[0]} | {name: variables[name] for name in SHARED if name in variables}
     hosts = tuple(
-        _host(name, {"lab_kind": kind, **values}, frozenset(groups[name]), network)
-        for name, values in facts.items()
+        _host(name, shared | values, frozenset(groups[name]), network) for name, values in facts.items()
     )
     addresses = [host.address for host in hosts] + [gateway, seat]
     for address in addresses:
