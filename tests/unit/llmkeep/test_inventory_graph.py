@@ -48,10 +48,11 @@ def example() -> Estate:
 
 def test_flows_of_the_lab_come_from_its_rules(lab: Estate) -> None:
     assert reached(lab, "edge_port") == [(["clients", "ops1"], ["ops1", "llm1"])]
+    assert reached(lab, "engine_access_port") == [(["ops1", "llm1"], ["llm1", "llm2"])]
     assert reached(lab, "redis_tls_port") == [(["llm1"], ["ops1"])]
     assert reached(lab, "elasticsearch_port") == [(["llm1"], ["ops1"])]
-    assert reached(lab, "exporters_port") == [(["ops1"], ["llm1", "train1", "train2"])]
-    assert reached(lab, "mirror_port") == [(["llm1", "train1", "train2"], ["ops1"])]
+    assert reached(lab, "exporters_port") == [(["ops1"], ["llm1", "llm2", "train1", "train2"])]
+    assert reached(lab, "mirror_port") == [(["llm1", "llm2", "train1", "train2"], ["ops1"])]
     # llm1 has edge_key_source: file, and ops1 is itself the HSM.
     assert reached(lab, "hsm_port") == [(["train1", "train2"], ["ops1"])]
     assert reached(lab, "keepalived") == [(["ops1", "llm1"], ["ops1", "llm1"])]
