@@ -55,6 +55,7 @@ KEEP_ALIVE_SECONDS = 75
 DRAIN_LOOK_SECONDS = 0.02
 # A second or more: time for requests accepted before the socket was removed to pass their checks.
 ARRIVED_LOOKS = 50
+ENGINE_LOOK_SECONDS = 0.01
 ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not block the start
 
 
@@ -269,6 +270,8 @@ async def run_gateway(
     async with asyncio.TaskGroup() as tasks:
         probe_seconds = config.policy.probe_ms / 1000 if config.policy else 1.0
         background = start_background(tasks, state, probe_seconds, config.quarantine)
+        # Until then requests wait in the sockets: answered now, they would find no engine.
+        await engines_present(state.instances)
         serving = [
             tasks.create_task(each.serve(sockets=[bound]))
             for each, bound in zip(servers, sockets, strict=True)
@@ -289,8 +292,7 @@ async def run_gateway(
 
 
 async def get_ready(state: State, sockets: list[socket.socket]) -> None:
-    """Wait for engines, policy and audit writer, then notify systemd."""
-    await engines_present(state.instances)
+    """Wait for policy and audit writer, then notify systemd."""
     await until_it_may_answer(state)
     addresses = [describe(bound) for bound in sockets]
     log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
@@ -356,17 +358,17 @@ async def end_late_requests(state: State) -> None:
 
 
 async def engines_present(instances: dict[str, Instances]) -> None:
-    """Wait for all engines, but only briefly: READY should mean that requests will be answered."""
-    every = [engine for each in instances.values() for engine in each.engines]
+    """Wait until each model has an engine, but only briefly: READY should mean that requests will be answered."""
     try:
         async with asyncio.timeout(ENGINE_WAIT_SECONDS):
-            for engine in every:
-                while engine.hello is None:
-                    engine.changed.clear()
-                    await engine.changed.wait()
+            while not all(each.up for each in instances.values()):
+                await asyncio.sleep(ENGINE_LOOK_SECONDS)
     except TimeoutError:
         absent = {
-            f"{engine.model} at {engine.socket}": engine.trouble for engine in every if engine.hello is None
+            f"{engine.model} at {engine.socket}": engine.trouble
+            for each in instances.values()
+            for engine in each.engines
+            if engine.hello is None
         }
         log.warning("starting without some engines", extra={"fields": {"absent": absent}})
 
