@@ -61,7 +61,6 @@ class EngineClient:
         self.beat = Beat(stalled=False)
         self.others = 0  # requests of other gateways, by the last beat
         self.heard = 0.0  # time.monotonic() of the last frame
-        self.changed = asyncio.Event()  # set when `hello` may have changed
         self.answers: dict[int, tuple[Answer, Place]] = {}
         self.writer: asyncio.StreamWriter | None = None
         self.sent: dict[int, asyncio.StreamWriter] = {}  # the connection of each request
@@ -86,7 +85,6 @@ class EngineClient:
                 lost: dict[str, object] = {"model": self.model, "lost_requests": len(self.answers)}
                 log.error("engine lost", extra={"fields": lost})
             self.hello = None
-            self.changed.set()
             self.lose(self.writer)
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
@@ -166,7 +164,6 @@ class EngineClient:
                 self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
                 self.admission.room.context = frame.context
                 self.beat, self.others = Beat(stalled=False), 0
-                self.changed.set()
                 if not known:
                     fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
                     log.info("engine connected", extra={"fields": fields})

@@ -97,7 +97,6 @@ class OpenAiClient(EngineClient):
                 fields = {"model": self.model, "upstream": str(self.http.address), "reason": reported}
                 log.warning("upstream unavailable", extra={"fields": fields})
             self.hello = None
-            self.changed.set()
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
 
@@ -117,7 +116,6 @@ class OpenAiClient(EngineClient):
             known, self.hello = self.hello, hello
             self.admission.slots = hello.slots
             self.admission.room.context = hello.context
-            self.changed.set()
             if not known:
                 self.on_return()
             try:
