@@ -159,16 +159,16 @@ def copy(source: Mirror, statement: Statement, target: Path, contents: dict[str,
 class Copies:
     """A run of the module. `copied` and `removed` name what changed, or would change in check mode."""
 
-    def __init__(self, given: dict[str, Any], check_mode: bool) -> None:
-        self.given, self.check_mode = given, check_mode
-        self.root = Path(given["root"])
+    def __init__(self, params: dict[str, Any], check_mode: bool) -> None:
+        self.params, self.check_mode = params, check_mode
+        self.root = Path(params["root"])
         self.copied: list[str] = []
         self.removed: list[str] = []
 
     def source(self, place: str = "", keyring: str = "keyring") -> Mirror:
-        given = self.given
-        certificate = Path(given["certificate"])
-        return Mirror(f"{given['url']}{place}", Path(given["ca"]), Path(given[keyring]), certificate)
+        params = self.params
+        certificate = Path(params["certificate"])
+        return Mirror(f"{params['url']}{place}", Path(params["ca"]), Path(params[keyring]), certificate)
 
     def bundle(self) -> None:
         """Copy the bundle in use, and keep the one before."""
@@ -183,7 +183,7 @@ class Copies:
                 " closed. Run bootstrap on the control node from the newest medium"
             )
         target, current = folder / str(serial), folder / "current"
-        whole = is_whole(target, statement, self.given["deep"])
+        whole = is_whole(target, statement, self.params["deep"])
         if whole and current.is_symlink() and current.readlink() == Path(target.name):
             return
         self.copied.append(f"bundle {serial}")
@@ -203,7 +203,7 @@ class Copies:
         source, folder = self.source(f"/releases/{name}", "publish_keyring"), self.root / "releases"
         statement = source.statement(MANIFEST, "release")
         target = folder / f".{name}-{int(statement.document['serial'])}"
-        whole = is_whole(target, statement, self.given["deep"])
+        whole = is_whole(target, statement, self.params["deep"])
         if whole and (folder / name).is_symlink() and (folder / name).readlink() == Path(target.name):
             return
         self.copied.append(f"releases/{name}")
@@ -226,7 +226,7 @@ class Copies:
             )
         blobs = folder / ".blobs"
         if states(folder / digest, RECORD, statement) and not (
-            self.given["deep"] and is_damaged(blobs, statement.document)
+            self.params["deep"] and is_damaged(blobs, statement.document)
         ):
             return
         self.copied.append(f"images/{digest}")
@@ -311,30 +311,30 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
+    params = module.params
     for kind, pattern in (("releases", NAME), ("images", DIGEST)):
-        for name in given[kind]:
+        for name in params[kind]:
             if not pattern.fullmatch(name):
                 module.fail_json(
                     msg=f"{kind} has {name!r}, which is no name of one: look at what the control node has there"
                 )
     trust = [
-        given["ca"],
-        given["keyring"],
-        given["certificate"],
-        *([given["publish_keyring"]] if given["releases"] else []),
+        params["ca"],
+        params["keyring"],
+        params["certificate"],
+        *([params["publish_keyring"]] if params["releases"] else []),
     ]
     if not_trusted_yet(module, *trust):
         module.exit_json(changed=True, copied=[], removed=[])
     os.umask(0o022)
-    copies = Copies(given, module.check_mode)
+    copies = Copies(params, module.check_mode)
     try:
         copies.bundle()
-        for name in given["releases"]:
+        for name in params["releases"]:
             copies.release(name)
-        for digest in given["images"]:
+        for digest in params["images"]:
             copies.image(digest)
-        copies.stray_images(given["images"])
+        copies.stray_images(params["images"])
     except (MirrorError, OSError, ValueError, KeyError, TypeError) as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(

@@ -21,9 +21,8 @@ class OfferedAddress:
         self.engine = engine
         self.alpn = f"{PROTOCOL}{engine.name}"
         self.url = f"https://{engine.host}:{engine.port}"
-        self.identity = (
-            f"{engine.host}/{engine.name}"  # the same for gateways of all hosts, those of its own included
-        )
+        # The same for gateways of all hosts, those of its own included.
+        self.identity = f"{engine.host}/{engine.name}"
         self.tls = ClientContext(tls, str(self), self.alpn)
 
     def __str__(self) -> str:

@@ -48,7 +48,7 @@ class Quarantine:
     instances: Iterable[Instances]
     note: Callable[[dict[str, object]], None]  # puts an event on the audit record
     admission: Gauge  # 1 for each instance's socket and last action: `llm-gpu settings` waits for it
-    seen: Stamp | None = None
+    version: Stamp | None = None  # of the file, as last read
     trouble: dict[str, str] = field(default_factory=dict)  # by source; logged once
     entries: Mapping[str, Entry] = field(default_factory=dict)  # of this host, by socket
     elsewhere: dict[str, Mapping[str, Entry]] = field(default_factory=dict)  # by host, then by socket there
@@ -94,10 +94,10 @@ class Quarantine:
 
     def look(self) -> None:
         """Read the file if it has changed, and bring all instances in line with it and with the other hosts."""
-        if self.path and (now := stamp(self.path)) != self.seen:
+        if self.path and (now := stamp(self.path)) != self.version:
             try:
                 self.entries = quarantined(self.path)
-                self.seen = now
+                self.version = now
                 self.trouble.pop(str(self.path), None)
             except StateError as error:
                 self.report(str(self.path), str(error))
