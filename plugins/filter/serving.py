@@ -73,6 +73,23 @@ def offered_engines(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return offered
 
 
+def canary_engines(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same engines as module serving_canary takes them."""
+    asked = []
+    for engine in offered_engines(models):
+        remote = remote_settings(engine["model"])
+        asked.append(
+            {
+                "name": engine["model"]["name"],
+                "embeds": engine["model"].get("driver") == "embed" or bool(remote.get("dimensions")),
+                "socket": engine["socket"],
+                "http": bool(remote),
+                "credential": remote.get("key_credential", ""),
+            }
+        )
+    return asked
+
+
 def gateway_models(
     models: list[dict[str, Any]],
     hostvars: Mapping[str, Mapping[str, Any]],
@@ -399,6 +416,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "answering": answering,
+            "canary_engines": canary_engines,
             "engines": engines,
             "gateway_models": gateway_models,
             "memory_max": memory_max,

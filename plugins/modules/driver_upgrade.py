@@ -37,6 +37,17 @@ options:
   version: {description: "Version of the driver to accept; by default that of the set before.", type: str, default: ""}
   cuda: {description: Whether acceptance uses each GPU through CUDA., type: bool, default: true}
   seconds: {description: Longest time to wait., type: int, default: 60}
+  models:
+    description: Engines of the host, whose state is part of C(surveyed); as in M(llmkeep.estate.serving_canary).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {description: Name of the model., type: str, required: true}
+      embeds: {description: Whether it answers with embeddings., type: bool, default: false}
+      socket: {description: UNIX socket of its engine., type: path}
+      http: {description: Whether a server of OpenAI's API listens there., type: bool, default: false}
+      credential: {description: Sealed credential of this host with that server's key., type: str, default: ""}
   recorded: {description: Whether the host has an audit record., type: bool, default: false}
   root: {description: Where the host's files lie; a test names a folder., type: path, default: /}
 """
@@ -58,7 +69,7 @@ own_kernel: {description: Whether the host boots a kernel of its own., returned:
 engines: {description: "Engines with by, since and reason of their quarantine.", returned: when surveyed, type: dict}
 kernel: {description: The kernel that boots next., returned: when surveyed, type: str}
 installed: {description: "Name, version and kernel of each installed driver.", returned: when surveyed, type: list}
-ready: {description: Whether a gateway of the host is ready., returned: when surveyed, type: bool}
+ready: {description: Whether engines of the host are ready and a gateway, if it has some., returned: when surveyed, type: bool}
 complaint: {description: Why the GPUs are not accepted., returned: when surveyed, type: str}
 jobs: {description: Units of training jobs that run., returned: when surveyed, type: list}
 """
@@ -117,7 +128,7 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
     """What the decision needs of a host. Raises rollout.Failed, dkms.Failed."""
     found = {
         "engines": upgrade.engines(host.program),
-        "ready": canary.is_ready(host / "run/llm-gateway"),
+        "ready": canary.is_ready(host / "run/llm-gateway", canary.engines(given["models"], host.root)),
         "kernel": "",
         "installed": [],
         "complaint": "",
@@ -204,6 +215,7 @@ def main() -> None:
             "cuda": {"type": "bool", "default": True},
             "seconds": {"type": "int", "default": 60},
             "recorded": {"type": "bool", "default": False},
+            "models": {"type": "list", "elements": "dict", "default": [], "options": canary.MODEL},
             "root": {"type": "path", "default": "/"},
         },
         required_if=[("state", "noted", ["step"])],

@@ -46,6 +46,17 @@ options:
     type: dict
     default: {}
   seconds: {description: Longest time to wait., type: int, default: 60}
+  models:
+    description: Engines of the host, whose state is part of C(surveyed); as in M(llmkeep.estate.serving_canary).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {description: Name of the model., type: str, required: true}
+      embeds: {description: Whether it answers with embeddings., type: bool, default: false}
+      socket: {description: UNIX socket of its engine., type: path}
+      http: {description: Whether a server of OpenAI's API listens there., type: bool, default: false}
+      credential: {description: Sealed credential of this host with that server's key., type: str, default: ""}
   recorded: {description: Whether the host has an audit record., type: bool, default: false}
   root: {description: Where the host's files lie; a test names a folder., type: path, default: /}
 """
@@ -69,7 +80,7 @@ reboot: {description: Why the host has to reboot., returned: when surveyed, type
 own_kernel: {description: Whether the host boots a kernel of its own., returned: when surveyed, type: bool}
 running: {description: The kernel that runs., returned: when surveyed, type: str}
 engines: {description: "Engines with by, since and reason of their quarantine.", returned: when surveyed, type: dict}
-ready: {description: Whether a gateway of the host is ready., returned: when surveyed, type: bool}
+ready: {description: Whether engines of the host are ready and a gateway, if it has some., returned: when surveyed, type: bool}
 jobs: {description: Units of training jobs that run., returned: when surveyed, type: list}
 restarted: {description: Units that were restarted., returned: when restarted, type: list}
 """
@@ -150,7 +161,7 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
         "own_kernel": own,
         "running": running,
         "engines": watch.engines(host.program),
-        "ready": canary.is_ready(host / "run/llm-gateway"),
+        "ready": canary.is_ready(host / "run/llm-gateway", canary.engines(given["models"], host.root)),
         "jobs": [line.split()[0] for line in upgrades.run([*JOBS]).splitlines()],
     }
 
@@ -256,6 +267,7 @@ def main() -> None:
             "one_way": {"type": "dict", "default": {}},
             "seconds": {"type": "int", "default": 60},
             "recorded": {"type": "bool", "default": False},
+            "models": {"type": "list", "elements": "dict", "default": [], "options": canary.MODEL},
             "root": {"type": "path", "default": "/"},
         },
         required_if=[("state", "noted", ["step"])],

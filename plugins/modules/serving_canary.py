@@ -5,11 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: serving_canary
-short_description: Ask a host's models through its own gateways
+short_description: Ask a host's models through its own gateways, or at their engines
 description:
-  - C(answered) asks each gateway's socket a new question for each model, until it says 200 with at least one token. A refusal
-    of the key or of the request ends it at once.
-  - C(quiet) waits until the gateways have answered what they began. Requests that are left are no failure.
+  - C(answered) asks each gateway's socket a new question for each model, until it says 200 with at least one token; a model with
+    C(socket) is asked at that engine. A refusal of the key or of the request ends it at once.
+  - C(quiet) waits until the gateways have answered what they began, and the engines of C(models) with C(socket). Requests that
+    are left are no failure.
   - Changes nothing.
 author: [llmkeep contributors (@llmkeep)]
 options:
@@ -22,6 +23,9 @@ options:
     suboptions:
       name: {description: Name that clients use., type: str, required: true}
       embeds: {description: Whether it answers with embeddings., type: bool, default: false}
+      socket: {description: UNIX socket of its engine., type: path}
+      http: {description: Whether a server of OpenAI's API listens there., type: bool, default: false}
+      credential: {description: Sealed credential of this host with that server's key., type: str, default: ""}
   key: {description: An API key that may ask them., type: str}
   seconds: {description: Longest time to wait., type: int, required: true}
   root: {description: Where the host's files lie; a test names a folder., type: path, default: /}
@@ -49,15 +53,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["answered", "quiet"], "default": "answered"},
-            "models": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "embeds": {"type": "bool", "default": False},
-                },
-            },
+            "models": {"type": "list", "elements": "dict", "default": [], "options": canary.MODEL},
             "key": {"type": "str", "no_log": True},
             "seconds": {"type": "int", "required": True},
             "root": {"type": "path", "default": "/"},
@@ -65,11 +61,14 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    folder = Path(given["root"]) / "run/llm-gateway"
+    root = Path(given["root"])
+    folder = root / "run/llm-gateway"
+    engines = canary.engines(given["models"], root)
     if given["state"] == "quiet":
-        module.exit_json(changed=False, in_flight=canary.quiet(folder, given["seconds"]))
+        module.exit_json(changed=False, in_flight=canary.quiet(folder, engines, given["seconds"]))
     try:
-        canary.answered(folder, given["models"], given["key"] or "", given["seconds"])
+        models = [model for model in given["models"] if not model["socket"]] + engines
+        canary.answered(folder, models, given["key"] or "", given["seconds"])
     except canary.Failed as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=False)

@@ -359,6 +359,24 @@ def test_a_gateway_without_models_answers_for_those_of_all_hosts_with_engines() 
     ]
 
 
+def test_engines_that_are_offered_are_asked_at_their_sockets() -> None:
+    asked = [{"name": "a", "driver": "echo"}, MODELS[4], MODELS[5]]
+    assert serving.canary_engines(asked) == [
+        {
+            "name": name,
+            "embeds": name == "vectors",
+            "socket": socket,
+            "http": name == "coder",
+            "credential": "vllm.key" if name == "coder" else "",
+        }
+        for name, socket in [
+            ("a", "/run/llm-engine/a.sock"),
+            ("vectors", "/run/llm-engine/vectors.sock"),
+            ("coder", "/run/vllm/coder/api.sock"),
+        ]
+    ]
+
+
 def test_a_host_uses_its_own_engines_beside_those_of_others() -> None:
     models = [{"name": "a", "driver": "echo"}]
     groups = {"serve": ["llm2"], "engines": ["llm1", "llm2"]}

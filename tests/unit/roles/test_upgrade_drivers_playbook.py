@@ -1,7 +1,7 @@
 """playbooks/upgrade-drivers.yml against hosts of this machine: the waves, the rollback, the sentences.
 
-Programs of a few lines stand in for a host's dkms, apt and llm-gpu, tasks for its role gpu, a server for its gateway. The real
-ones are in tests/lab/faults/test_driver_upgrade.py.
+Programs of a few lines stand in for a host's dkms, apt and llm-gpu, tasks for its role gpu, servers for its gateway and engine. The
+real ones are in tests/lab/faults/test_driver_upgrade.py.
 """
 
 import json
@@ -106,12 +106,22 @@ class Gateway(BaseHTTPRequestHandler):
             self.say(200, {"response": "a word", "usage": {"completion_tokens": tokens}})
 
 
+class Engine(socketserver.StreamRequestHandler):
+    """Says that it is ready, and answers."""
+
+    def handle(self) -> None:
+        self.wfile.write(b'{"kind": "beat", "stalled": false, "requests": 0}\n')
+        if self.rfile.readline():
+            (self.server.root / "engine-was-asked").touch()  # type: ignore[attr-defined]
+            self.wfile.write(b'{"kind": "done", "id": 1, "completion_tokens": 3}\n')
+
+
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, place: str, handler: type[socketserver.BaseRequestHandler]) -> None:
         self.root = root
-        super().__init__(str(root / "run/llm-gateway/gateway-1.sock"), Gateway)
+        super().__init__(str(root / place), handler)
 
 
 @dataclass
@@ -131,6 +141,7 @@ class Estate:
             "usr/local/bin",
             "boot",
             "run/llm-gateway",
+            "run/llm-engine",
             "var/lib/llmkeep/gpu",
             f"usr/src/standin-{OLD}",
         ):
@@ -156,8 +167,12 @@ class Estate:
             "root": str(root),
             "llm_serving_models": [{"name": model, "driver": "echo"}],
         }
-        self.servers.append(server := Server(root))
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        for place, handler in (
+            ("run/llm-gateway/gateway-1.sock", Gateway),
+            (f"run/llm-engine/{model}.sock", Engine),
+        ):
+            self.servers.append(server := Server(root, place, handler))
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
 
     def upgrade(self, *words: str, **given: Any) -> tuple[int, str]:
         """Run the playbook; how it ended, and what it said, as one line."""
@@ -186,7 +201,11 @@ class Estate:
                 python.write_text(python.read_text().replace("PATH=", f"HOST_ROOT={self / host} PATH=", 1))
         groups = {name: {"hosts": dict.fromkeys(self.hosts)} for name in ("gpu", "serve")}
         first = next(iter(self.hosts))
-        children = {**groups, "control": {"hosts": {first: None}}}
+        children = {
+            **groups,
+            "control": {"hosts": {first: None}},
+            "engines": {"hosts": {list(self.hosts)[-1]: None}},
+        }
         inventory = {
             "all": {
                 "hosts": self.hosts,
@@ -262,6 +281,9 @@ def test_a_host_that_was_interrupted_goes_on_and_then_the_next_one_is_upgraded(e
     assert estate.progress("g2")["previous"]["version"] == OLD
     assert (estate / "g2/drained-with").read_text() == OLD, "drained before its driver changed"
     assert "--cuda" in (estate / "g2/checked-with").read_text()
+    assert [(estate / host / "engine-was-asked").exists() for host in ("g1", "g2")] == [False, True], (
+        "gateways of others use g2's"
+    )
 
 
 def test_a_host_whose_way_back_fails_stays_drained_and_is_never_called_done(estate: Estate) -> None:
