@@ -89,6 +89,14 @@ class Places:
         """A certificate that is revoked from the start, and its key: checks of listeners are refused by it."""
         return self.root / "var/lib/llmkeep/pki/revoked.pem"
 
+    def edge(self, host: str) -> Path:
+        """The request for an edge's public names, and the certificate of another CA that was installed for it."""
+        return self.root / f"var/lib/llmkeep/pki/edges/{host}.json"
+
+    def edge_request(self, host: str) -> Path:
+        """That request, for the operator to take away."""
+        return self.root / f"var/lib/llmkeep/handout/edge-{host}.csr"
+
     # ---------------------------------------------------------------- policy
     @property
     def policy_key(self) -> Path:

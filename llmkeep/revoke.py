@@ -1,15 +1,21 @@
 """`llmkeep pki revoke | reinstate | crl`: revoke on the control node, and have every host honour it at once.
+`llmkeep pki request | install`: an edge's certificate of another CA, which `llmkeep site` brings to the edge.
 
 Exit codes: 0 done, on all hosts; 1 refused, nothing was changed; 3 done here, but a host was not reached: run it again.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
-from llmkeep.pki import authority, revoking
+from llmkeep import source_tree
+from llmkeep.pki import authority, edges, revoking
 from llmkeep.pki.authority import told
 from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, play, verified_tree
+from llmkeep.record import runs
 from llmkeep.record.runs import recorded, who, whole_run
 
 # What the role pki writes for the renewal: all hosts, with their addresses.
@@ -33,6 +39,51 @@ def _distributed(verb: Callable[[Places, str, str, str], str], given: argparse.N
     return outcome.code and (130 if outcome.code == 130 else HOSTS_MISSING)
 
 
+def _record(action: str, host: str, more: runs.Event) -> None:
+    """Put on the control node's record what is about to be kept of an edge. A developer's machine keeps none."""
+    if runs.is_kept(source_tree.located()):
+        runs.append(
+            {
+                "event.kind": "event",
+                "event.category": ["configuration"],
+                "event.type": ["change"],
+                "event.action": f"pki {action} {host}",
+                "event.outcome": "success",
+                "user.name": who(),
+                **more,
+            }
+        )
+
+
+def _request(given: argparse.Namespace) -> str:
+    if given.csr:
+        csr = (
+            sys.stdin.buffer.read(edges.LARGEST_REQUEST + 1)
+            if given.csr == "-"
+            else Path(given.csr).read_bytes()
+        )
+        names = [name for name in given.names.split(",") if name]
+        return edges.accept(given.places, given.host, names, csr, given.hsm)
+    if given.new_key:
+        message = edges.retire(given.places, given.host)
+        _record("request --new-key", given.host, {})
+        return message
+    return edges.hand_out(given.places, given.host)
+
+
+def _install(given: argparse.Namespace) -> str:
+    host, root = given.host, given.root.read_bytes() if given.root else None
+    before = edges.Edge.read(given.places, host)
+    edge = edges.install(given.places, host, given.chain.read_bytes(), root, datetime.now(UTC))
+    if edge == before:
+        return f"{host} has this certificate already; next: llmkeep site"
+    _record("install", host, edges.described(edge))
+    edge.write(given.places, host)
+    return (
+        f"the certificate is good for {', '.join(edge.names)}; next: llmkeep site, which brings it to {host}"
+    )
+
+
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep pki …` with its verbs that run Ansible."""
     verbs = authority.register(subparsers)
@@ -50,3 +101,22 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "crl", help="renew the revocation list if it has to be (site.yml and the renewal call it)"
     )
     parser.set_defaults(run=told(lambda given: str(revoking.publish(given.places))))
+    parser = verbs.add_parser(
+        "request", help="hand out an edge's request for its public names (site.yml brings it)"
+    )
+    parser.add_argument("--host", required=True, help="the edge's name in the inventory")
+    parser.add_argument(
+        "--new-key", action="store_true", help="have the next site.yml make a new key and request"
+    )
+    parser.add_argument("--csr", help="of site.yml: file with the host's request, - for standard input")
+    parser.add_argument("--names", default="", help="of site.yml: comma-separated edge_public_names")
+    parser.add_argument("--hsm", action="store_true", help="of site.yml: the key is in an HSM")
+    parser.set_defaults(run=told(_request))
+    parser = verbs.add_parser(
+        "install",
+        help="check a certificate that another CA issued for an edge's request; site.yml installs it",
+    )
+    parser.add_argument("--host", required=True, help="the edge's name in the inventory")
+    parser.add_argument("--root", type=Path, help="certificate of that CA's root, if it is not in CHAIN")
+    parser.add_argument("chain", type=Path, metavar="CHAIN", help="PEM: the edge's certificate and its chain")
+    parser.set_defaults(run=told(_install))

@@ -239,6 +239,32 @@ def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> Non
                            "correct the inventory (ansible_host, base_domain, pki_extra_names)")  # fmt: skip
 
 
+def requested_key(csr_pem: bytes, names: list[str], host: str) -> ec.EllipticCurvePublicKey:
+    """The key of a request that is signed by it, is EC on P-256 or P-384, and asks for exactly NAMES; PkiError for any other."""
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem)
+    except ValueError as error:
+        raise PkiError(f"what came from {host} is no certificate request ({error})") from error
+    key = csr.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
+        key.curve, ec.SECP256R1 | ec.SECP384R1
+    ):
+        raise PkiError(f"{host} asks with a key of type {type(key).__name__}: only EC keys on P-256 or "
+                       "P-384 are signed; remove that key there and run again")  # fmt: skip
+    if not csr.is_signature_valid:
+        raise PkiError(
+            f"the request from {host} is not signed by the key it carries: it was changed on its way"
+        )
+    try:
+        asked = list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        asked = []
+    if not names or {str(name) for name in asked} != {str(name) for name in general_names(names)}:
+        raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, the inventory allows it "
+                       f"{names}: run site.yml again from the inventory that is right")  # fmt: skip
+    return key
+
+
 def sign(
     places: Places,
     csr_pem: bytes,
@@ -254,28 +280,8 @@ def sign(
     """
     if not 1 <= days <= LEAF_DAYS:
         raise PkiError(f"--days is {days}: certificates live 1 to {LEAF_DAYS} days")
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem)
-    except ValueError as error:
-        raise PkiError(f"what came from {host} is no certificate request ({error})") from error
-    key = csr.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
-        key.curve, ec.SECP256R1 | ec.SECP384R1
-    ):
-        raise PkiError(f"{host} asks with a key of type {type(key).__name__}: only EC keys on P-256 or "
-                       "P-384 are signed; remove /etc/llmkeep/pki/host.key there and run again")  # fmt: skip
-    if not csr.is_signature_valid:
-        raise PkiError(
-            f"the request from {host} is not signed by the key it carries: it was changed on its way"
-        )
+    key = requested_key(csr_pem, names, host)
     allowed = general_names(names)
-    try:
-        asked = list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except x509.ExtensionNotFound:
-        asked = []
-    if not names or {str(name) for name in asked} != {str(name) for name in allowed}:
-        raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, the inventory allows it "
-                       f"{names}: run site.yml again from the inventory that is right")  # fmt: skip
     if refusal := refused(places, host, key):
         raise PkiError(refusal)
     issuing, issuing_key = issuing_pair(places)
