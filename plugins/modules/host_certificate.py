@@ -58,79 +58,24 @@ request: {description: The certificate request (PEM) when there are reasons., re
 days_left: {description: Days until the installed certificate expires; -1 without one., returned: always, type: int}
 """
 
-import ipaddress
 import re
-import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.certificates import (
+    CERTIFICATE,
+    days_left,
+    key_in_place,
+    leaf_of,
+    normal,
+    openssl,
+    reload_unit,
+    request,
+)
 from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
-
-CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
-RELOAD_SECONDS = 120
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """What a certificate says."""
-
-    names: frozenset[str]
-    public_key: str
-    ends: datetime
-
-
-def openssl(*words: str, given: str = "", called: Sequence[str] = ("openssl",)) -> str:
-    """Output of an openssl command; Refused with its words when it fails."""
-    try:
-        done = subprocess.run(
-            [*called, *words], input=given, capture_output=True, text=True, timeout=60, check=False
-        )
-    except FileNotFoundError:
-        raise Refused(f"{called[0]} is not on this host; the role installs it first") from None
-    if done.returncode != 0:
-        raise Refused(
-            f"openssl {words[0]} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
-        )
-    return done.stdout
-
-
-def normal(name: str) -> str:
-    """One spelling for each name: openssl prints addresses in its own."""
-    try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        return name.lower()
-
-
-def leaf_of(path: Path) -> Leaf:
-    """Names, public key and end of the first certificate in a file."""
-    shown = openssl(
-        "x509",
-        "-in",
-        str(path),
-        "-noout",
-        "-enddate",
-        "-dateopt",
-        "iso_8601",
-        "-ext",
-        "subjectAltName",
-        "-pubkey",
-    )
-    ends = re.search(r"notAfter=(\S+ \S+)", shown)
-    names = re.findall(r"(?:DNS|IP Address):([^,\s]+)", shown)
-    key = re.search(r"-----BEGIN PUBLIC KEY-----.+-----END PUBLIC KEY-----", shown, re.DOTALL)
-    if not ends or not key:
-        raise Refused(f"openssl x509 said nothing of {path} that is understood: {shown[:200]!r}")
-    return Leaf(
-        frozenset(normal(name) for name in names),
-        key[0],
-        datetime.fromisoformat(ends[1].replace("Z", "+00:00")),
-    )
 
 
 def doubts(
@@ -184,52 +129,6 @@ def is_revoked_key(key: Path, place: Path, root: Path) -> bool:
     return leaf_of(place).public_key == openssl("pkey", "-in", str(key), "-pubout").strip()
 
 
-def key_in_place(path: Path, group: str, check: bool) -> bool:
-    """Make the key where there is none; True when something was or would be changed."""
-    gid = atomic.group_id(group)
-    if gid is None:
-        if check:
-            return True
-        raise Refused(f"there is no group {group!r} on this host; the role makes it first")
-    if not path.exists():
-        if not check:
-            key = openssl("genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-            atomic.write_file(path, key.encode(), 0, gid, 0o640)
-        return True
-    now = path.stat()
-    if (now.st_uid, now.st_gid, now.st_mode & 0o7777) == (0, gid, 0o640):
-        return False
-    if not check:
-        atomic.set_attributes(path, 0, gid, 0o640)
-    return True
-
-
-def request(key: Path, names: list[str], called: Sequence[str] = ("openssl",)) -> str:
-    """A certificate request for exactly these names."""
-    alternatives = ",".join(f"{'IP' if is_address(name) else 'DNS'}:{name}" for name in names)
-    return openssl(
-        "req",
-        "-new",
-        "-config",
-        "/etc/ssl/openssl.cnf",  # OPENSSL_CONF is another one where the key is in an HSM
-        "-key",
-        str(key),
-        "-subj",
-        f"/CN={names[0][:64]}",
-        "-addext",
-        f"subjectAltName={alternatives}",
-        called=called,
-    )
-
-
-def is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 def install(params: dict[str, Any], folder: Path, public_key: str) -> None:
     """Put a signed certificate in place once everything about it was proved, and have it taken in."""
     place = folder / f"{params['name']}.pem"
@@ -244,19 +143,7 @@ def install(params: dict[str, Any], folder: Path, public_key: str) -> None:
         atomic.replace(aside, place)
     finally:
         aside.unlink(missing_ok=True)
-    # The path unit would do it a moment later; by waiting here, what follows sees the new certificate served.
-    done = subprocess.run(
-        ["systemctl", "restart", params["reload_unit"]],
-        capture_output=True,
-        text=True,
-        timeout=RELOAD_SECONDS,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise Refused(
-            f"the new certificate is in place, but {params['reload_unit']} failed: {done.stderr.strip()}."
-            f" Look at `journalctl -u {params['reload_unit']}`, then run again"
-        )
+    reload_unit(params["reload_unit"])
 
 
 def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -302,13 +189,6 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
         "request": request(key, names, params["openssl"]) if found else "",
         "days_left": days_left(place),
     }
-
-
-def days_left(path: Path) -> int:
-    try:
-        return (leaf_of(path).ends - datetime.now(UTC)).days
-    except Refused:
-        return -1
 
 
 def main() -> None:

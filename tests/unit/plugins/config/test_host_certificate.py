@@ -41,7 +41,7 @@ def reloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         called.append(argv)
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(host_certificate.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(pki, "unseal", lambda sealed, _: sealed)
     return called
 
