@@ -15,6 +15,7 @@ import math
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -53,20 +54,44 @@ class EventError(ValueError):
     """The event is refused. The message says why."""
 
 
-def fields(event: object) -> bytes:
-    """An event's own fields, encoded for the line; EventError if they cannot be."""
+def _unique(members: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; EventError for two members of one name, of which readers take different ones."""
+    names = dict(members)
+    if len(names) != len(members):
+        twice = next(name for name, count in Counter(name for name, _ in members).items() if count > 1)
+        raise EventError(f"{twice[:100]!r} is there twice: leave one out")
+    return names
+
+
+def _finite(text: str) -> float:
+    """A number; EventError for one that JSON does not have, or that readers take for such."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise EventError(f"{text[:100]} is no number of JSON: send a smaller one, or null")
+    return number
+
+
+# Of messages: what it accepts means the same to every reader, so an event can be written in the bytes in which it came.
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+
+
+def fields(event: object, text: str = "") -> bytes:
+    """An event's own fields, encoded for the line; EventError if they cannot be. `text`: the event as JSON, which DECODER has
+    accepted.
+    """
     if not isinstance(event, Mapping) or not event:
         raise EventError("an event is a JSON object with at least one field")
     if taken := OURS & event.keys():
         raise EventError(f"the record itself writes {', '.join(sorted(taken))}: leave it out")
-    return _encoded(event)
+    return _encoded(event, text)
 
 
-def _encoded(event: Mapping[str, object]) -> bytes:
-    try:
-        text = json.dumps(event, separators=(",", ":"), allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise EventError(f"it is not JSON ({error})") from error
+def _encoded(event: Mapping[str, object], text: str = "") -> bytes:
+    if not text or not text.isascii() or "\r" in text:  # some readers end a line at other characters, too
+        try:
+            text = json.dumps(event, separators=(",", ":"), allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise EventError(f"it is not JSON ({error})") from error
     if len(text) > MAX_LINE:
         raise EventError(f"it has {len(text)} bytes, {MAX_LINE} are the most")
     return text[1:-1].encode()
@@ -209,9 +234,11 @@ class Chain:
         for sequence, body in enumerate(bodies, first):
             line = b'{"event.sequence":%d,"@timestamp":"%b",%b,"%b":"%b"' % (
                 sequence, now, body, PREVIOUS.encode(), previous.encode())  # fmt: skip
-            line += f',"{HASH}":"{hashlib.sha256(line).hexdigest()}"}}'.encode()
-            previous = hashlib.sha256(line).hexdigest()
-            written.append(line)
+            hashed = hashlib.sha256(line)
+            end = f',"{HASH}":"{hashed.hexdigest()}"}}'.encode()
+            hashed.update(end)
+            previous = hashed.hexdigest()
+            written.append(line + end)
         self._size = self._put(self._file, b"".join(line + b"\n" for line in written), self._size)
         for line in written:
             self.tree.add(line)

@@ -8,7 +8,6 @@ on its way to the disk makes the next group. Who sends faster than the disk writ
 """
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -22,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from llmproof.chain import MAX_LINE, Chain, ChainError, EventError, fields
+from llmproof.chain import DECODER, MAX_LINE, Chain, ChainError, EventError, fields
 
 HEAD_SECONDS = 60.0
 WAITING_BYTES = 8 << 20  # of events that are not on disk yet; beyond it no connection is read
@@ -30,6 +29,7 @@ CONNECTIONS = 256
 RESERVE = 1 << 30  # bytes of a volume for intents and outcomes, or a tenth of a smaller one
 CODES = 32  # of records that are only counted, told apart
 ROOM = 1024  # bytes of a line around its event
+BEFORE_EVENT = re.compile(r'\{"n": ?\d+, ?"event": ?')  # of a message with no further member
 
 
 class Connection(asyncio.Protocol):
@@ -83,11 +83,13 @@ class Connection(asyncio.Protocol):
         try:
             if len(line) > MAX_LINE + ROOM:
                 raise EventError(f"the line has more than {MAX_LINE + ROOM} bytes, which are the most")
-            message = json.loads(line)
+            text = line.decode()
+            message = DECODER.decode(text)
             number, event = message["n"], message["event"]
             if type(number) is not int or number <= self.last:
                 raise EventError(f"n is {number!r} after {self.last}: it is a number that rises")
-            body = fields(event)
+            before = BEFORE_EVENT.match(text) if len(message) == 2 else None
+            body = fields(event, text[before.end() : text.rindex("}")].strip() if before else "")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             found = re.match(rb'\s*\{\s*"n"\s*:\s*(\d{1,18})\b', line[:100])
             self.answer(

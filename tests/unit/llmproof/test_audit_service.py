@@ -498,6 +498,51 @@ def test_a_refusal_is_one_line_with_the_number_and_the_reason(writer: Writer) ->
     assert client.answer() == "!0 an event is a JSON object with at least one field"
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"n": 1, "event": {"user.id": "a", "user.id": "b"}',
+        b'"n": 1, "event": {"user.id": "a", "user\\u002eid": "b"}',
+        b'"n": 1, "event": {"a": {"b": [{"c": 1, "c": 1}]}}',
+        b'"n": 1, "event": {"a": 1}, "event": {"a": 2}',
+    ],
+)
+def test_a_member_that_is_there_twice_is_refused(writer: Writer, members: bytes) -> None:
+    client = writer.start().client()
+    client.socket.sendall(b"{" + members + b"}\n")
+    assert client.answer().endswith(" is there twice: leave one out")
+    assert whole(writer.folder) == []
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_number_that_json_does_not_have_is_refused(writer: Writer, number: bytes) -> None:
+    client = writer.start().client()
+    client.socket.sendall(b'{"n": 1, "event": {"a": [%b]}}\n' % number)
+    assert client.answer() == f"!1 {number.decode()} is no number of JSON: send a smaller one, or null"
+
+
+@pytest.mark.parametrize(
+    ("message", "written"),
+    [
+        (b'{"n":1,"event":{"a":"x/y","b":[1.50,{}]}}', b'"a":"x/y","b":[1.50,{}]'),
+        (b'{"n": 1, "event": {"a": "}"} } ', b'"a": "}"'),
+        (b'{"n": 1, "event": {"a": "\xc3\xbc"}}', b'"a":"\\u00fc"'),
+        (b'{"n": 1, "event": {"a":\r\t1}}', b'"a":1'),
+        (b'{"event": {"a": 1}, "n": 1}', b'"a":1'),
+        (b'{"n": 1, "event": {"a": 1}, "more": {}}', b'"a":1'),
+    ],
+)
+def test_an_event_is_written_as_it_came_if_no_reader_sees_more_than_one_line(
+    writer: Writer, message: bytes, written: bytes
+) -> None:
+    client = writer.start().client()
+    client.socket.sendall(message + b"\n")
+    assert client.answer() == "1"
+    (line,) = whole(writer.folder)
+    assert line.split(b'Z",', 1)[1].startswith(written + b',"llmkeep.audit.previous"')
+    assert checked(writer.folder).ok
+
+
 def test_a_line_has_room_for_its_number_around_an_event_and_for_no_more(writer: Writer) -> None:
     client = writer.start().client()
     start, end = b'{"n": 14, "event": {"a": "', b'"}}'
