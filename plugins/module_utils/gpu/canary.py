@@ -124,7 +124,7 @@ def is_ready(folder: Path, engines: list[dict[str, Any]]) -> bool:
 
 def in_flight(folder: Path, engines: list[dict[str, Any]]) -> int:
     """Requests that the gateways have begun to answer, and those of engines that other hosts' gateways use."""
-    engaged = sum(beat(engine).get("requests", 0) for engine in engines)
+    engaged: int = sum(beat(engine).get("requests", 0) for engine in engines)
     answers = [ask(place, "GET", "/drainz") for place in sockets(folder)]
     return engaged + sum(within(answer, "in_flight") or 0 for status, answer in answers if status == 200)
 

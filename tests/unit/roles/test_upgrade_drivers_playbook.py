@@ -1,7 +1,7 @@
 """playbooks/upgrade-drivers.yml against hosts of this machine: the waves, the rollback, the sentences.
 
-Programs of a few lines stand in for a host's dkms, apt and llm-gpu, tasks for its role gpu, servers for its gateway and engine. The
-real ones are in tests/lab/faults/test_driver_upgrade.py.
+Programs of a few lines stand in for a host's dkms, apt and llm-gpu, tasks for its role gpu, servers for its gateway and engine.
+The real ones are in tests/lab/faults/test_driver_upgrade.py.
 """
 
 import json
