@@ -126,7 +126,8 @@ def is_revoked_key(key: Path, place: Path, root: Path) -> bool:
     """Whether the key is that of a revoked certificate: there may be a copy of it."""
     if not (key.exists() and place.exists() and is_revoked(place, root)):
         return False
-    return leaf_of(place).public_key == openssl("pkey", "-in", str(key), "-pubout").strip()
+    same: bool = leaf_of(place).public_key == openssl("pkey", "-in", str(key), "-pubout").strip()
+    return same
 
 
 def install(params: dict[str, Any], folder: Path, public_key: str) -> None:

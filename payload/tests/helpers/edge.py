@@ -150,6 +150,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
         "__edge_client_ca": str(folder / "clients.pem"),
         "__edge_client_crl": "",
         "__edge_operator_socket": "",
+        "__edge_certified_names": [],
         **changes,
     }
     text = environment.get_template("edge.conf.j2").render(variables)

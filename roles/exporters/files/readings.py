@@ -22,7 +22,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 PKI = Path("/etc/llmkeep/pki")
-CERTIFICATES = ("host.pem", "edge.pem", "issuing.pem", "root.pem")
+CERTIFICATES = ("host.pem", "edge.pem", "public.pem", "issuing.pem", "root.pem")
 REVOCATIONS = "crl.pem"
 PROMETHEUS = Path("/etc/prometheus/client.yml")  # by role prometheus
 WATCHING = ("prometheus.service", "prometheus-alertmanager.service")

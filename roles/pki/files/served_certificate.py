@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""served-certificate ADDRESS PORT NAME [FILE]: is the certificate served there the one on disk?
+"""served-certificate ADDRESS PORT NAME [FILE [ROOT]]: is the certificate served there the one on disk?
 
-Speaks TLS 1.3, trusts the estate's root only, and asks for NAME. Exit 0: equal. Exit 1: it says what differs.
+Speaks TLS 1.3, trusts the estate's root only, or ROOT, and asks for NAME. Exit 0: equal. Exit 1: it says what differs.
 A reload takes a moment, so a difference is looked at again for five seconds.
 """
 
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 PATIENCE_SECONDS = 5
+ESTATE = "/etc/llmkeep/pki/root.pem"
 
 
 def on_disk(path: str) -> str:
@@ -22,8 +23,10 @@ def on_disk(path: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first.lstrip())).hexdigest()
 
 
-def served(address: str, port: int, name: str) -> str:
-    context = ssl.create_default_context(cafile="/etc/llmkeep/pki/root.pem")
+def served(address: str, port: int, name: str, root: str) -> str:
+    context = ssl.create_default_context(cafile=root)
+    if root != ESTATE:
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # other CAs' certificates lack what it wants
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     with (
         socket.create_connection((address, port), timeout=3) as plain,
@@ -33,15 +36,16 @@ def served(address: str, port: int, name: str) -> str:
 
 
 def main() -> int:
-    if len(sys.argv) not in (4, 5):
+    if len(sys.argv) not in (4, 5, 6):
         print(__doc__, file=sys.stderr)
         return 2
     address, port, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    path = sys.argv[4] if len(sys.argv) == 5 else "/etc/llmkeep/pki/host.pem"
+    path = sys.argv[4] if len(sys.argv) > 4 else "/etc/llmkeep/pki/host.pem"
+    root = sys.argv[5] if len(sys.argv) > 5 else ESTATE
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            seen = served(address, port, name)
+            seen = served(address, port, name, root)
         except OSError as problem:
             seen = f"{type(problem).__name__}: {problem}"
         wanted = on_disk(path)

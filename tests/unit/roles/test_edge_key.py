@@ -77,6 +77,7 @@ class Edge:
         self.variables = {
             "__edge_in_hsm": True,
             "__edge_operator_socket": "",
+            "__edge_certified_names": [],
             "__edge_address": f"127.0.0.1:{self.port}",
             "__edge_certificate": f"{folder}/pki/edge.pem",
             "__edge_hsm_folder": str(folder),
