@@ -12,6 +12,8 @@ RATED, REVIEWED, ANSWERED, ASSIGNED, ENDED = "rated", "reviewed", "answered", "a
 FORGOTTEN = (
     "forgotten"  # a kind: transactions of ratings that a subject deleted, which exports may still have
 )
+OUTGOING = "outgoing"  # a kind: ratings of another host's answers, until its journal has them
+DELIVERED = "delivered"  # a kind: those that it has, which a legal hold keeps here, too
 TRANSACTION, SUBJECT, TENANT, TIME = "transaction.id", "user.id", "organization.id", "@timestamp"
 NAMES = {TRANSACTION, SUBJECT, TENANT}
 FIELD, ARM_FIELD = "llmkeep.feedback.", "llmkeep.experiment."
@@ -19,6 +21,8 @@ FIELD, ARM_FIELD = "llmkeep.feedback.", "llmkeep.experiment."
 VERDICT, REVIEWER, REVIEWER_TENANT = FIELD + "verdict", FIELD + "reviewer", FIELD + "reviewer_tenant"
 # Of what is forgotten: fields of their own, so that it is no record that the subject sees or deletes.
 DELETER, DELETER_TENANT = FIELD + "deleter", FIELD + "deleter_tenant"
+# Of an outgoing rating: the host that answered, and the answer's id.
+ANSWERER, RESPONSE_ID = FIELD + "answerer", FIELD + "response_id"
 GOOD, BAD = 4, 2  # stars, and beyond
 
 

@@ -168,6 +168,14 @@ class Metrics:
         self.audit_up = gauge("llm_audit_up", "1 while the audit writer is connected")
         self.audit_suppressed = counter("llm_audit_suppressed", "Refusals counted but not recorded")
         self.ratings = counter("llm_ratings", "Ratings kept, by thumb and stars", ["thumb", "stars"])
+        self.ratings_handed_over = counter(
+            "llm_ratings_handed_over",
+            "Ratings of another host's answers: taken by it, or refused and left here",
+            ["verdict"],
+        )
+        self.ratings_outgoing = gauge(
+            "llm_ratings_outgoing", "Ratings that wait for the host that answered, as its gateway saw last"
+        )
         self.answers_not_kept = counter(
             "llm_answers_not_kept", "Answers to learn from, and assignments to arms, that could not be kept"
         )

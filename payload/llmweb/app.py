@@ -1,7 +1,7 @@
 """The pages below /operator/ as an ASGI application: sign-in, the policy's decision, the audit record, then the page.
 
-A client is known by its session, which an API key was exchanged for; by the certificate that the edge has verified; or by an
-Authorization header.
+A client is known by its session, which has the credential that it signed in with; by the certificate that the edge has
+verified; or by an Authorization header.
 """
 
 import logging
@@ -17,9 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from llmserve.access.decision import Decision
-from llmserve.access.identity import Authenticator, Identity, of_record, of_token
+from llmserve.access.identity import Authenticator, Identity
 from llmserve.access.policy import Policy, denied
-from llmserve.api.errors import ApiError
+from llmserve.api.errors import ApiError, unauthenticated
 from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.audit.recorder import Recorder
 from llmweb.monitors import Monitors
@@ -67,7 +67,7 @@ class Site:
     policy: Policy
     recorder: Recorder
     monitors: Monitors
-    sessions: Sessions = field(default_factory=Sessions)
+    sessions: Sessions
     reviews: Reviews = field(init=False)
     templates: Environment = field(
         default_factory=lambda: Environment(
@@ -102,6 +102,8 @@ class Site:
             failed = ApiError(500, "internal_error", "This page failed: tell the operator the request id.")
             response = self.refusal(request, exchange, failed)
         response.headers.update(self.headers)
+        if scope["path"] not in self.assets and "set-cookie" not in response.headers:
+            response.raw_headers += self.renewal(request)
         # A release changes files under the same names, which belong together.
         response.headers["cache-control"] = "no-cache" if scope["path"] in self.assets else "no-store"
         await response(scope, receive, send)
@@ -203,14 +205,8 @@ class Site:
 
     def identity(self, request: Request) -> Identity | None:
         """By session, certificate or header; None if there is nothing to go by. Raises ApiError."""
-        session = self.sessions.find(cookie(request, SESSION))
-        if session is not None:
-            try:
-                return self.holder(session)
-            except ApiError as error:
-                if error.status != 401:  # what cannot be told now has not ended
-                    raise
-                self.sessions.close(cookie(request, SESSION))
+        if current := self.session(request):
+            return current[1]
         try:
             return self.authenticator.identify(request.scope["headers"])
         except ApiError as error:
@@ -223,11 +219,37 @@ class Site:
         """Where the sign-in at an identity provider begins; "" if there is none."""
         return ""
 
-    def holder(self, session: Session) -> Identity:
-        """Whose session it is; raises ApiError if key or token have ended."""
-        if session.token:
-            return self.authenticator.valid(of_token(session.token))
-        return of_record(self.authenticator.keys.valid(session.key))
+    def session(self, request: Request) -> tuple[Session, Identity] | None:
+        """The request's session and whose it is, unless either has ended; raises ApiError where that cannot be told now."""
+        session = self.sessions.find(cookie(request, SESSION))
+        try:
+            return (session, self.holder(session, request)) if session else None
+        except ApiError as error:
+            if error.status != 401:
+                raise
+            return None
+
+    def holder(self, session: Session, request: Request) -> Identity:
+        """Whose session it is, as the gateways judge; raises ApiError if key, token or certificate have ended."""
+        credential = self.credential(session, request).items()
+        identity = self.authenticator.identify(
+            [(name.lower().encode(), value.encode("latin-1")) for name, value in credential]
+        )
+        if session.certificate not in {"", identity.id}:
+            raise unauthenticated("no_session", "the session is of another certificate: sign in again")
+        return identity
+
+    def credential(self, session: Session, request: Request) -> dict[str, str]:
+        """The header by which page and gateways authenticate a session's requests."""
+        if session.certificate:
+            header = str(self.config.certificate_header)
+            return {header: request.headers.get(header, "")}
+        return {"authorization": f"Bearer {session.credential}"}
+
+    def renewal(self, request: Request) -> list[tuple[bytes, bytes]]:
+        """The header that notes the use of the request's session, if it is time to."""
+        renewed = self.sessions.renewed(cookie(request, SESSION))
+        return [session_cookie(renewed)] if renewed else []
 
     async def decide(self, exchange: Exchange, identity: Identity, action: str, asked: str) -> Decision:
         """What the policy says of `asked`, where it is yes; raises ApiError. `action`: as it is recorded."""
@@ -250,17 +272,19 @@ class Site:
             if error.status != 401:
                 raise
             return self.form(request, error, exchange)
-        return await self.opened(request, exchange, self.authenticator.used(record))
+        return await self.opened(request, exchange, self.authenticator.used(record), key)
 
-    async def opened(self, request: Request, exchange: Exchange, identity: Identity) -> Response:
-        """A session for those who may have one. Raises ApiError."""
+    async def opened(
+        self, request: Request, exchange: Exchange, identity: Identity, credential: str
+    ) -> Response:
+        """A session for those who may have one. `credential`: "" for a certificate. Raises ApiError."""
         home, asked = await self.landing(identity)
         await self.decide(exchange, identity, f"{request.method} {exchange.route}", asked)
+        opened = self.sessions.open(credential, "" if credential else identity.id)
         await self.recorder.intent(exchange)
         self.sessions.close(cookie(request, SESSION))
         response = RedirectResponse(home, 303)
-        identifier = self.sessions.open(identity)
-        response.set_cookie(SESSION, identifier, path="/", secure=True, httponly=True, samesite="strict")
+        response.raw_headers.append(session_cookie(opened))
         return response
 
     def sign_out(self, request: Request) -> Response:
@@ -328,6 +352,11 @@ class Site:
         if request.query_params.get("language") == language:
             response.set_cookie(LANGUAGE, language, path="/", secure=True, httponly=True, samesite="strict")
         return response
+
+
+def session_cookie(value: str) -> tuple[bytes, bytes]:
+    """The header that gives a browser its session."""
+    return b"set-cookie", f"{SESSION}={value}; HttpOnly; Path=/; SameSite=strict; Secure".encode()
 
 
 def cookie(request: Request, name: str) -> str:

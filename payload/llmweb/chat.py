@@ -1,7 +1,7 @@
 """The page for people who ask: sign-in as on the operator page, one document, and requests passed on to a gateway.
 
-The gateway judges, counts and records each of them as it does those of any client, by a pass for the key whose session it is.
-Nothing that was asked or answered is kept here.
+The gateway judges, counts and records each of them as it does those of any client, by the credential of the session. Nothing that
+was asked or answered is kept here.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, 
 from llmweb.chat_wording import REFUSALS, SCRIPT, WORDS
 from llmweb.gateways import Gateways
 from llmweb.login import BEGUN_SECONDS, Logins, refused
-from llmweb.sessions import Holder, holder_of
+from llmweb.sessions import Session
 from llmweb.wording import LANGUAGES, Language
 
 HOME, ROOT = "/", "/page/"
@@ -41,6 +41,7 @@ MOST_AT_ONCE = 8  # requests of a holder: their bodies are in memory
 ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
 # Of a gateway's answer; the others are those of its connection.
 ANSWER_HEADERS = ("content-type", "cache-control", "retry-after", "x-llm-response-id", "x-llm-model")
+Holder = tuple[str, str]  # tenant and subject
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
@@ -53,9 +54,9 @@ def files() -> dict[str, Path]:
     return {f"{ROOT}{name}": path for name, path in (ASSETS | {path.name: path for path in found}).items()}
 
 
-def csrf_token(session: str) -> str:
+def csrf_token(session: Session) -> str:
     """What requests of a session carry besides its cookie: another site, or a script that was injected there, has neither."""
-    return hashlib.sha256(b"llmkeep csrf token " + session.encode()).hexdigest()
+    return hashlib.sha256(b"llmkeep csrf token " + session.id.encode()).hexdigest()
 
 
 @dataclass(slots=True)
@@ -83,13 +84,10 @@ class Chat(Site):
             raise ApiError(
                 405, "method_not_allowed", f"{HOME} does not support {request.method[:20]}: use GET"
             )
-        identity = self.identity(request)
-        if identity is None:
-            exchange.public = True
-            return RedirectResponse(self.sign_in_path, 303)
-        session = cookie(request, SESSION)
-        if self.sessions.key_of(session) is None:  # known by a client certificate
-            return await self.arrived(request, exchange, identity)
+        current = self.session(request)
+        if current is None:
+            return await self.without_session(request, exchange)
+        session, identity = current
         exchange.public = True  # it shows nothing but who is signed in
         language = language_of(request)
         script = {name: words[LANGUAGES.index(language)] for name, words in SCRIPT.items()}
@@ -105,6 +103,15 @@ class Chat(Site):
             bytes=self.config.body_bytes,
             reasons=get_args(Reason),
         )
+
+    async def without_session(self, request: Request, exchange: Exchange) -> Response:
+        """A session for those whose certificate or header says who they are, else the sign-in. Raises ApiError."""
+        identity = self.identity(request)
+        if identity is None:
+            exchange.public = True
+            return RedirectResponse(self.sign_in_path, 303)
+        credential = request.headers.get("authorization", "").partition(" ")[2].strip()
+        return await self.arrived(request, exchange, identity, credential)
 
     async def landing(self, identity: Identity) -> tuple[str, str]:
         return HOME, "POST /v1/chat/completions"
@@ -133,16 +140,18 @@ class Chat(Site):
             identity = self.authenticator.token(logins.issuer, token)
         except ApiError as error:
             return self.form(request, error, exchange)
-        response = await self.arrived(request, exchange, identity)
+        response = await self.arrived(request, exchange, identity, token)
         response.delete_cookie(LOGIN, path="/", secure=True, httponly=True, samesite="lax")
         return response
 
-    async def arrived(self, request: Request, exchange: Exchange, identity: Identity) -> Response:
+    async def arrived(
+        self, request: Request, exchange: Exchange, identity: Identity, credential: str
+    ) -> Response:
         """A session, and a page that leads to the first one. Raises ApiError.
 
         The browser may come from another site: it sends the session's cookie only after a page of this one.
         """
-        opened = await self.opened(request, exchange, identity)
+        opened = await self.opened(request, exchange, identity, credential)
         response = self.arrival(request, HOME)
         response.raw_headers += [each for each in opened.raw_headers if each[0] == b"set-cookie"]
         return response
@@ -156,17 +165,17 @@ class Chat(Site):
         if known:
             exchange.route = scope["path"]
             exchange.action = f"{method} {exchange.route}"
-        identity = self.asking(request, exchange)
+        session, identity = self.asking(request, exchange)
         if not known:
             raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
         with self.few(identity):
             body = await body_of(request, self.config.body_bytes) if method == "POST" else None
-            await self.ask(request, identity, body, send)
+            await self.ask(request, session, identity, body, send)
 
     @contextmanager
     def few(self, identity: Identity) -> Iterator[None]:
         """Run the block as a request of the holder; raises ApiError 429 where there are too many."""
-        holder = holder_of(identity)
+        holder = identity.tenant, identity.subject
         if self.at_once[holder] >= MOST_AT_ONCE:
             raise ApiError(
                 429,
@@ -182,13 +191,15 @@ class Chat(Site):
             if not self.at_once[holder]:
                 del self.at_once[holder]
 
-    async def ask(self, request: Request, identity: Identity, body: bytes | None, send: Send) -> None:
+    async def ask(
+        self, request: Request, session: Session, identity: Identity, body: bytes | None, send: Send
+    ) -> None:
         """Ask a gateway, and pass its answer on as it comes. Raises ApiError."""
         scope = request.scope
         exchange: Exchange = scope["llm"]
         method, path = scope["method"], scope["path"].removeprefix(BELOW)
         headers = {
-            "authorization": f"Bearer {self.authenticator.passes.issue(identity.token or identity.id)}",
+            **self.credential(session, request),
             "x-request-id": exchange.request_id.decode(),
             "traceparent": exchange.traceparent.decode(),
         }
@@ -201,19 +212,18 @@ class Chat(Site):
         try:
             with self.in_flight.watched(scope["peer"], identity, method, ends, ANSWER_SECONDS):
                 async with self.gateways.ask(method, path, body, headers) as answer:
-                    await relay(answer, send)
+                    await relay(answer, self.renewal(request), send)
         except (OSError, TimeoutError, Lost, BadAnswer):
             raise unavailable(
                 "unavailable", "the gateway broke off: send it again in a few seconds", 5
             ) from None
 
-    def asking(self, request: Request, exchange: Exchange) -> Identity:
-        """Whose session a request of the page's script is; raises ApiError 401 or 403."""
-        session = cookie(request, SESSION)
-        found = self.sessions.find(session)
-        if found is None:
+    def asking(self, request: Request, exchange: Exchange) -> tuple[Session, Identity]:
+        """The session of a request of the page's script, and whose it is; raises ApiError 401 or 403."""
+        session = self.sessions.find(cookie(request, SESSION))
+        if session is None:
             raise unauthenticated("no_session", "the session is over: sign in again")
-        identity = exchange.identity = self.holder(found)
+        identity = exchange.identity = self.holder(session, request)
         same_site(request)
         if not hmac.compare_digest(
             request.headers.get("x-csrf-token", "").encode(), csrf_token(session).encode()
@@ -221,7 +231,7 @@ class Chat(Site):
             raise ApiError(
                 403, "csrf", "the token of the page is missing or of another session: load the page again"
             )
-        return identity
+        return session, identity
 
     def why(self, language: Language, error: ApiError) -> str:
         words = REFUSALS.get(error.code)
@@ -236,9 +246,9 @@ class Chat(Site):
         )
 
 
-async def relay(answer: Answer, send: Send) -> None:
-    """Pass an answer on piece by piece."""
-    headers = [
+async def relay(answer: Answer, more: list[tuple[bytes, bytes]], send: Send) -> None:
+    """Pass an answer on piece by piece, with `more` headers."""
+    headers = more + [
         (name.encode(), value.encode("latin-1"))
         for name, value in answer.headers.items()
         if name in ANSWER_HEADERS

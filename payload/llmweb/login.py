@@ -1,6 +1,7 @@
 """Sign-in at the identity provider: authorization code with PKCE (RFC 6749, 7636), as a public client.
 
-The access token is the one that clients of the API would send, and is verified as theirs are. It is not kept.
+The access token is the one that clients of the API would send, and is verified as theirs are. The session's cookie has
+it, sealed.
 """
 
 import asyncio

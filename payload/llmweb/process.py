@@ -6,6 +6,7 @@ from contextlib import suppress
 from llmcore import logs
 from llmcore.notify import notify
 from llmserve.access.api_keys import KeyTable
+from llmserve.access.estate_keys import estate_keys
 from llmserve.access.identity import Authenticator
 from llmserve.access.oidc import Issuer
 from llmserve.asgi import App, Receive, Scope, Send
@@ -21,11 +22,12 @@ from llmweb.chat import BELOW, Chat
 from llmweb.gateways import Gateways
 from llmweb.login import Logins
 from llmweb.monitors import open_monitors
+from llmweb.sessions import Sessions
 from llmweb.settings import WebConfig
 
 
 async def run_web(config: WebConfig, pepper: bytes) -> None:
-    """Serve until SIGTERM or SIGINT; sessions end with the process. Raises ConfigError."""
+    """Serve until SIGTERM or SIGINT. Raises ConfigError, KeyFileError."""
     logs.guard(asyncio.get_running_loop())
     metrics = Metrics()  # what the gateway's classes count; nothing exports it
     audit = AuditClient(config.audit.socket, metrics)
@@ -40,6 +42,7 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
         open_policy(config.policy, metrics, None),
         Recorder(audit, pepper),
         open_monitors(config.monitors, config.tls),
+        Sessions(estate_keys(pepper)),
     )
     chat = Chat(
         config,
@@ -61,7 +64,7 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
         background = [
             tasks.create_task(audit.keep_connected()),
             tasks.create_task(site.policy.watch(config.policy.probe_ms / 1000)),
-            tasks.create_task(site.authenticator.watch(site.sessions.sweep)),
+            tasks.create_task(site.authenticator.watch()),
             tasks.create_task(every_second(site, audit)),
         ]
         listener = tasks.create_task(serving.serve(sockets=[listening(config.listen)]))

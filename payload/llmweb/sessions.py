@@ -1,89 +1,86 @@
-"""Sessions of browsers: random ids in a cookie, everything else in this process, which a restart therefore ends."""
+"""Sessions of browsers: a cookie with the credential that opened the session, sealed by the estate's keys.
 
-import hashlib
+Any page of the estate opens it and verifies the credential anew, so a session is of no host, and without a valid credential
+the keys open none.
+"""
+
+import base64
+import json
 import secrets
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
+import zlib
+from dataclasses import astuple, dataclass, field
 
-from llmserve.access.identity import Identity
-from llmserve.access.oidc import Token
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-LIFETIME_SECONDS = 8 * 3600.0
-IDLE_SECONDS = 30 * 60.0
-MOST = 1000
-MOST_OF_A_HOLDER = 8
+from llmserve.access.estate_keys import Ring, derived
+from llmserve.api.errors import ApiError
 
-Holder = tuple[str, str]
+LIFETIME_SECONDS = 8 * 3600
+IDLE_SECONDS = 30 * 60
+RENEWAL_SECONDS = 60  # between two notes of use
+COOKIE_BYTES = 4000  # browsers keep 4096 of name and value
+MOST_ENDED = 10_000  # a client that signs in and out without end fills no more memory
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Session:
-    """`holder`: kind, tenant and subject. `key`: id of the API key's record, or of the token, without which the session ends.
-    `token`: what the identity provider's token said. Times of time.monotonic().
+    """`opened`: seconds since the epoch. `credential`: API key or access token; "" for a client certificate, which each request
+    has to come with. `certificate`: the id of its record, or "".
     """
 
-    holder: Holder
-    key: str
-    opened: float
-    used: float
-    token: Token | None = None
+    id: str
+    opened: int
+    credential: str = field(repr=False)
+    certificate: str
 
 
 class Sessions:
-    """By the SHA-256 of their ids, the least recently used first."""
+    """Seals sessions and opens them. A cookie's time of sealing is the session's last use, as Fernet has it; a cookie from more
+    than 60 s ahead of this host's clock is refused.
+    """
 
-    def __init__(self) -> None:
-        self.open_ones: OrderedDict[bytes, Session] = OrderedDict()
+    def __init__(self, keys: Ring) -> None:
+        purpose = derived(keys, "page session")
+        self.ring = MultiFernet(Fernet(base64.urlsafe_b64encode(key)) for key in purpose)
+        self.ended: dict[str, None] = {}  # ids of those that were closed here, the oldest first
 
-    def open(self, identity: Identity) -> str:
-        """The id of a new session. Where its holder, or this process, has too many, the least recently used one ends."""
-        self.sweep()
-        holder = holder_of(identity)
-        theirs = [name for name, each in self.open_ones.items() if each.holder == holder]
-        if len(theirs) >= MOST_OF_A_HOLDER:
-            del self.open_ones[theirs[0]]
-        elif len(self.open_ones) >= MOST:
-            self.open_ones.popitem(last=False)
-        identifier, now = secrets.token_urlsafe(32), time.monotonic()
-        self.open_ones[hashed(identifier)] = Session(holder, identity.id, now, now, identity.token)
-        return identifier
+    def open(self, credential: str, certificate: str = "") -> str:
+        """The cookie of a new session; raises ApiError 400 if the credential does not fit."""
+        session = Session(secrets.token_urlsafe(16), int(time.time()), credential, certificate)
+        cookie = self.sealed(session)
+        if len(cookie) > COOKIE_BYTES:
+            raise ApiError(
+                400,
+                "token_does_not_fit",
+                f"the token has {len(credential)} bytes, and {len(cookie)} as a cookie, of which browsers keep {COOKIE_BYTES}: "
+                "have the identity provider put fewer groups or claims into it, or use an API key",
+            )
+        return cookie
 
-    def key_of(self, identifier: str) -> str | None:
-        """The key of a session that is still valid, which counts as use."""
-        session = self.find(identifier)
-        return session.key if session else None
-
-    def find(self, identifier: str) -> Session | None:
-        """A session that is still valid, which counts as use."""
-        session = self.open_ones.get(hashed(identifier))
-        if session is None:
+    def find(self, cookie: str) -> Session | None:
+        """The session in a cookie, unless it is over; its credential has not been verified."""
+        try:
+            content = self.ring.decrypt(cookie, IDLE_SECONDS)
+        except (InvalidToken, ValueError):  # letters beyond ASCII
             return None
-        if ended(session):
-            self.close(identifier)
+        session = Session(*json.loads(zlib.decompress(content)))
+        over = time.time() - session.opened > LIFETIME_SECONDS or session.id in self.ended
+        return None if over else session
+
+    def renewed(self, cookie: str) -> str | None:
+        """The cookie with this time of use; None where there is no session, or its last use was noted within a minute."""
+        session = self.find(cookie)
+        if session is None or time.time() - self.ring.extract_timestamp(cookie) < RENEWAL_SECONDS:
             return None
-        session.used = time.monotonic()
-        self.open_ones.move_to_end(hashed(identifier))
-        return session
+        return self.sealed(session)
 
-    def close(self, identifier: str) -> None:
-        self.open_ones.pop(hashed(identifier), None)
+    def close(self, cookie: str) -> None:
+        """End a session at this page; others cannot know of it."""
+        if session := self.find(cookie):
+            self.ended[session.id] = None
+            if len(self.ended) > MOST_ENDED:
+                del self.ended[next(iter(self.ended))]
 
-    def sweep(self) -> None:
-        """Forget those that are over."""
-        for name in [name for name, each in self.open_ones.items() if ended(each)]:
-            del self.open_ones[name]
-
-
-def holder_of(identity: Identity) -> Holder:
-    """Whose sessions are counted together, however it signs in."""
-    return identity.tenant, identity.subject
-
-
-def ended(session: Session) -> bool:
-    now = time.monotonic()
-    return now - session.opened > LIFETIME_SECONDS or now - session.used > IDLE_SECONDS
-
-
-def hashed(identifier: str) -> bytes:
-    return hashlib.sha256(identifier.encode()).digest()
+    def sealed(self, session: Session) -> str:
+        return self.ring.encrypt(zlib.compress(json.dumps(astuple(session)).encode(), 9)).decode()

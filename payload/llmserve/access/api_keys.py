@@ -363,15 +363,6 @@ class KeyTable:
             raise refusal
         return record
 
-    def valid(self, number: str) -> Record:
-        """The record `number`; raises ApiError 401 if it has ended, or 503 while the file is unreadable."""
-        if number not in self.readable():
-            self.refresh()  # it may be new
-        records = self.readable()
-        if refusal := self.ended(number):
-            raise refusal
-        return records[number]
-
     def ended(self, number: str) -> ApiError | None:
         """Why the record `number` is no longer valid; None while it is."""
         record = (self.records or {}).get(number)

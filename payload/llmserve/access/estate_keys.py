@@ -1,9 +1,10 @@
 """The estate's keys: made on the control node, the same on all hosts, and sealed on each.
 
-What another host's gateway or model server has to know again derives from them: ids of answers, tenants' cache salts; nothing
-that gives access, since root on one host would have it on all. Each line of the credential is `STATE HEX`. The
+What another host's gateway, page or model server has to know again derives from them: ids of answers, tenants' cache salts, the
+seal of sessions, which have a credential in them; nothing that gives access by itself, since root on one host would have it on
+all. Each line of the credential is `STATE HEX`. The
 `current` key issues; `next` and `former` are accepted too, so that a rotation (playbooks/rotate-estate-keys.yml) leaves answers
-ratable.
+ratable, and ends no session.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""Authentication by API key, token of an identity provider, client certificate, or the page's pass for one of these.
+"""Authentication by API key, token of an identity provider, or client certificate.
 
 A request is authenticated by one of them. If it has an Authorization header, only that counts: a valid certificate
 does not make up for an invalid header.
@@ -13,7 +13,6 @@ from llmserve.access.api_keys import KeyTable, Record
 from llmserve.access.client_certificates import presented
 from llmserve.access.last_used import LastUsed, last_used_file
 from llmserve.access.oidc import Issuer, Token
-from llmserve.access.passes import PREFIX, Passes
 from llmserve.api.errors import ApiError, unauthenticated, unavailable
 
 POLL_SECONDS = 0.5
@@ -78,7 +77,6 @@ class Authenticator:
         self.keys = keys
         self.certificate_header = certificate_header.lower().encode() if certificate_header else None
         self.issuer = issuer
-        self.passes = Passes(keys.pepper)
         self.last_used = LastUsed(last_used_file(keys.path))
 
     def identify(self, headers: Headers) -> Identity:
@@ -101,8 +99,6 @@ class Authenticator:
         token = rest.strip().decode("latin-1")
         if scheme.lower() == b"bearer" and token.startswith("llmk_"):
             return self.used(self.keys.holder(token))
-        if scheme.lower() == b"bearer" and token.startswith(PREFIX):
-            return self.passed(token)
         if scheme.lower() == b"bearer" and self.issuer and token.count(".") == 2:
             return self.token(self.issuer, token)
         wanted = "'Bearer llmk_<id>_<secret>'" + (" or 'Bearer <token>'" if self.issuer else "")
@@ -112,11 +108,6 @@ class Authenticator:
 
     def token(self, issuer: Issuer, text: str) -> Identity:
         return self.valid(of_token(issuer.token(text)))
-
-    def passed(self, text: str) -> Identity:
-        """The identity of a pass: of a record, or what a token said that the page has verified."""
-        holder = self.passes.holder(text)
-        return self.used(self.keys.valid(holder)) if isinstance(holder, str) else self.valid(of_token(holder))
 
     def valid(self, identity: Identity) -> Identity:
         """Raises ApiError if it has ended."""
@@ -154,7 +145,7 @@ class Authenticator:
             )
         return self.issuer.ended(token)
 
-    async def watch(self, changed: Callable[[], None]) -> None:
+    async def watch(self, changed: Callable[[], None] = lambda: None) -> None:
         """Reload changed files, then call `changed`; runs until cancelled."""
         while True:
             await asyncio.sleep(POLL_SECONDS)

@@ -15,7 +15,18 @@ from typing import NamedTuple
 from pydantic_core import from_json, to_json
 
 from llmcore.files import size
-from llmcore.ratings import ANSWERED, RATED, SUBJECT, TENANT, TIME, TRANSACTION, Record, files
+from llmcore.ratings import (
+    ANSWERED,
+    ASSIGNED,
+    OUTGOING,
+    RATED,
+    SUBJECT,
+    TENANT,
+    TIME,
+    TRANSACTION,
+    Record,
+    files,
+)
 
 NAME = "index.sqlite"
 STEP_BYTES = 1 << 22  # of a file in one transaction: another gateway's rating waits no longer
@@ -30,16 +41,18 @@ CREATE TABLE IF NOT EXISTS lines (
     PRIMARY KEY (file, place)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ratings (subject BLOB PRIMARY KEY, bytes INTEGER) WITHOUT ROWID;
-CREATE TRIGGER IF NOT EXISTS more AFTER INSERT ON lines WHEN new.kind = 'rated' AND new.subject IS NOT NULL BEGIN
+CREATE TRIGGER IF NOT EXISTS more AFTER INSERT ON lines
+WHEN new.kind IN ('rated', 'outgoing') AND new.subject IS NOT NULL BEGIN
     INSERT INTO ratings VALUES (new.subject, new.length) ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
 END;
-CREATE TRIGGER IF NOT EXISTS less AFTER DELETE ON lines WHEN old.kind = 'rated' BEGIN
+CREATE TRIGGER IF NOT EXISTS less AFTER DELETE ON lines WHEN old.kind IN ('rated', 'outgoing') BEGIN
     UPDATE ratings SET bytes = bytes - old.length WHERE subject = old.subject;
 END;
 CREATE INDEX IF NOT EXISTS of_subject ON lines (subject, time, kind);
 CREATE INDEX IF NOT EXISTS of_exchange ON lines (exchange, kind);
 PRAGMA user_version = 1;
 """
+SEEN = RATED, OUTGOING, ANSWERED  # kinds that a subject sees
 
 
 class Place(NamedTuple):
@@ -174,9 +187,24 @@ def drop(database: sqlite3.Connection, name: str) -> None:
 
 def rated(database: sqlite3.Connection, transaction: object, most: int) -> int:
     """How many ratings there are of an exchange, counted up to `most`."""
-    query = "SELECT count(*) FROM (SELECT 1 FROM lines WHERE exchange = ? AND kind = ? LIMIT ?)"
-    [count] = database.execute(query, [exchange(transaction), RATED, most]).fetchone()
+    query = "SELECT count(*) FROM (SELECT 1 FROM lines WHERE exchange = ? AND kind IN (?, ?) LIMIT ?)"
+    [count] = database.execute(query, [exchange(transaction), RATED, OUTGOING, most]).fetchone()
     return int(count)
+
+
+def ratings(database: sqlite3.Connection, folder: Path, transaction: object) -> list[Place]:
+    """The ratings of an exchange."""
+    rows = database.execute(
+        "SELECT name, place, length, kind, time FROM lines JOIN files ON files.id = file WHERE exchange = ? AND kind = ?",
+        [exchange(transaction), RATED],
+    )
+    return [Place(folder / name, *rest) for name, *rest in rows]
+
+
+def answered(database: sqlite3.Connection, transaction: object, whose: bytes) -> bool:
+    """Whether there is an answer to a holder in this exchange, or its assignment to an arm."""
+    query = "SELECT 1 FROM lines WHERE exchange = ? AND subject = ? AND kind IN (?, ?) LIMIT 1"
+    return database.execute(query, [exchange(transaction), whose, ANSWERED, ASSIGNED]).fetchone() is not None
 
 
 def rated_bytes(database: sqlite3.Connection, whose: bytes) -> int:
@@ -191,8 +219,8 @@ def of(
     """The newest lines of a subject, of the kinds that it sees, newest first. Older than `before`: ISO 8601; without it, all."""
     rows = database.execute(
         "SELECT name, place, length, kind, time FROM lines JOIN files ON files.id = file "
-        "WHERE subject = ? AND kind IN (?, ?) AND (? = '' OR time < ?) ORDER BY time DESC, name DESC, place DESC LIMIT ?",
-        [holder(subject, tenant), RATED, ANSWERED, before, before, most],
+        "WHERE subject = ? AND kind IN (?, ?, ?) AND (? = '' OR time < ?) ORDER BY time DESC, name DESC, place DESC LIMIT ?",
+        [holder(subject, tenant), *SEEN, before, before, most],
     )
     return [Place(folder / name, *rest) for name, *rest in rows]
 
@@ -200,9 +228,9 @@ def of(
 def counted(database: sqlite3.Connection, subject: str, tenant: str, before: str = "") -> tuple[int, int]:
     """How many lines of a subject there are that it sees and that are older than `before`; and how many others."""
     seen, others = database.execute(
-        "SELECT count(*) FILTER (WHERE kind IN (?, ?) AND (? = '' OR time < ?)), count(*) FILTER (WHERE kind NOT IN (?, ?)) "
-        "FROM lines WHERE subject = ?",
-        [RATED, ANSWERED, before, before, RATED, ANSWERED, holder(subject, tenant)],
+        "SELECT count(*) FILTER (WHERE kind IN (?, ?, ?) AND (? = '' OR time < ?)), "
+        "count(*) FILTER (WHERE kind NOT IN (?, ?, ?)) FROM lines WHERE subject = ?",
+        [*SEEN, before, before, *SEEN, holder(subject, tenant)],
     ).fetchone()
     return int(seen), int(others)
 

@@ -28,6 +28,7 @@ from llmcore.ratings import (
     ENDED,
     FIELD,
     FORGOTTEN,
+    OUTGOING,
     RATED,
     SUBJECT,
     TENANT,
@@ -45,6 +46,7 @@ from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.feedback")
 TEXTS = tuple(f"{FIELD}{name}" for name in ("comment", "correction", "prompt", "answer"))
+RATINGS = RATED, OUTGOING  # kinds
 MOST_WAITING = 1024  # records that wait for the disk; one more answer is not kept, one more rating refused
 ANSWER_BYTES = 1 << 30  # with more of one kind in the journal no further one is kept; ratings are
 RATINGS_OF_ONE = 20  # of an answer: the last one counts
@@ -215,11 +217,28 @@ def rewrite(folder: Path, path: Path, theirs: Callable[[bytes], bool | None], go
                     after.write(each)
                 removed += verdict is True
         unindex(folder, path, gone)
-    (folder / REWRITTEN).touch(0o600)
+    if not path.name.startswith(f"{OUTGOING}-"):  # which no one counts
+        (folder / REWRITTEN).touch(0o600)
     if not path.stat().st_size:
         path.unlink()
         flush(folder)
     return removed
+
+
+def move(folder: Path, path: Path, to: Callable[[Record], tuple[str, Record] | None]) -> list[str]:
+    """Move outgoing ratings into other files, or out of the journal: for each, `to` has its new kind and record, "" for out, and
+    None where it stays. A crash in between leaves it in both places. Returns the kinds; raises OSError.
+    """
+    hour = time.strftime(HOUR, time.gmtime())
+    with locked(folder):
+        moves = [move for record in read(path) if (move := to(record))]
+        for kind in sorted({kind for kind, _ in moves if kind}):
+            lines = [line(record) for each, record in moves if each == kind]
+            append_lines(folder / f"{kind}-{hour}.jsonl", lines)
+        if moves:
+            with suppress(FileNotFoundError):
+                rewrite(folder, path, lambda each: (record := parsed(each)) is None or bool(to(record)), ())
+    return [kind for kind, _ in moves]
 
 
 def expire(folder: Path, days: int) -> int:
@@ -262,12 +281,12 @@ class Journal:
         self.waiting: list[tuple[str, Record, asyncio.Future[None] | None]] = []
         self.task: asyncio.Task[None] | None = None
 
-    async def rate(self, record: Record) -> None:
-        """Keep a rating; returns once it is on disk, and raises ApiError 503 where it is not."""
+    async def rate(self, record: Record, kind: str = RATED) -> None:
+        """Keep a rating; returns once it is on disk, and raises ApiError 429 or 503 where it is not."""
         if len(self.waiting) >= MOST_WAITING:
             raise not_kept()
         done = asyncio.get_running_loop().create_future()
-        self.put(RATED, record, done)
+        self.put(kind, record, done)
         await done
 
     def answered(self, record: Record) -> None:
@@ -299,8 +318,8 @@ class Journal:
         """
         if no_room := self.no_room():
             return [no_room] * len(records)
-        refusals = self.refusals([record for kind, record in records if kind == RATED])
-        verdicts = [next(refusals) if kind == RATED else None for kind, _ in records]
+        refusals = self.refusals([record for kind, record in records if kind in RATINGS])
+        verdicts = [next(refusals) if kind in RATINGS else None for kind, _ in records]
         append(
             self.folder, [each for each, verdict in zip(records, verdicts, strict=True) if verdict is None]
         )
@@ -321,17 +340,23 @@ class Journal:
         log.error("the journal's volume is full", extra={"fields": {"free_bytes": free}})
         return not_kept()
 
-    def refusals(self, ratings: list[Record]) -> Iterator[ApiError | None]:
-        """Why each rating is not kept, in their order; of one batch each sees those before it."""
-        if not ratings:
-            return
-        counts, sizes = Counter[object](), Counter[bytes]()
+    @contextmanager
+    def index(self) -> Iterator[sqlite3.Connection]:
+        """The index, up to date; raises OSError."""
         with index.opened(self.folder) as database:
             # The last connection that closes writes the whole log back; this one stays, so that no rating pays for it.
             self.open_index = self.open_index or index.connected(self.folder)
             hour, previous = (time.strftime(HOUR, time.gmtime(time.time() - ago)) for ago in (0, 3600))
             index.update(database, self.folder, previous if self.indexed == hour else "")
             self.indexed = hour
+            yield database
+
+    def refusals(self, ratings: list[Record]) -> Iterator[ApiError | None]:
+        """Why each rating is not kept, in their order; of one batch each sees those before it."""
+        if not ratings:
+            return
+        counts, sizes = Counter[object](), Counter[bytes]()
+        with self.index() as database:
             for rating in ratings:
                 transaction, whose = (
                     rating[TRANSACTION],

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from llmcore.ratings import FIELD, RATED, SUBJECT, TENANT, TIME, Record
+from llmcore.ratings import ANSWERED, FIELD, SUBJECT, TENANT, TIME, Record
 from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.response_models import Shape
@@ -151,7 +151,9 @@ class OwnRecords:
 
 def shown(kind: str, record: Record) -> KeptRecord:
     fields = {name: record[FIELD + name] for name in SHOWN if FIELD + name in record}
-    return KeptRecord(object="rating" if kind == RATED else "exchange", time=str(record.get(TIME)), **fields)
+    return KeptRecord(
+        object="exchange" if kind == ANSWERED else "rating", time=str(record.get(TIME)), **fields
+    )
 
 
 async def in_thread[T](work: Callable[[], T]) -> T:

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from llmcore.ratings import ARM_FIELD, FIELD, SUBJECT, TENANT, TIME, TRANSACTION
+from llmcore.ratings import (
+    ANSWERER,
+    ARM_FIELD,
+    FIELD,
+    OUTGOING,
+    RESPONSE_ID,
+    SUBJECT,
+    TENANT,
+    TIME,
+    TRANSACTION,
+)
 from llmserve.access.experiments import Assigned
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import parse_body
@@ -100,7 +110,10 @@ class Ratings:
             for name in "comment", "correction":
                 if (text := getattr(asked, name)) is not None:
                     record[FIELD + name] = text
-        await self.journal.rate(record)
+        if answered.host in self.ids.others:  # its journal has what was answered, and gets this
+            await self.journal.rate(record | {ANSWERER: answered.host, RESPONSE_ID: asked.id}, OUTGOING)
+        else:
+            await self.journal.rate(record)
         self.metrics.rated(asked.thumb or "none", asked.stars or 0)
         return Feedback(object="feedback", id=asked.id, text_kept=decision.keep_prompts)
 

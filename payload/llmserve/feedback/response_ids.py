@@ -1,7 +1,8 @@
 """Ids of answers, which only the subject that was answered can rate an answer by.
 
-An id is the exchange's transaction, the second it was issued in, and a truncated HMAC of both and of tenant and subject. It
-says nothing about model or experiment: what was answered, and by what, is looked up by the transaction in our own records.
+An id is the exchange's transaction, the second it was issued in, a mark of the host that answered, and a truncated HMAC of
+these and of tenant and subject. It says nothing about model or experiment: what was answered, and by what, is looked up by the
+transaction in our own records.
 """
 
 import base64
@@ -14,8 +15,9 @@ from llmserve.access.estate_keys import Ring, derived
 from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError
 
-TRANSACTION, TIME, TAG = 8, 4, 18  # bytes; 30 together are 40 letters without padding
-LETTERS = (TRANSACTION + TIME + TAG) * 4 // 3
+TRANSACTION, TIME, HOST, TAG = 8, 4, 3, 15  # bytes; 30 together are 40 letters without padding
+WHAT = TRANSACTION + TIME + HOST
+LETTERS = (WHAT + TAG) * 4 // 3
 PREFIXES = ("chatcmpl-", "cmpl-", "resp_")  # of OpenAI's ids
 AHEAD_SECONDS = 60  # by which the clock of another gateway may be ahead
 DAY = 86_400
@@ -23,19 +25,27 @@ DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What an id says. `transaction`: of the exchange, as in the audit record. `issued`: seconds since the epoch."""
+    """What an id says. `transaction`: of the exchange, as in the audit record. `issued`: seconds since the epoch. `host`: that
+    answered; "" where no host that is known has this mark.
+    """
 
     transaction: str
     issued: int
+    host: str
 
 
 class ResponseIds:
     """Issues ids and verifies them; the gateways of an estate verify each other's."""
 
-    def __init__(self, keys: Ring, days: int = 30) -> None:
-        """`days`: how long an answer may be rated."""
+    def __init__(self, keys: Ring, days: int = 30, host: str = "local", others: tuple[str, ...] = ()) -> None:
+        """`days`: how long an answer may be rated. `others`: hosts that take ratings of their answers from this one."""
         self.keys = derived(keys, "response id")
         self.days = days
+        self.host, self.others = host, others
+        # By an HMAC, so that only the estate can tell which host it is.
+        marking = derived(keys, "host of a response id")
+        self.hosts = {marked(key, name): name for key in marking for name in (*others, host)}
+        self.mark = marked(marking[0], host)
 
     def tags(self, what: bytes, identity: Identity) -> list[bytes]:
         """One by each key. The length of the tenant keeps `ab` and `c` apart from `a` and `bc`."""
@@ -45,18 +55,29 @@ class ResponseIds:
 
     def issue(self, transaction: str, identity: Identity) -> str:
         """The id of an answer to `identity`; `transaction`: 16 hexadecimal digits."""
-        what = bytes.fromhex(transaction) + int(time.time()).to_bytes(TIME)
+        what = bytes.fromhex(transaction) + int(time.time()).to_bytes(TIME) + self.mark
         return base64.urlsafe_b64encode(what + self.tags(what, identity)[0]).decode()
 
     def verify(self, text: str, identity: Identity) -> Answered:
         """Raises ApiError 404 where the id is not one that `identity` was given, and 410 where it is too old."""
+        answered = self.opened(text, identity)
+        age = time.time() - answered.issued
+        if not -AHEAD_SECONDS <= age <= self.days * DAY:
+            days = f"{age / DAY:.0f} days old" if age > 0 else "from the future"
+            raise ApiError(
+                410, "response_expired", f"the answer is {days}: rate answers within {self.days} days", "id"
+            )
+        return answered
+
+    def opened(self, text: str, identity: Identity) -> Answered:
+        """What an id says, however old; raises ApiError 404."""
         for prefix in PREFIXES:
             text = text.removeprefix(prefix)
         try:
             sent = base64.b64decode(text, altchars=b"-_", validate=True) if len(text) == LETTERS else b""
         except (binascii.Error, ValueError):  # letters beyond ASCII
             sent = b""
-        what, tag = sent[: TRANSACTION + TIME], sent[TRANSACTION + TIME :]
+        what, tag = sent[:WHAT], sent[WHAT:]
         if not any(hmac.compare_digest(tag, each) for each in self.tags(what, identity)):
             raise ApiError(
                 404,
@@ -65,11 +86,9 @@ class ResponseIds:
                 "with the identity that asked",
                 "id",
             )
-        answered = Answered(what[:TRANSACTION].hex(), int.from_bytes(what[TRANSACTION:]))
-        age = time.time() - answered.issued
-        if not -AHEAD_SECONDS <= age <= self.days * DAY:
-            days = f"{age / DAY:.0f} days old" if age > 0 else "from the future"
-            raise ApiError(
-                410, "response_expired", f"the answer is {days}: rate answers within {self.days} days", "id"
-            )
-        return answered
+        issued = int.from_bytes(what[TRANSACTION:-HOST])
+        return Answered(what[:TRANSACTION].hex(), issued, self.hosts.get(what[-HOST:], ""))
+
+
+def marked(key: bytes, host: str) -> bytes:
+    return hmac.digest(key, host.encode(), "sha256")[:HOST]

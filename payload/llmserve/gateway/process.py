@@ -32,6 +32,7 @@ from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.feedback.halts import Halts
+from llmserve.feedback.handover import DEADLINE_MS, Handover
 from llmserve.feedback.journal import Journal
 from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
@@ -42,7 +43,7 @@ from llmserve.gateway.routes import build_app
 from llmserve.gateway.state import State
 from llmserve.metrics import EngineGauges, Metrics
 from llmserve.redis_client import RedisClient
-from llmserve.settings import FeedbackJournal, GatewayConfig, Listener, PolicySource
+from llmserve.settings import GatewayConfig, Listener, PolicySource
 from llmserve.signals import StopSignals
 from llmserve.sockets import bind_tcp, bind_unix
 from llmserve.upstream.admission import Queue
@@ -112,8 +113,10 @@ def metrics_app(metrics: Metrics) -> App:
     return app
 
 
-def open_redis(config: GatewayConfig) -> RedisClient | None:
-    """A client of the configured Redis, or None; raises ConfigError if its password is missing."""
+def open_redis(config: GatewayConfig, deadline_ms: int | None = None) -> RedisClient | None:
+    """A client of the configured Redis, or None; raises ConfigError if its password is missing. `deadline_ms`: in place of the
+    configured one.
+    """
     if config.redis is None:
         log.warning(
             "no Redis is configured: answers are not cached, and this process counts quotas on its own"
@@ -128,7 +131,8 @@ def open_redis(config: GatewayConfig) -> RedisClient | None:
                 "credential: run this in the unit that loads it (LoadCredentialEncrypted=)"
             )
         password = secret.decode()
-    return RedisClient(config.redis, password)
+    settings = config.redis.model_copy(update={"deadline_ms": deadline_ms} if deadline_ms else None)
+    return RedisClient(settings, password)
 
 
 def open_policy_engine(source: PolicySource, metrics: Metrics) -> PolicyEngine:
@@ -175,6 +179,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     audit = AuditClient(config.audit.socket, metrics)
     salt_key, *_ = derived(shared_keys, "cache salt")
     cache_secret = hmac.digest(pepper, b"llmkeep cache", "sha256")
+    ratings = open_ratings(config, shared_keys, metrics)
     return State(
         instances={
             name: open_instances(name, engine, config.host, replace(room), credential, salt_key)
@@ -194,23 +199,34 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         quotas=Quotas(redis, metrics),
         audit=audit,
         recorder=Recorder(audit, pepper),
-        ratings=open_ratings(config.feedback, shared_keys, metrics),
+        ratings=ratings,
         halts=Halts(config.feedback.folder if config.feedback and config.feedback.guarded else None, metrics),
         own=OwnRecords(config.feedback.folder, config.feedback.hold)
         if config.feedback
         else OwnRecords(None, None),
+        handover=open_handover(config, ratings, shared_keys),
     )
 
 
-def open_ratings(config: FeedbackJournal | None, keys: Ring, metrics: Metrics) -> Ratings:
+def open_ratings(config: GatewayConfig, keys: Ring, metrics: Metrics) -> Ratings:
     """Ratings, without a journal if none is configured; raises ConfigError if its folder is not there."""
-    if config is None:
-        return Ratings(ResponseIds(keys), None, metrics)
-    if not config.folder.is_dir():
+    feedback, redis = config.feedback, config.redis
+    host, others = (redis.host, redis.others) if redis else (config.host, ())
+    if feedback is None:
+        return Ratings(ResponseIds(keys, host=host), None, metrics)
+    if not feedback.folder.is_dir():
         raise ConfigError(
-            f"feedback.folder is {config.folder}, which is no folder: mount its volume, or make it"
+            f"feedback.folder is {feedback.folder}, which is no folder: mount its volume, or make it"
         )
-    return Ratings(ResponseIds(keys, config.days), Journal(config.folder, metrics), metrics)
+    return Ratings(ResponseIds(keys, feedback.days, host, others), Journal(feedback.folder, metrics), metrics)
+
+
+def open_handover(config: GatewayConfig, ratings: Ratings, keys: Ring) -> Handover | None:
+    """The handover of ratings between hosts; None where this host has no journal, or shares its Redis with no other one."""
+    if config.feedback is None or ratings.journal is None or not (config.redis and config.redis.others):
+        return None
+    redis = open_redis(config, DEADLINE_MS)
+    return Handover(ratings.ids, ratings.journal, redis, keys, config.feedback.hold) if redis else None
 
 
 def export_gauges(state: State) -> None:
@@ -241,6 +257,8 @@ def start_background(
     background.append(tasks.create_task(state.policy.watch(probe_seconds)))
     background.append(tasks.create_task(end_late_requests(state)))
     background.append(tasks.create_task(state.halts.watch()))
+    if state.handover:
+        background.append(tasks.create_task(state.handover.watch()))
     sick = Quarantine(quarantine, list(state.instances.values()), state.audit.note, state.metrics.admission)
     if quarantine or any(each.engine.gpus for each in sick.offered()):
         background.append(tasks.create_task(sick.watch()))

@@ -15,6 +15,7 @@ from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.feedback.halts import Halts
+from llmserve.feedback.handover import Handover
 from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
 from llmserve.gateway.in_flight import InFlightRequests
@@ -45,6 +46,7 @@ class State:
     ratings: Ratings
     halts: Halts
     own: OwnRecords
+    handover: Handover | None = None  # to hosts that share this one's Redis
     draining: bool = False
     copies: set[asyncio.Task[None]] = field(default_factory=set)  # of shadow mode
     hidden: set[str] = field(default_factory=set)  # aliases by a served model of the same name

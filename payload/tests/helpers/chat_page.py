@@ -66,9 +66,10 @@ def served(
     folder: Path,
     models: dict[str, dict[str, Any]] | None = None,
     login: "ProviderLogin | OidcProvider | None" = None,
+    page: dict[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[ChatPage]:
-    """The page, and the gateway and engines behind it; `options` are the service's."""
+    """The page, and the gateway and engines behind it; `page` is more of web.yaml, `options` are the service's."""
     kept = folder / "feedback"
     kept.mkdir()
     identity: dict[str, Any] = {"certificate_header": "X-Client-Certificate"}
@@ -84,6 +85,7 @@ def served(
         in_front_of(folder / "http.sock", folder / "nginx", **variables) as edge,
     ):
         more = login.settings(f"https://localhost:{edge.port}/page/signed-in") if login else {}
+        more |= page or {}
         gateways = [str(folder / "gone.sock"), str(folder / "http.sock")]
         config, _ = configured(service, gateways=gateways, **more)
         process = start(service, config)

@@ -53,7 +53,7 @@ def code_of(client: httpx.Client, login: ProviderLogin) -> dict[str, str]:
     return {name: value for name, [value] in parse_qs(back.query).items()}
 
 
-def test_a_token_is_exchanged_for_a_session_and_not_kept(
+def test_a_token_opens_a_session_that_does_not_show_it(
     chat: ChatPage, login: ProviderLogin, client: httpx.Client
 ) -> None:
     assert 'href="/page/provider"' in client.get("/page/sign-in").text
@@ -61,6 +61,7 @@ def test_a_token_is_exchanged_for_a_session_and_not_kept(
     assert answer.status_code == 200, answer.text
     [session] = [each for each in answer.headers.get_list("set-cookie") if "__Host-llmkeep-session" in each]
     assert "httponly" in session.lower()
+    assert "eyJ" not in session
     page = client.get("/").text
     assert "Signed in as lea@corp" in page
     assert 'action="/page/sign-out"' in page

@@ -1,72 +1,115 @@
-"""Sessions end, are bounded, and are not what the cookie says; words exist in both languages."""
+"""Sessions end, and show nothing of their credential; words exist in both languages."""
 
+import base64
 import re
 import time
 
 import pytest
 
-from llmserve.access.identity import Identity
-from llmweb import sessions
 from llmweb.monitors import Series
 from llmweb.plot import ceiling, line_plot
 from llmweb.sections import safe_link, span_of
-from llmweb.sessions import IDLE_SECONDS, LIFETIME_SECONDS, MOST, MOST_OF_A_HOLDER, Sessions
+from llmweb.sessions import IDLE_SECONDS, LIFETIME_SECONDS, RENEWAL_SECONDS, Sessions
 from llmweb.wording import REFUSALS, WORDS, preferred
+
+KEYS = (b"k" * 32,)
+KEY = "llmk_0123456789ab_" + "5e" * 24
 
 
 class Clock:
-    """Stands in for time.monotonic()."""
+    """Stands in for time.time()."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.now = 1_800_000_000.0
+        monkeypatch.setattr(time, "time", lambda: self.now)
 
 
-def of(key: str, subject: str = "ada") -> Identity:
-    return Identity("oidc", key, subject, "research", ())
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
-def test_a_session_ends_after_its_lifetime_however_much_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, kept = Clock(monkeypatch), Sessions()
-    identifier = kept.open(of("key"))
-    begun = clock.now
-    while clock.now - begun + IDLE_SECONDS / 2 <= LIFETIME_SECONDS:
+def test_a_session_ends_after_its_lifetime_however_much_it_is_used(clock: Clock) -> None:
+    sessions = Sessions(KEYS)
+    cookie, opened = sessions.open(KEY), clock.now
+    while clock.now - opened + IDLE_SECONDS / 2 <= LIFETIME_SECONDS:
         clock.now += IDLE_SECONDS / 2
-        assert kept.key_of(identifier) == "key"
-    clock.now = begun + LIFETIME_SECONDS + 1
-    assert kept.key_of(identifier) is None
-    assert not kept.open_ones
+        cookie = sessions.renewed(cookie) or ""
+        assert sessions.find(cookie)
+    clock.now = opened + LIFETIME_SECONDS + 1
+    assert sessions.find(cookie) is None
+    assert sessions.renewed(cookie) is None
 
 
-def test_a_session_ends_when_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, kept = Clock(monkeypatch), Sessions()
-    identifier = kept.open(of("key"))
+def test_a_session_ends_when_it_is_not_used(clock: Clock) -> None:
+    sessions = Sessions(KEYS)
+    cookie = sessions.open(KEY)
     clock.now += IDLE_SECONDS + 1
-    assert kept.key_of(identifier) is None
+    assert sessions.find(cookie) is None
 
 
-def test_sessions_are_bounded_by_holder_and_in_all() -> None:
-    kept = Sessions()
-    mine = [kept.open(of("mine")) for _ in range(MOST_OF_A_HOLDER + 1)]
-    assert [kept.key_of(each) for each in mine] == [None, *["mine"] * MOST_OF_A_HOLDER]
-    for number in range(MOST + 5):
-        kept.open(of("key", f"ada-{number}"))
-    assert len(kept.open_ones) == MOST
+def test_use_is_noted_once_a_minute_and_the_session_stays_the_same(clock: Clock) -> None:
+    sessions = Sessions(KEYS)
+    cookie = sessions.open(KEY)
+    clock.now += RENEWAL_SECONDS - 1
+    assert sessions.renewed(cookie) is None
+    clock.now += 1
+    renewed = sessions.renewed(cookie)
+    assert renewed
+    assert sessions.find(renewed) == sessions.find(cookie)
 
 
-def test_each_sign_in_at_the_provider_counts_though_its_token_is_a_new_one() -> None:
-    kept = Sessions()
-    first, *_ = [kept.open(of(f"token-{number}")) for number in range(MOST_OF_A_HOLDER + 1)]
-    assert kept.key_of(first) is None
-    assert len(kept.open_ones) == MOST_OF_A_HOLDER
+@pytest.mark.parametrize(("ahead", "valid"), [(60, True), (61, False)])
+def test_a_host_whose_clock_is_a_minute_ahead_disturbs_no_session(
+    clock: Clock, ahead: int, valid: bool
+) -> None:
+    sessions = Sessions(KEYS)
+    clock.now += ahead
+    cookie = sessions.open(KEY)
+    clock.now -= ahead
+    assert bool(sessions.find(cookie)) is valid
 
 
-def test_one_who_reads_the_memory_of_sessions_has_no_session() -> None:
-    kept = Sessions()
-    identifier = kept.open(of("key"))
-    assert identifier.encode() not in b"".join(kept.open_ones)
-    assert kept.key_of(sessions.hashed(identifier).hex()) is None
-    assert len({kept.open(of("key", f"{number}")) for number in range(100)}) == 100
+def test_a_session_that_was_closed_is_over_in_each_of_its_cookies(clock: Clock) -> None:
+    sessions = Sessions(KEYS)
+    cookie = sessions.open(KEY)
+    clock.now += RENEWAL_SECONDS
+    renewed = sessions.renewed(cookie) or ""
+    sessions.close(cookie)
+    assert sessions.find(renewed) is None
+    assert sessions.renewed(renewed) is None
+    assert sessions.find(sessions.open(KEY)), "another one of the same key goes on"
+
+
+def test_closed_sessions_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmweb.sessions.MOST_ENDED", 2)
+    sessions = Sessions(KEYS)
+    cookies = [sessions.open(KEY) for _ in range(3)]
+    for each in cookies:
+        sessions.close(each)
+    assert [sessions.find(each) is None for each in cookies] == [False, True, True]
+    assert len(sessions.ended) == 2
+
+
+def test_a_session_shows_its_credential_neither_in_its_cookie_nor_when_it_is_printed() -> None:
+    sessions = Sessions(KEYS)
+    cookie = sessions.open(KEY)
+    session = sessions.find(cookie)
+    assert session
+    assert session.credential == KEY
+    assert KEY not in repr(session)
+    assert KEY.encode() not in base64.urlsafe_b64decode(cookie)
+
+
+def test_two_sessions_of_a_key_have_nothing_in_common() -> None:
+    sessions = Sessions(KEYS)
+    opened = [sessions.find(sessions.open(KEY)) for _ in range(100)]
+    assert len({each.id for each in opened if each}) == 100
+
+
+@pytest.mark.parametrize("cookie", ["", "x", "gAAAAA", "\xe9", "==", "A" * 4000])
+def test_what_is_no_cookie_is_no_session(cookie: str) -> None:
+    assert Sessions(KEYS).find(cookie) is None
 
 
 def test_all_words_are_there_in_both_languages_with_the_same_values() -> None:

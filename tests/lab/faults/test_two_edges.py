@@ -23,7 +23,7 @@ from estate import HOSTS, LAB, ROOT, Lab, changed, within
 ADDRESS = "10.77.0.100"
 SECOND = "10.77.0.101"
 INVENTORIES = "-i inventory/lab -i inventory/lab-edges -i /root/echo.json"
-TAGS = "base,mirror,pki,redis,opa,llm_serving,engine_access,edge,keepalived"
+TAGS = "base,mirror,pki,redis,opa,llm_serving,engine_access,edge,operator_page,keepalived"
 SITE = f"llmkeep site {INVENTORIES} --tags {TAGS}"
 CLIENTS = 8
 RUNS = "systemctl is-active --quiet llm-engine@echo.service && echo runs; true"
@@ -56,6 +56,19 @@ headers = {"authorization": f"Bearer {given['key']}"}
 with httpx2.Client(verify=ssl.create_default_context(cafile=given["ca"]), headers=headers, timeout=30) as client:
     for host in given["hosts"]:
         print(client.post(f"https://{host}/v1/completions", json=body).headers["x-llm-cache"])
+"""
+# The sign-in at the page of the first of these edges, and the page of the other one with the session's cookie.
+SIGNED_IN = """
+import json, ssl, sys
+import httpx2
+given = json.load(sys.stdin)
+first, other = given["hosts"]
+name = "__Host-llmkeep-session"
+headers = {"sec-fetch-site": "same-origin"}
+with httpx2.Client(verify=ssl.create_default_context(cafile=given["ca"]), headers=headers, timeout=30) as client:
+    print(client.post(f"https://{first}/page/sign-in", data={"key": given["key"]}).status_code)
+    print(client.get(f"https://{other}/", headers={"cookie": f"{name}={client.cookies[name]}"}).status_code)
+    print(client.get(f"https://{other}/").status_code)
 """
 # How many of 40 requests to each of these edges in one minute are answered.
 COUNTED = """
@@ -115,6 +128,11 @@ def running(lab: Lab, host: str) -> bool:
     return lab.on(host, RUNS) != ""
 
 
+def invocation(lab: Lab) -> str:
+    """Which start of llm2's engine runs."""
+    return lab.on("llm2", "systemctl show --property InvocationID llm-engine@echo.service", check=False)
+
+
 @contextmanager
 def asking(lab: Lab, ca: Path) -> Iterator[list[float]]:
     """Clients that only ask whether the address answers; afterwards, how many seconds it did not, before it did again."""
@@ -140,9 +158,9 @@ def edges(estate: Lab) -> Iterator[Lab]:
     known = ROOT / ".lab/instances" / estate.instance / "known_hosts"
     estate.on("ops1", "cat > /etc/ssh/ssh_known_hosts", given=known.read_text())
     echo = {"llm_serving_models": [{"name": "echo", "driver": "echo", "token_seconds": 0.05}]}
-    estate.on(
-        "ops1", "cat > /root/echo.json", given=json.dumps({"all": {"hosts": {"llm1": echo, "llm2": echo}}})
-    )
+    chat = {"chat": {"hosts": {"ops1": {}}}}
+    given = {"all": {"hosts": {"llm1": echo, "llm2": echo}, "children": chat}}
+    estate.on("ops1", "cat > /root/echo.json", given=json.dumps(given))
     began = time.monotonic()
     estate.on("ops1", SITE)
     print(f"site.yml for the second edge and the third host: {time.monotonic() - began:.0f} s")
@@ -195,7 +213,9 @@ def asked(edges: Lab, ca: Path, keys: list[str], tmp_path: Path) -> Callable[...
     unused = iter(keys)
 
     @contextmanager
-    def clients(address: str, retries: int, seconds: float) -> Iterator[list[dict[str, Any]]]:
+    def clients(
+        address: str, retries: int, seconds: float, stream: bool = False
+    ) -> Iterator[list[dict[str, Any]]]:
         until = tmp_path / address
         given = {
             "url": f"https://{address}/v1",
@@ -203,6 +223,7 @@ def asked(edges: Lab, ca: Path, keys: list[str], tmp_path: Path) -> Callable[...
             "keys": list(itertools.islice(unused, CLIENTS)),
             "retries": retries,
             "seconds": seconds,
+            "stream": stream,
             "until": str(until),
         }
         answers: list[dict[str, Any]] = []
@@ -231,6 +252,12 @@ def test_a_quota_is_counted_over_both_edges(edges: Lab, ca: Path, keys: list[str
     given = {"key": keys[-1], "ca": str(ca), "hosts": [ADDRESSES[host] for host in ("llm1", "ops1")]}
     said = edges.run("netns", "--", sys.executable, "-c", COUNTED, given=json.dumps(given)).stdout
     assert 45 <= int(said) <= 60
+
+
+def test_a_session_of_one_edge_is_a_session_of_the_other(edges: Lab, ca: Path, keys: list[str]) -> None:
+    given = {"key": keys[0], "ca": str(ca), "hosts": [ADDRESSES[host] for host in ("llm1", "ops1")]}
+    said = edges.run("netns", "--", sys.executable, "-c", SIGNED_IN, given=json.dumps(given)).stdout
+    assert said.split() == ["303", "200", "303"]
 
 
 def test_no_other_process_of_the_host_reaches_the_shared_redis(edges: Lab) -> None:
@@ -272,6 +299,24 @@ def test_a_host_with_an_engine_that_loses_its_network_under_load_loses_no_reques
     longest = max(each["answered"] - each["began"] for each in answers)
     print(f"{len(answers)} requests while an engine's host was away; the longest took {longest:.1f} s")
     assert len(answers) > 8 * CLIENTS
+
+
+def test_a_host_with_an_engine_that_reboots_under_load_ends_the_answers_that_it_has_begun(
+    edges: Lab, asked: Callable[..., Asked]
+) -> None:
+    """As `llmkeep patch` reboots it: no stream breaks, since its engine is stopped before the way to it is."""
+    for host in ENGINES:
+        within(60, f"the engine of {host}", partial(running, edges, host))
+    began = invocation(edges)
+    with asked(ADDRESSES["ops1"], retries=0, seconds=30, stream=True) as answers:
+        time.sleep(4)
+        edges.on(
+            "llm2", "systemd-run --quiet --on-active=0.1 --timer-property=AccuracySec=10ms systemctl reboot"
+        )
+        within(60, "another boot", lambda: invocation(edges) not in ("", began) and running(edges, "llm2"))
+        time.sleep(3)
+    assert not [each for each in answers if "failed" in each or not each["right"]]
+    assert len(answers) > 4 * CLIENTS
 
 
 def test_without_the_shared_redis_both_edges_answer(edges: Lab, cached: Callable[..., list[str]]) -> None:

@@ -1,7 +1,8 @@
 """Clients of one address, each the official one, which asks again where it got no answer. Run from a seat in the lab's network.
 
 Reads a JSON object from standard input: `url`, `ca`, `keys` (one a client), `retries` and `seconds` (of each attempt), and
-`until`, a path: they end once that file is there; with `count`, a path, to which they append a byte for each answer.
+`until`, a path: they end once that file is there; with `stream`, as streams, each whole answer of which is parsed; with `count`,
+a path, to which they append a byte for each answer.
 Prints a list: of each request when it began and was answered (time.time()) and its id, or what the last attempt said.
 """
 
@@ -35,11 +36,13 @@ def ask(number: int, key: str) -> None:
             words = f"client {number} at {began}"
             seen: dict[str, Any] = {"began": began}
             try:
-                raw = api.completions.with_raw_response.create(model="echo", prompt=words, max_tokens=8)
-                seen |= {
-                    "id": raw.headers["x-request-id"],
-                    "right": raw.parse().choices[0].text.strip() == words,
-                }
+                raw = api.completions.with_raw_response.create(
+                    model="echo", prompt=words, max_tokens=8, stream=given.get("stream", False)
+                )
+                answer = raw.parse()
+                parts = answer if given.get("stream") else [answer]
+                text = "".join(part.choices[0].text for part in parts)
+                seen |= {"id": raw.headers["x-request-id"], "right": text.strip() == words}
             except openai.OpenAIError as problem:
                 seen["failed"] = repr(problem)
             told.append(seen | {"answered": time.time()})

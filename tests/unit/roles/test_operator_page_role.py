@@ -55,6 +55,30 @@ def test_the_page_may_write_into_the_gateways_journal_and_is_hardened(tmp_path: 
     hardened(tmp_path, "llm-web.service", unit, exposure=20)
 
 
+def test_a_new_key_of_the_estate_reaches_the_page_in_each_step_of_a_rotation(tmp_path: Path) -> None:
+    [secret] = yaml.safe_load((ROOT / "roles/llm_serving/tasks/estate_keys.yml").read_text())
+    [restart] = [
+        task["llmkeep.estate.systemd_units"]["units"]
+        for task in yaml.safe_load((ROOT / "roles/operator_page/tasks/start.yml").read_text())
+        if "llmkeep.estate.systemd_units" in task
+    ]
+    assert f"LoadCredentialEncrypted={secret['vars']['_common_secret_here']}\n" in content(
+        made(tmp_path), "llm-web.service"
+    )
+    assert all(f"'{unit}'" in secret["vars"]["_common_secret_units"] for unit in restart)
+    plays = yaml.safe_load((ROOT / "playbooks/rotate-estate-keys.yml").read_text())
+    steps = [
+        [
+            (task["ansible.builtin.include_role"][name])
+            for task in play["tasks"]
+            for name in ("name", "tasks_from")
+        ]
+        for play in plays
+        if play.get("hosts") == "serve"
+    ]
+    assert steps == [["llm_serving", "rotate_estate_keys", "operator_page", "start"]] * 2
+
+
 def test_without_a_folder_nothing_is_brought(tmp_path: Path) -> None:
     tree = made(tmp_path)
     assert not [each for each in tree["tree"]["files"] if "/experiments/" in each["dest"]]
