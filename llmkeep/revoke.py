@@ -65,9 +65,13 @@ def _request(given: argparse.Namespace) -> str:
         names = [name for name in given.names.split(",") if name]
         return edges.accept(given.places, given.host, names, csr, given.hsm)
     if given.new_key:
-        message = edges.retire(given.places, given.host)
-        _record("request --new-key", given.host, {})
-        return message
+        edge = edges.retire(given.places, given.host)
+        _record("request --new-key", given.host, {"llmkeep.key.sha256": edge.key})
+        edge.write(given.places, given.host)
+        return (
+            f"{given.host} makes a new key and request with the next `llmkeep site`, and serves today's certificate until the new "
+            "one is installed"
+        )
     return edges.hand_out(given.places, given.host)
 
 

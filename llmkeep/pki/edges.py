@@ -121,15 +121,16 @@ def hand_out(places: Places, host: str) -> str:
     return f"the request of {host} for {', '.join(edge.names)} is {path}"
 
 
-def retire(places: Places, host: str) -> str:
-    """Have the next `site` make a new key and request. The certificate of today is served until the new one is installed."""
+def retire(places: Places, host: str) -> Edge:
+    """What has the next `site` make a new key and request, or PkiError. Nothing is written.
+
+    The certificate of today is served until the one for the new key is installed.
+    """
     edge = _standing(places, host)
     if edge.hsm:
         raise PkiError(f"the key of {host} is in an HSM, and is the one that it serves all its names with; nothing was changed. "
                        "Make a new one there (docs/operate/hsm.md), then run `llmkeep site`")  # fmt: skip
-    if edge.key not in edge.retired:
-        replace(edge, retired=[*edge.retired, edge.key]).write(places, host)
-    return f"{host} makes a new key and request with the next `llmkeep site`, and serves today's until the new one is installed"
+    return edge if edge.key in edge.retired else replace(edge, retired=[*edge.retired, edge.key])
 
 
 # ---------------------------------------------------------------- install

@@ -15,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from other_authority import Authority, dns_names, leaf_of, request_for, root_of
 
 from llmkeep import cli
+from llmkeep.errors import LlmkeepError
 from llmkeep.pki import edges
 from llmkeep.pki.authority import PkiError, private
 from llmkeep.pki.edges import Edge
@@ -102,6 +103,15 @@ def test_a_request_that_is_not_what_the_inventory_says_is_refused(
 def test_a_public_name_that_no_certificate_should_have_is_refused(places: Places, name: str) -> None:
     with pytest.raises(PkiError, match="lower-case DNS names without wildcards"):
         edges.accept(places, "edge1", [name], b"")
+
+
+def test_a_document_of_a_newer_format_is_refused(places: Places) -> None:
+    path = places.edge("edge1")
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2, "bundle": 9'))
+    with pytest.raises(
+        LlmkeepError, match="has format 2, and this llmkeep reads 1: bundle serial 9 wrote it"
+    ):
+        edges.hand_out(places, "edge1")
 
 
 # ---------------------------------------------------------------- install
@@ -274,7 +284,7 @@ def test_a_new_key_leaves_the_certificate_of_the_retired_one_in_force(
     places: Places, key: ec.EllipticCurvePrivateKey, issuing: Authority, root: Authority
 ) -> None:
     installed(places, key, issuing, root)
-    edges.retire(places, "edge1")
+    edges.retire(places, "edge1").write(places, "edge1")
     with pytest.raises(PkiError, match="`--new-key` has retired"):
         edges.accept(places, "edge1", NAMES, request_for(NAMES, key))
     edges.accept(places, "edge1", NAMES, request_for(NAMES))
