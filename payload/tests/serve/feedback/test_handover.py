@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+import redis
 from bulk_index import indexing
 from elasticsearch import Elasticsearch
 from redis_server import OTHER, PASSWORD, RedisServer
@@ -124,8 +125,8 @@ def estate(
         for name, other in (names, names[::-1]):
             folder = tmp_path_factory.mktemp(name)
             (folder / "journal").mkdir(parents=True)
-            redis: dict[str, Any] = {**redis_server.settings, "deadline_ms": 5000}
-            redis |= {"user": f"gateway-{name}", "host": name, "others": [other]}
+            shared: dict[str, Any] = {**redis_server.settings, "deadline_ms": 5000}
+            shared |= {"user": f"gateway-{name}", "host": name, "others": [other]}
             secrets = {
                 "redis.gateway": PASSWORD,
                 CREDENTIAL: f"current {(b'k' * 32).hex()}\n",
@@ -134,7 +135,7 @@ def estate(
             service = running(
                 folder,
                 {"echo": {"driver": "echo"}, "echo-2": {"driver": "echo"}},
-                redis=redis,
+                redis=shared,
                 credentials=secrets,
                 feedback={"folder": str(folder / "journal"), "hold": str(folder / "hold")},
                 tenants={"research": {"keep_prompts": True, "reviewed_by": ["research"]}},
@@ -223,6 +224,20 @@ def letters(redis_server: RedisServer) -> list[bytes]:
     with redis_server.client() as store:
         names = store.keys("llm:*:ratings:*")
         return [value for name in names if (value := store.get(name))]
+
+
+@pytest.mark.parametrize(
+    "command", [("GET", f"llm:{OTHER}:ratings:third"), ("SET", f"llm:{OTHER}:ratings:local", "x")], ids=repr
+)
+def test_a_host_neither_reads_what_is_for_a_third_one_nor_writes_as_another(
+    redis_server: RedisServer, command: tuple[str, ...]
+) -> None:
+    with redis.Redis(
+        unix_socket_path=str(redis_server.socket), username="gateway-local", password=PASSWORD
+    ) as store:
+        assert store.get(f"llm:{OTHER}:ratings:local") is None
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            store.execute_command(*command)
 
 
 def test_a_rating_outlives_the_gateway_that_took_it_and_redis(
@@ -358,9 +373,9 @@ ADA = Identity("api_key", "", "ada", "research", ())
 def handover(folder: Path, host: str, other: str, key: bytes = b"k" * 32) -> Handover:
     """Without a Redis."""
     folder.mkdir(exist_ok=True)
-    redis = RedisClient(Redis(url="unix:///nonexistent", host=host, others=(other,)), None)
+    client = RedisClient(Redis(url="unix:///nonexistent", host=host, others=(other,)), None)
     ids = ResponseIds((key,), host=host, others=(other,))
-    return Handover(ids, Journal(folder, Metrics()), redis, (key,), None)
+    return Handover(ids, Journal(folder, Metrics()), client, (key,), None)
 
 
 def outgoing(answerer: Handover) -> Record:
