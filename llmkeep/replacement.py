@@ -22,6 +22,7 @@ from llmcore.files import flush
 from llmkeep.durable import write
 from llmkeep.errors import LlmkeepError, printable
 from llmkeep.pki import revoking
+from llmkeep.pki.edges import Edge
 from llmkeep.pki.revocations import living_serials, revoked_serials
 from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, listed, play, verified_tree
@@ -51,6 +52,8 @@ def plan(places: Places, name: str, keep_volumes: bool) -> Iterator[str]:
             "opened on the new machine" if keep_volumes else "made anew, on the disk that the inventory names"
         )
         yield f"volume {volume.stem.removeprefix(f'{name}-')}: {what}"
+    if (edge := Edge.read(places, name)) and not edge.hsm:
+        yield f"lost: the key for {', '.join(edge.names)}; `llmkeep site` hands out a request for a new one"
     yield "to do: API keys of clients by identity_verb=import"
     yield "the HSM's keys stay; where the machine was stolen, change the PIN"
 

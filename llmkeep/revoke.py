@@ -69,8 +69,8 @@ def _request(given: argparse.Namespace) -> str:
         _record("request --new-key", given.host, {"llmkeep.key.sha256": edge.key})
         edge.write(given.places, given.host)
         return (
-            f"{given.host} makes a new key and request with the next `llmkeep site`, and serves today's certificate until the new "
-            "one is installed"
+            f"{given.host} makes a new key and request with the next `llmkeep site`, and serves today's certificate until "
+            "the new one is installed"
         )
     return edges.hand_out(given.places, given.host)
 

@@ -11,11 +11,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from other_authority import request_for
 from small_authority import DOMAIN, NAMES
 
 from llmkeep import replacement
 from llmkeep.pki import authority as pki
-from llmkeep.pki import revoking
+from llmkeep.pki import edges, revoking
 from llmkeep.pki.revocations import living_serials, revoked_names, revoked_serials
 from llmkeep.places import Places
 from llmkeep.record import witness
@@ -84,6 +85,15 @@ def test_what_was_kept_of_it_is_set_aside_and_of_no_other_host(places: Places) -
         "witness/llm1/verifier",
     ]
     assert sorted(path.name for path in places.volumes.iterdir()) == ["llm1-b-data.json", "llm10-data.json"]
+
+
+def test_the_plan_names_a_key_that_another_ca_certified(places: Places) -> None:
+    names = ["llm.example.org"]
+    edges.accept(places, "llm1", names, request_for(names))
+    lost = "lost: the key for llm.example.org; `llmkeep site` hands out a request for a new one"
+    assert lost in replacement.plan(places, "llm1", False)
+    edges.accept(places, "llm1", names, request_for(names), in_hsm=True)
+    assert lost not in replacement.plan(places, "llm1", False)
 
 
 def test_volumes_whose_disks_are_in_the_new_machine_stay(places: Places) -> None:
