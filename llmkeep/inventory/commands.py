@@ -99,7 +99,7 @@ def _new(arguments: argparse.Namespace) -> int:
         mail=tuple(arguments.alert_mail),
         webhook=arguments.alert_webhook,
         backup=arguments.backup,
-        shared=arguments.shared_address,
+        shared=tuple(arguments.shared_address),
         hsm_module=arguments.hsm_module,
         hsm=arguments.hsm,
         model=arguments.model,
@@ -148,7 +148,8 @@ def from_terminal(answers: new.Answers, described: dict[str, str]) -> new.Answer
                 answers, backup=_answer("Backups to, as sftp:USER@ADDRESS:/FOLDER (empty for none)")
             )
         if "keepalived" in groups and not answers.shared:
-            answers = replace(answers, shared=_answer("Address that moves between hosts in keepalived"))
+            said = _answer("Addresses that move between hosts in keepalived, with spaces between")
+            answers = replace(answers, shared=tuple(said.split()))
         if "storage" in groups and not answers.hsm_module:
             module = _answer("PKCS#11 module of the HSM", "/usr/lib/vendor/libpkcs11.so")
             answers = replace(
@@ -264,9 +265,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     verb.add_argument(
         "--shared-address",
-        default="",
+        nargs="+",
+        default=[],
         metavar="ADDRESS",
-        help="for clients; moves between hosts in keepalived",
+        help="for clients; move between hosts in keepalived",
     )
     verb.add_argument(
         "--hsm-module", default="", metavar="PATH", help="PKCS#11 module, where disks are encrypted"

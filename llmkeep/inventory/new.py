@@ -33,7 +33,7 @@ class Answers:
     mail: tuple[str, ...] = ()  # recipient, sender, ADDRESS:PORT of the server
     webhook: str = ""
     backup: str = ""
-    shared: str = ""  # address that moves between hosts in keepalived
+    shared: tuple[str, ...] = ()  # addresses that move between hosts in keepalived
     hsm_module: str = ""
     hsm: str = ""  # ADDRESS:PORT
     model: str = ""
@@ -118,12 +118,14 @@ def answer_faults(answers: Answers, days: int) -> list[str]:
         faults.append("alerts have a destination, and no host is in prometheus: add the control node to it")
     if "keepalived" in groups and not answers.shared:
         faults.append(
-            "hosts are in keepalived, and no address moves between them: give --shared-address ADDRESS"
+            "hosts are in keepalived, and no address moves between them: give --shared-address ADDRESS, with as many of them as "
+            "edges that work at once"
         )
-    if answers.shared and endpoint(f"{answers.shared}:0") is None:
-        faults.append(
-            f"--shared-address is {printable(answers.shared)!r}: write an unused IP address of the edges' network"
-        )
+    for address in answers.shared:
+        if endpoint(f"{address}:0") is None:
+            faults.append(
+                f"--shared-address is {printable(address)!r}: write an unused IP address of the edges' network"
+            )
     if "vllm" in groups and not (answers.model and answers.context):
         faults.append("a host is in vllm, and there is no model: give --model NAME and --context TOKENS")
     if "storage" in groups and "softhsm" not in groups and not answers.hsm_module:
@@ -296,7 +298,7 @@ def _group_lines(group: str, members: list[Host], answers: Answers) -> list[str]
         lines = [_entry("prometheus_mail", mail)] if mail else []
         return lines + ([_entry("prometheus_webhook", answers.webhook)] if answers.webhook else [])
     if group == "keepalived":
-        return [_entry("keepalived_addresses", [answers.shared])]
+        return [_entry("keepalived_addresses", [*answers.shared])]
     if group == "gpu":
         return ["gpu_set: provided  # the driver is yours to install (docs/operate/gpu.md)"]
     if group == "vllm":

@@ -218,14 +218,14 @@ def test_an_answer_that_does_not_fit_is_refused(
     assert not (tmp_path / "made").exists()
 
 
-def test_an_address_that_moves_between_edges_is_asked_for_and_set(run: Run, tmp_path: Path) -> None:
+def test_addresses_that_move_between_edges_are_asked_for_and_set(run: Run, tmp_path: Path) -> None:
     edges = "".join(f"llm{number},10.0.0.{number},serve edge keepalived\n" for number in (2, 3))
     rows = f"name,address,groups\nops1,10.0.0.1,control\n{edges}"
     assert "no address moves between them: give --shared-address ADDRESS" in run(rows)[1]
-    code, message = run(rows, "--shared-address", "10.0.0.100")
+    code, message = run(rows, "--shared-address", "10.0.0.100", "10.0.0.101")
     assert code == 0, message
     groups = yaml.safe_load((tmp_path / "made/hosts.yml").read_text())["all"]["children"]
-    assert groups["keepalived"]["vars"] == {"keepalived_addresses": ["10.0.0.100"]}
+    assert groups["keepalived"]["vars"] == {"keepalived_addresses": ["10.0.0.100", "10.0.0.101"]}
 
 
 def test_a_disk_too_small_for_the_record_is_refused(run: Run) -> None:

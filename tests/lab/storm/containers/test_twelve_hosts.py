@@ -42,7 +42,7 @@ def twelve() -> Iterator[Lab]:
     INVENTORY.unlink(missing_ok=True)
     INVENTORY.parent.mkdir(parents=True, exist_ok=True)
     new = ["--hosts", str(HERE / "hosts.csv"), "--out", str(INVENTORY), "--operators", "10.77.0.2/32"]
-    new += ["--shared-address", ADDRESSES[0], "--alert-webhook", "http://127.0.0.1:9099/alerts"]
+    new += ["--shared-address", *ADDRESSES, "--alert-webhook", "http://127.0.0.1:9099/alerts"]
     subprocess.run([ROOT / ".venv/bin/llmkeep", "inventory", "new", *new], check=True)
     inventories = tuple(str(path.relative_to(ROOT)) for path in (INVENTORY, HERE / "lab.yml"))
     lab = Lab("twelve-hosts", inventories)
