@@ -18,8 +18,7 @@ REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 class Peer:
     """The client's end of a connection, which has one request in progress at a time."""
 
-    def __init__(self, protocol: "BoundedHttp | None" = None) -> None:
-        self.protocol = protocol
+    def __init__(self) -> None:
         self.gone = False
         self.tell: Callable[[], None] | None = None
 
@@ -35,7 +34,7 @@ class Peer:
 
     def leave(self) -> None:
         """The connection is closed."""
-        self.gone, self.protocol = True, None
+        self.gone = True
         if self.tell:
             self.tell()
 
@@ -47,21 +46,11 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self.peer = Peer(self)
+        self.peer = Peer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.peer.leave()
-
-    @property
-    def takes_chunks(self) -> bool:
-        """Whether a response in chunks has begun, and the client takes more of it."""
-        chunked = self.cycle is not None and self.cycle.chunked_encoding
-        return bool(chunked) and not self.flow.write_paused and not self.transport.is_closing()
-
-    def write_chunk(self, part: bytes) -> None:
-        """Write a part of the body, as ASGI's `send` does, which takes longer. Call it while `takes_chunks`."""
-        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     def on_message_begin(self) -> None:
         self.in_head, self.head_bytes = True, self.read_bytes

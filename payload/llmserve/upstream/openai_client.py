@@ -213,7 +213,7 @@ class OpenAiClient(EngineClient):
             log.exception("a request to an upstream failed")
             last = self.failed(request)
         if answer := self.end(request.id, last):
-            answer.put(last)
+            answer.put_nowait(last)
 
     async def ask_upstream(self, request: Generate, length: int | None) -> Done | Failed:
         """Send the request, pass on the events of a stream, and return the frame that ends the answer.
@@ -382,7 +382,7 @@ class Stream:
             else:
                 counts_only = True
         if answer := self.answers.get(self.request.id):
-            answer[0].put(Event(self.request.id, text, event, counts_only))
+            answer[0].put_nowait(Event(self.request.id, text, event, counts_only))
         return False
 
 
