@@ -53,7 +53,6 @@ REST = 10  # times as long as a look takes, at least, passes before the next one
 LIFE_SECONDS = 60  # of what lies in Redis
 BATCH_BYTES = 1 << 17  # of ratings for one host at a time
 LETTER_BYTES = 1 << 19  # of another host's key, more of which is not read
-MOST_REMEMBERED = 10_000  # verdicts, so that a rating which was forgotten meanwhile is not taken again
 DEADLINE_MS = 2000  # of Redis, for some 100 kB of each host; none of a client waits for it
 NONCE = 12
 LOCK = "handover.lock"
@@ -114,7 +113,6 @@ class Handover:
         """
         self.ids, self.journal, self.redis, self.hold = ids, journal, redis, hold
         self.ciphers = [AESGCM(key) for key in derived(keys, "ratings between hosts")]
-        self.verdicts: dict[str, Verdict] = {}
         self.unreadable: set[str] = set()  # hosts
         self.metrics = journal.metrics
 
@@ -205,24 +203,22 @@ class Handover:
         verdict it comes again.
         """
         by_digest = {digest(record): record for record in records}
-        fresh = {name: record for name, record in by_digest.items() if name not in self.verdicts}
-        verdicts = await asyncio.to_thread(self.judge, fresh) if fresh else {}
-        wanted = [name for name in fresh if name not in verdicts]
+        verdicts = await asyncio.to_thread(self.judge, by_digest) if by_digest else {}
+        fresh = [name for name in by_digest if name not in verdicts]
         kept = await asyncio.gather(
-            *(self.journal.rate(rating_of(fresh[name])) for name in wanted), return_exceptions=True
+            *(self.journal.rate(rating_of(by_digest[name])) for name in fresh), return_exceptions=True
         )
-        for name, error in zip(wanted, kept, strict=True):
+        for name, error in zip(fresh, kept, strict=True):
             if error is None:
                 verdicts[name] = "taken"
             elif isinstance(error, ApiError) and error.status == 429:
                 verdicts[name] = "refused"  # it stays where it is
-        self.verdicts |= verdicts
-        while len(self.verdicts) > MOST_REMEMBERED:
-            del self.verdicts[next(iter(self.verdicts))]
-        return {name: self.verdicts[name] for name in by_digest if name in self.verdicts}
+        return verdicts
 
     def judge(self, records: dict[str, Record]) -> dict[str, Verdict]:
-        """In a thread: verdicts on those that the journal has, and on those that are not for it. Raises OSError."""
+        """In a thread: verdicts on those that the journal has, and on those that are not for it. Once a subject is forgotten here
+        there is no answer to it, so what was sent before does not come again. Raises OSError.
+        """
         verdicts: dict[str, Verdict] = {}
         with self.journal.index() as database:
             for name, record in records.items():
