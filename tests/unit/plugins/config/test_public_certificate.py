@@ -164,9 +164,7 @@ def test_a_certificate_that_is_not_served_is_rolled_back(
     assert len(reloads) == 2
 
 
-@pytest.mark.parametrize(
-    "more", [{"end": NOW - timedelta(hours=1)}, {"begin": NOW + timedelta(days=1)}]
-)
+@pytest.mark.parametrize("more", [{"end": NOW - timedelta(hours=1)}, {"begin": NOW + timedelta(days=1)}])
 def test_a_certificate_that_does_not_verify_here_is_not_taken(
     host: dict[str, Any], issuing: Authority, root: Authority, more: dict[str, Any]
 ) -> None:
