@@ -1,6 +1,10 @@
 """Where the tree with playbooks, roles and policy lies: the checkout that this code is in, or what the bundle brought."""
 
+import importlib
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from llmkeep.errors import LlmkeepError
 
@@ -20,3 +24,18 @@ def located() -> Path:
     raise NoTree(
         f"neither {TREE} nor {INSTALLED} has a site.yml: run bootstrap from the stick, or work in a checkout"
     )
+
+
+def plugin(name: str) -> Any:
+    """A module of the tree's plugins, such as `filter.cuda`, imported as Ansible does."""
+    # The tree is what was signed: nothing is written into it.
+    sys.dont_write_bytecode = True
+    with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
+        collection = Path(folder, "ansible_collections/llmkeep/estate")
+        collection.parent.mkdir(parents=True)
+        collection.symlink_to(located())
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module(f"ansible_collections.llmkeep.estate.plugins.{name}")
+        finally:
+            sys.path.remove(folder)
