@@ -21,7 +21,7 @@ INSTALLED = "installed"
 SOURCE = {
     "uri", "suites", "components", "key", "fingerprint", "directory", "files", "packages", "replaces_debian", "licence",
 }  # fmt: skip
-PROFILE = {"include", "sources", "roles", "models", "programs"}
+PROFILE = {"include", "sources", "roles", "models", "programs", "driver_sets", "licences", "environments"}
 MODEL = {"wheel", "member", "folder", "licence"}
 
 

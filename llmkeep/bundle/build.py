@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep import durable, escrow
-from llmkeep.bundle import additions, aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
+from llmkeep.bundle import additions, aptrepo, cache, drivers, gguf, lock, manifest, programs, signing, wheels
 from llmkeep.bundle.lock import Artifact, Deb, Lock, Model
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
 from llmkeep.errors import LlmkeepError
@@ -93,6 +93,9 @@ def _build(
     pinned = lock.load(profiles=apart.values())
     lock.require_fresh()
     _require_roles(apt, pinned, profile)
+    lock.require_fit(wanted, profile, pinned)
+    for sentence in drivers.absent(wanted["profiles"], profile):
+        print(f"bundle: {sentence}", flush=True)
     found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
     inputs = _inputs(profile, keys, sorted(found))
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
@@ -113,10 +116,9 @@ def _build(
     with _step("tree and Python wheels"):
         _tree(aside / "tree", wanted)
         sources = _wheels(aside, wanted, pinned, profile) | lock.vendored(aside / "tree")
-        if pinned != lock.load(
-            aside / "tree", apart.values()
-        ):  # the far side's lock says what the far side has
-            lock.write(pinned, aside / "tree", apart)
+        # The far side's lock says what the far side has, and names its one CUDA gpu.
+        if pinned != lock.load(aside / "tree", {"gpu"} if apart else ()):
+            lock.write(pinned, aside / "tree", dict.fromkeys(apart, "gpu"))
         _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
     for name, program in found.items():
         cache.place(program, aside / "bin" / name)

@@ -1,6 +1,7 @@
 """artifacts.lock.yml: what artifacts.yml resolved to. The one home of every version and hash.
 
-Environments that only one profile has are in artifacts.lock.d/PROFILE.yml: a lab need not read 200 wheels of CUDA.
+Environments that only one profile has are in artifacts.lock.d/PROFILE.yml: a lab need not read 200 wheels of CUDA. A profile
+that names `environments` has a lock of its own there, Debian packages included.
 
 Reading needs only the standard library and PyYAML (Debian's python3-yaml), so that the environments can be
 made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a pinned, hashed requirements file.
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from llmkeep import durable
-from llmkeep.bundle import additions
+from llmkeep.bundle import additions, drivers
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
@@ -116,15 +117,33 @@ def wanted(tree: Path = TREE) -> dict[str, Any]:
     document["profiles"] = {
         name: {
             kind: list(dict.fromkeys(each for one in reversed(lineage) for each in given[one].get(kind, [])))
-            for kind in ("sources", "roles", "models", "programs")
+            for kind in ("sources", "roles", "models", "programs", "licences")
         }
+        | {
+            # Of the nearest profile that has it: a set or an environment takes the place of another.
+            kind: next((given[one][kind] for one in lineage if kind in given[one]), {})
+            for kind in ("driver_sets", "environments")
+        }
+        | {"own_lock": next((one for one in lineage if "environments" in given[one]), "")}
         for name, lineage in lineages.items()
     }
+    _require_environments(document)
     for entry in document["python"]["environments"].values():
         if "profiles" in entry:
             mine, entry["locked_with"] = set(entry["profiles"]), entry["profiles"][0]
             entry["profiles"] = [name for name, lineage in lineages.items() if mine & set(lineage)]
     return document
+
+
+def _require_environments(document: dict[str, Any]) -> None:
+    mine = [name for name, entry in document["python"]["environments"].items() if "profiles" in entry]
+    for name, profile in document["profiles"].items():
+        for environment, requires in profile["environments"].items():
+            if environment not in mine or not isinstance(requires, list):
+                raise LlmkeepError(
+                    f"the profile {name} has environments: {{{environment}: {requires!r}}}; write a list of requirements for "
+                    f"one of {', '.join(mine)}"
+                )
 
 
 def _lineage(given: dict[str, Any], name: str) -> list[str]:
@@ -155,6 +174,9 @@ def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
                     f"the profile {profile} names {name} under {kind}, and apt.{kind} has only {', '.join(every)}"
                 )
         found[kind] = {name: every[name] for name in every if name in names}
+    for entry in drivers.chosen(wanted["profiles"], profile):
+        if drivers.available(entry, list(found["sources"])):
+            found["roles"][entry["name"]] = drivers.packages(entry)
     return {**wanted["apt"], **found}
 
 
@@ -166,12 +188,20 @@ def environments(wanted: dict[str, Any], profile: str) -> list[str]:
 
 def apart(wanted: dict[str, Any], profile: str) -> dict[str, str]:
     """The environments of this profile that not all have, and the profile in whose file they are locked."""
-    found = wanted["python"]["environments"]
+    found, own = wanted["python"]["environments"], wanted["profiles"][profile]["own_lock"]
     return {
-        name: found[name]["locked_with"]
+        name: own or found[name]["locked_with"]
         for name in environments(wanted, profile)
         if "locked_with" in found[name]
     }
+
+
+def requires(wanted: dict[str, Any], profile: str, environment: str) -> list[str]:
+    """The requirements of an environment in this profile."""
+    requirements: list[str] = wanted["profiles"][profile]["environments"].get(
+        environment, wanted["python"]["environments"][environment]["requires"]
+    )
+    return requirements
 
 
 def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
@@ -187,10 +217,14 @@ def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
         for own in map(yaml.safe_load, _texts(tree, profiles)):
             for part in ("environments", "wheels"):
                 document[part] |= own[part]
+            for part in ("roles", "debs"):
+                document[part] = own.get(part, document[part])
         if added.exists():
             path, more = added, yaml.safe_load(added.read_text())
             models = document["models"] | more["models"]
             document |= {"roles": more["roles"], "debs": more["debs"], "models": models}
+            for part in ("environments", "wheels"):
+                document[part] |= more.get(part, {})
         return Lock(
             environments=document["environments"],
             roles=document["roles"],
@@ -212,19 +246,31 @@ def vendored(tree: Path) -> dict[str, Artifact]:
     return {f"tree/{VENDORED}/{row['file']}": Artifact(**row) for row in rows}
 
 
-def save(lock: Lock, tree: Path = TREE, apart: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Write the lock as `write` does. In a tree with additions, packages and added models go to artifacts.d/lock.yml."""
+def save(
+    lock: Lock, tree: Path = TREE, apart: Mapping[str, str] = MappingProxyType({}), own: str = ""
+) -> None:
+    """Write the lock as `write` does; of a profile with a lock of its OWN, that file alone.
+
+    In a tree with additions, packages, added models and environments of a profile's own go to artifacts.d/lock.yml.
+    """
     path = tree / "artifacts.lock.yml"
     if not additions.paths(tree):
-        write(lock, tree, apart)
+        if own:
+            _write(_packages(lock) | _environments(lock, list(apart)), _of(tree, own))
+        else:
+            write(lock, tree, apart)
         return
     upstream = yaml.safe_load(path.read_text())
     document = _document(lock, apart)
-    more = {kind: document[kind] for kind in ("roles", "debs")}
+    more = _packages(lock)
+    if own:
+        more |= _environments(lock, list(apart))
     more["models"] = {
         key: value for key, value in document["models"].items() if upstream["models"].get(key) != value
     }
     _write({"upstream_sha256": _packages_sha256(upstream), **more}, tree / additions.FOLDER / additions.LOCK)
+    if own:
+        return
     rest = {kind: document[kind] for kind in ("environments", "wheels", "programs")}
     if upstream != (new := upstream | rest):
         _write(new, path)
@@ -263,16 +309,39 @@ def require_fresh(tree: Path = TREE) -> None:
         )
 
 
+def require_fit(wanted: dict[str, Any], profile: str, pinned: Lock) -> None:
+    """Refuse a lock whose drivers and wheels do not go together, or with a licence that the profile does not accept."""
+    environments = {name: keys for name in apart(wanted, profile) if (keys := pinned.environments.get(name))}
+    used = {key: pinned.wheels[key] for keys in environments.values() for key in keys}
+    licences = {key: each.licence for key, each in {**pinned.debs, **used}.items()}
+    profiles, interpreter = wanted["profiles"], wanted["python"]["interpreter"]
+    found = [
+        *drivers.faults(profiles, profile, environments, list(pinned.debs), licences),
+        *drivers.wheel_faults([wheel.file for wheel in used.values()], interpreter),
+    ]
+    if found:
+        raise LlmkeepError(
+            f"the lock of profile {profile} cannot be used; nothing was changed:\n  {'\n  '.join(found)}"
+        )
+
+
 def _packages_sha256(document: dict[str, Any]) -> str:
     text = yaml.safe_dump({kind: document[kind] for kind in ("roles", "debs")})
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _packages(lock: Lock) -> dict[str, Any]:
+    return {
+        "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
+        "debs": _artifacts(lock.debs),
+    }
 
 
 def _document(lock: Lock, apart: Mapping[str, str]) -> dict[str, Any]:
     python = _environments(lock, [name for name in lock.environments if name not in apart])
     return {
         "environments": python["environments"],
-        "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
+        "roles": _packages(lock)["roles"],
         "wheels": python["wheels"],
         **{kind: _artifacts(getattr(lock, kind)) for kind in ("debs", "models", "programs")},
     }

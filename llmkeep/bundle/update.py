@@ -1,7 +1,8 @@
 """`llmkeep lock update`: resolve artifacts.yml into artifacts.lock.yml. Needs the registries.
 
-In a tree with artifacts.d, packages and added models are resolved into artifacts.d/lock.yml, and the rest stays as it is. The
-lock is written once everything is resolved.
+A profile that names `environments` has a lock of its own: its packages and these environments are resolved, and the rest stays
+as it is. In a tree with artifacts.d, packages and added models (and such environments) are resolved into artifacts.d/lock.yml,
+and the rest stays as it is. The lock is written once everything is resolved.
 
 Exit codes: 0 written; 1 refused or failed; 3 a package source was not reached; 4 a source was refused (key, signature, age or
 content); 5 a package was refused, such as one that would replace Debian's.
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep.bundle import additions, aptrepo, cache, gguf, lock, programs, wheels
-from llmkeep.bundle.lock import Artifact, Deb, Model
+from llmkeep.bundle.lock import Artifact, Deb, Lock, Model
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
@@ -31,6 +32,8 @@ def update(profile: str, only: str | None) -> None:
     chosen = wanted["profiles"][profile]
     new = replace(old)
     parts: tuple[str, ...] = ("apt", "models") if additions.paths(TREE) else PARTS
+    if chosen["own_lock"]:
+        parts = ("apt", "python", "models") if additions.paths(TREE) else ("apt", "python")
     if only:
         parts = (only,)
     with cache.alone():
@@ -38,7 +41,7 @@ def update(profile: str, only: str | None) -> None:
             new.roles, new.debs = aptrepo.resolve(apt, old.debs)
             print(f"apt: {len(new.debs)} packages, {sum(deb.size for deb in new.debs.values()) / 1e6:.0f} MB")
         if "python" in parts:
-            new.environments, new.wheels = python(wanted, new.debs, profile)
+            new.environments, new.wheels = python(wanted, new.debs, profile, old)
         if "models" in parts:
             new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
         if "programs" in parts:
@@ -46,7 +49,8 @@ def update(profile: str, only: str | None) -> None:
                 name: programs.resolve(name, entry, old.programs.get(name))
                 for name, entry in wanted["programs"].items()
             }
-    lock.save(new, apart=apart)
+    lock.require_fit(wanted, profile, new)
+    lock.save(new, apart=apart, own=chosen["own_lock"])
 
 
 def model(entry: dict[str, Any]) -> Model:
@@ -60,11 +64,12 @@ def model(entry: dict[str, Any]) -> Model:
 
 
 def python(
-    wanted: dict[str, Any], debs: dict[str, Deb], profile: str
+    wanted: dict[str, Any], debs: dict[str, Deb], profile: str, old: Lock
 ) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
     """Resolve the profile's environments. Those that it alone has are some GB, and are not downloaded.
 
-    One that includes another keeps that one's versions, so that the two never differ; one with CUDA keeps all but torch's.
+    A profile with a lock of its own takes the others from the `old` one. One that includes another keeps that one's versions, so
+    that the two never differ; one with CUDA keeps all but torch's.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     every = wanted["python"]["environments"]
@@ -73,12 +78,17 @@ def python(
             f"this is Python {version}, and artifacts.yml wants wheels for "
             f"{wanted['python']['interpreter']}: run it with python{wanted['python']['interpreter']}"
         )
+    own = wanted["profiles"][profile]["own_lock"]
     environments: dict[str, list[str]] = {}
     artifacts: dict[str, Artifact] = {}
     for name in lock.environments(wanted, profile):
         entry = every[name]
         if name in lock.apart(wanted, profile):
-            chosen = _apart(every, entry, environments, artifacts)
+            chosen = _apart(every, entry, lock.requires(wanted, profile, name), environments, artifacts)
+        elif own:
+            environments[name] = old.environments[name]
+            artifacts |= dict(old.environment(name))
+            continue
         else:
             whole = _whole(every, name)
             without = whole["from_debian"]
@@ -98,6 +108,7 @@ def python(
 def _apart(
     every: dict[str, Any],
     entry: dict[str, Any],
+    wanted: list[str],
     environments: dict[str, list[str]],
     artifacts: dict[str, Artifact],
 ) -> dict[str, Artifact]:
@@ -105,13 +116,13 @@ def _apart(
     from llmkeep.bundle import remote_wheels  # needs httpx2, which the control node has not
 
     if "cuda_of" not in entry:
-        return remote_wheels.resolve(entry["requires"], [])
+        return remote_wheels.resolve(wanted, [])
     whole, twin = _whole(every, entry["cuda_of"]), environments[entry["cuda_of"]]
     debians, alone = (
         {wheels.canonical(wheels.distribution(each)) for part in parts for each in whole[part]}
         for parts in (["over_debian"], ["any_python", "source"])
     )
-    requires = whole["requires"] + whole["over_torch"] + entry["requires"] + list(whole["from_debian"])
+    requires = whole["requires"] + whole["over_torch"] + wanted + list(whole["from_debian"])
     chosen = remote_wheels.resolve(requires, [key for key in twin if wheels.distribution(key) not in debians])
     chosen |= {key: artifacts[key] for key in twin if wheels.distribution(key) in alone}
     return {key: artifacts.get(key, found) for key, found in chosen.items()}

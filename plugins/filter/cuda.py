@@ -14,10 +14,46 @@ OLDEST_DRIVER = {12: 525, 13: 580}
 
 
 def cuda_version(lock: dict[str, Any], environment: str) -> str:
-    """The CUDA toolkit that an environment's torch was built with, such as 13.0; empty if the lock does not say it."""
+    """The CUDA runtime that an environment's torch brings, such as 13.0; empty if the lock does not say it."""
     for key in lock["environments"].get(environment, []):
-        if found := re.match(r"cuda-toolkit==(\d+\.\d+)", key):
-            return found.group(1)
+        if match := re.match(r"nvidia-cuda-runtime(?:-cu\d+)?==(\d+\.\d+)", key):
+            return match.group(1)
+    return ""
+
+
+def cuda_majors(lock: dict[str, Any], environment: str) -> list[int]:
+    """Major versions of CUDA of the libraries that an environment's torch loads; more than one do not work together."""
+    library = re.compile(r"nvidia-(?:cublas|cuda-runtime|cudnn|nccl)(?:-cu(\d+))?==(\d+)")
+    matches = map(library.match, lock["environments"][environment])
+    return sorted({int(match[1] or match[2]) for match in matches if match})
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """(12, 4) of 12.4."""
+    return tuple(map(int, version.split(".")))
+
+
+def runs_cuda(driver_set: Mapping[str, Any], version: str) -> bool:
+    """Whether the CUDA range that a set names has this version."""
+    limits = driver_set["cuda"]
+    return numbers(limits["from"]) <= numbers(version) < numbers(limits["below"])
+
+
+def stated_range(driver_set: Mapping[str, Any]) -> str:
+    """The driver and the CUDA range of a set."""
+    limits = driver_set["cuda"]
+    return f"driver {driver_set['driver']}, CUDA from {limits['from']} and below {limits['below']}"
+
+
+def mixed_set_fault(driver_set: Mapping[str, Any]) -> str:
+    """Why the CUDA range that a set names is not its driver's; empty if it is."""
+    branch = int((re.match(r"\d+", driver_set["driver"]) or "0")[0])
+    for major, oldest in OLDEST_DRIVER.items():
+        if branch < oldest and runs_cuda(driver_set, f"{major}.0"):
+            return (
+                f"the set {driver_set['name']} ({stated_range(driver_set)}) is mixed: CUDA {major} needs driver {oldest} or"
+                f" later. Set its cuda below {major}.0, or take a driver of {oldest}"
+            )
     return ""
 
 
@@ -45,7 +81,7 @@ def needed_driver(lock: dict[str, Any], environment: str) -> tuple[int, str]:
         built = f"CUDA {cuda}" if cuda else "no CUDA"
         return 0, (
             f"artifacts.lock.d/gpu.yml has {built} for {environment}, and which driver that needs is not known: take a bundle of "
-            "profile gpu, or add the version to plugins/filter/cuda.py"
+            "profile gpu or gpu-debian, or add the version to plugins/filter/cuda.py"
         )
     return oldest, f"{environment} has CUDA {cuda}, which needs NVIDIA's driver {oldest} or later"
 
@@ -70,7 +106,7 @@ def cuda_driver_fault(lock: dict[str, Any], environment: str, stated: str) -> st
 def cuda_set_fault(
     lock: dict[str, Any], environment: str, name: str, driver_sets: Iterable[Mapping[str, Any]]
 ) -> str:
-    """Why the driver set of that name cannot run an environment with CUDA; empty if it can, or if there is none of the name.
+    """Why the driver set of that name cannot run an environment with CUDA; empty if it can, is mixed, or does not exist.
 
     `driver_sets` are the host's gpu_sets.
     """
@@ -78,13 +114,16 @@ def cuda_set_fault(
     if not oldest:
         return needs
     sets = {entry["name"]: entry for entry in driver_sets}
-    fitting = [
-        key for key, entry in sets.items() if int((re.match(r"\d+", entry["driver"]) or "0")[0]) >= oldest
-    ]
-    if name not in sets or name in fitting:
+    if name not in sets or mixed_set_fault(sets[name]):
         return ""
-    observed = f"gpu_set is {name} (driver {sets[name]['driver']}, CUDA {sets[name]['cuda']})"
+    version = cuda_version(lock, environment)
+    fitting = [key for key, entry in sets.items() if runs_cuda(entry, version) and not mixed_set_fault(entry)]
+    if name in fitting:
+        return ""
+    observed = f"gpu_set is {name} ({stated_range(sets[name])})"
     way_out = f"take {' or '.join(fitting)}, or " if fitting else ""
+    if version.split(".")[0] != "12" and runs_cuda(sets[name], "12.0"):
+        way_out += "build a bundle of profile gpu-debian, whose wheels are of CUDA 12, or "
     return f"{observed}, but the bundle's {needs}: {way_out}install such a driver yourself and set gpu_set to provided"
 
 
@@ -106,6 +145,32 @@ def cuda_purls(text: str, groups: dict[str, list[str]], hostvars: Mapping[str, A
     return sorted(lock["wheels"][key]["purl"] for key in keys)
 
 
+def driver_purls(
+    groups: Mapping[str, list[str]], hostvars: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    """Package URLs of the driver packages that a bundle must carry for the hosts in [gpu], sorted.
+
+    `defaults` are the role gpu's; hosts whose driver came another way need none.
+    """
+    purls: set[str] = set()
+    for host in groups.get("gpu", []):
+        mine = {
+            **defaults,
+            **{key: hostvars[host][key] for key in ("gpu_set", "gpu_sets") if key in hostvars[host]},
+        }
+        for entry in mine["gpu_sets"]:
+            if entry["name"] == mine["gpu_set"]:
+                names = [
+                    entry["dkms"]["package"],
+                    *entry["packages"],
+                    entry["dcgm"],
+                    entry["container_toolkit"],
+                ]
+                origin = "debian" if entry["source"].startswith("trixie") else entry["source"]
+                purls.update(f"pkg:deb/{origin}/{name}@{entry['driver']}" for name in names if name)
+    return sorted(purls)
+
+
 def by_cuda(expect: Mapping[str, Any]) -> bool:
     """Whether acceptance can use each GPU through CUDA, by gpu_health_expect.
 
@@ -120,4 +185,9 @@ class FilterModule:
     """What Ansible asks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"by_cuda": by_cuda, "cuda_driver_fault": cuda_driver_fault, "cuda_purls": cuda_purls}
+        return {
+            "by_cuda": by_cuda,
+            "cuda_driver_fault": cuda_driver_fault,
+            "cuda_purls": cuda_purls,
+            "driver_purls": driver_purls,
+        }

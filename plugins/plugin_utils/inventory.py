@@ -17,7 +17,11 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.llmkeep.estate.plugins.filter.cuda import cuda_environments, cuda_set_fault
+from ansible_collections.llmkeep.estate.plugins.filter.cuda import (
+    cuda_environments,
+    cuda_set_fault,
+    mixed_set_fault,
+)
 from ansible_collections.llmkeep.estate.plugins.filter.serving import (
     DOMAIN,
     full_name,
@@ -248,6 +252,9 @@ def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
     names = [*(entry["name"] for entry in sets), "provided"]
     if chosen not in names:
         yield f"gpu_set is {chosen}; take one of {', '.join(names)}"
+    for entry in sets:
+        if entry["name"] == chosen and "cuda" in entry and (fault := mixed_set_fault(entry)):
+            yield fault
     for environment in cuda_environments(values["group_names"], values):
         if fault := cuda_set_fault(cuda_lock(), environment, chosen, sets):
             yield fault

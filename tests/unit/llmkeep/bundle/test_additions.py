@@ -73,6 +73,27 @@ def test_a_profile_has_the_environments_of_those_it_includes(tree: Path) -> None
     assert set(lock.environments(wanted, "lab")) < set(lock.environments(wanted, "ours"))
 
 
+def test_an_estate_chooses_other_wheels_of_cuda_and_their_lock_lies_in_artifacts_d(tree: Path) -> None:
+    add(tree, "profiles: {ours: {include: gpu, environments: {vllm: [vllm==0.16.0]}}}")
+    wanted, pinned = lock.wanted(tree), lock.load(tree)
+    assert lock.requires(wanted, "ours", "vllm") == ["vllm==0.16.0"]
+    assert lock.requires(wanted, "gpu", "vllm") != ["vllm==0.16.0"]
+    before = (tree / "artifacts.lock.yml").read_bytes()
+    pinned.environments["vllm"] = list(pinned.environments["control"])
+    lock.save(pinned, tree, {"vllm": "ours"}, "ours")
+    assert (tree / "artifacts.lock.yml").read_bytes() == before
+    assert not (tree / "artifacts.lock.d").exists()
+    assert lock.load(tree).environments["vllm"] == sorted(pinned.environments["control"], key=str.lower)
+
+
+def test_an_environment_that_no_profile_may_choose_is_refused(tree: Path) -> None:
+    add(tree, "profiles: {ours: {include: gpu, environments: {serving: [torch]}}}")
+    with pytest.raises(
+        LlmkeepError, match=r"ours has environments: {serving: .*for one of serving-cuda, trai"
+    ):
+        lock.wanted(tree)
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
 PINNED, WANTED = lock.load(profiles=["gpu"]), lock.wanted()
+DEBIAN = lock.load(profiles=["gpu-debian"])
 
 
 def names(environment: str) -> set[str]:
@@ -78,6 +80,50 @@ def test_a_bundle_of_profile_gpu_carries_cuda_once() -> None:
         for name in ("serving-cuda", "training-cuda", "vllm")
     ]
     assert per_environment[0] == per_environment[1] == per_environment[2] != set()
+
+
+def test_a_bundle_of_profile_gpu_debian_has_debians_drivers_and_one_cuda_12() -> None:
+    assert DEBIAN.environments["vllm"] != PINNED.environments["vllm"]
+    per_environment = [
+        {key for key in DEBIAN.environments[name] if re.match(r"torch==2\.10\.|nvidia-c\w+-cu12==", key)}
+        for name in lock.apart(WANTED, "gpu-debian")
+    ]
+    assert per_environment[0] == per_environment[1] == per_environment[2] != set()
+    for role, packages in lock.packages(WANTED, "gpu-debian")["roles"].items():
+        assert set(packages) <= {key.split("=")[0] for key in DEBIAN.debs}, role
+    assert {key.split("=")[0] for key in DEBIAN.roles["debian-550"]} >= {"nvidia-kernel-dkms", "libcuda1"}
+    (kernel,) = (
+        DEBIAN.debs[key] for key in DEBIAN.roles["gpu_kernel"] if key.startswith("linux-image-amd64=")
+    )
+    assert kernel.version.startswith("6.12.")  # the sets' range: none of backports
+
+
+@pytest.mark.parametrize("profile", ["gpu", "gpu-debian", "lab"])
+def test_what_is_locked_for_a_profile_goes_together(profile: str) -> None:
+    lock.require_fit(WANTED, profile, lock.load(profiles=lock.apart(WANTED, profile).values()))
+
+
+def test_a_lock_of_another_python_is_refused() -> None:
+    torch = next(key for key in DEBIAN.environments["vllm"] if key.startswith("torch=="))
+    wheel = DEBIAN.wheels[torch]
+    other = replace(wheel, file=wheel.file.replace("cp313", "cp312"))
+    with pytest.raises(
+        LlmkeepError, match=r"nothing was changed:\n  torch-\S+-cp312-\S+ are not of Python 3\.13"
+    ):
+        lock.require_fit(WANTED, "gpu-debian", replace(DEBIAN, wheels={**DEBIAN.wheels, torch: other}))
+
+
+def test_a_profile_with_environments_of_its_own_writes_its_own_lock_alone(tmp_path: Path) -> None:
+    wheel = Artifact("a-1-py3-none-any.whl", "1", "0" * 64, 3, "MIT", "pkg:pypi/a@1")
+    deb = Deb("b_2_all.deb", "2", "1" * 64, 4, "GPL-2", "pkg:deb/debian/b@2?arch=all", "debian")
+    common = Lock({"serving": ["a==1"]}, {"a==1": wheel}, {"base": ["b=2"]}, {"b=2": deb})
+    lock.save(common, tmp_path)
+    before = (tmp_path / "artifacts.lock.yml").read_bytes()
+    newer = replace(deb, version="3")
+    own = Lock({"serving": ["a==1"], "cuda": ["a==1"]}, {"a==1": wheel}, {"base": ["b=3"]}, {"b=3": newer})
+    lock.save(own, tmp_path, {"cuda": "ours"}, "ours")
+    assert (tmp_path / "artifacts.lock.yml").read_bytes() == before
+    assert (lock.load(tmp_path), lock.load(tmp_path, ["ours"])) == (common, own)
 
 
 def test_the_lab_reads_no_lock_of_cuda() -> None:

@@ -9,7 +9,10 @@ from plugin_modules import ROOT, load
 from rendered_role import played, rendered
 
 cuda = load("filter.cuda")
-LOCK = yaml.safe_load((ROOT / "artifacts.lock.d/gpu.yml").read_text())
+LOCK, DEBIAN_LOCK = (
+    yaml.safe_load((ROOT / f"artifacts.lock.d/{name}.yml").read_text()) for name in ("gpu", "gpu-debian")
+)
+ROLE = yaml.safe_load((ROOT / "roles/gpu/defaults/main.yml").read_text())
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sun Jul 27 07:05:32 UTC 2025\nGCC version: gcc 14.2.0\n"
 OPEN = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (builder@host)  Tue Nov  4\n"
@@ -19,6 +22,38 @@ OPEN = (
 @pytest.mark.parametrize("environment", ["serving-cuda", "training-cuda", "vllm"])
 def test_the_driver_that_a_locked_environment_needs_is_known(environment: str) -> None:
     assert int(cuda.cuda_version(LOCK, environment).split(".")[0]) in cuda.OLDEST_DRIVER
+
+
+@pytest.mark.parametrize("environment", ["serving-cuda", "training-cuda", "vllm"])
+def test_debians_drivers_run_the_wheels_of_profile_gpu_debian_and_no_others(environment: str) -> None:
+    stated = CLOSED.format("550.163.01")
+    assert cuda.cuda_driver_fault(DEBIAN_LOCK, environment, stated) == ""
+    for name in ("debian-550", "debian-tesla-535", "nvidia-580-open"):
+        assert cuda.cuda_set_fault(DEBIAN_LOCK, environment, name, ROLE["gpu_sets"]) == ""
+        assert bool(cuda.cuda_set_fault(LOCK, environment, name, ROLE["gpu_sets"])) == name.startswith(
+            "debian"
+        )
+
+
+@pytest.mark.parametrize("driver_set", ROLE["gpu_sets"], ids=lambda entry: str(entry["name"]))
+def test_a_sets_cuda_range_is_that_of_its_driver(driver_set: dict[str, Any]) -> None:
+    assert cuda.mixed_set_fault(driver_set) == ""
+
+
+def test_the_bundle_has_to_carry_the_driver_packages_of_each_hosts_set() -> None:
+    hosts = {"a": {"gpu_set": "debian-550"}, "b": {"gpu_set": "provided"}, "c": {}, "d": {}}
+    purls = cuda.driver_purls({"gpu": ["a", "b", "c"], "all": list(hosts)}, hosts, ROLE)
+    names = [purl.split("@")[0].removeprefix("pkg:deb/") for purl in purls]
+    assert names == [
+        "debian/libcuda1",
+        "debian/nvidia-kernel-dkms",
+        "debian/nvidia-persistenced",
+        "debian/nvidia-smi",
+        "nvidia/datacenter-gpu-manager-4-cuda13",
+        "nvidia/nvidia-container-toolkit",
+        "nvidia/nvidia-driver-cuda",
+        "nvidia/nvidia-kernel-open-dkms",
+    ]
 
 
 @pytest.mark.parametrize("stated", [CLOSED.format("580.65.06"), OPEN.format("595.10"), OPEN.format("1000.1")])
@@ -43,7 +78,7 @@ def test_acceptance_uses_cuda_where_every_gpu_lets_every_process_in(
 
 
 def test_an_environment_without_cuda_or_with_an_unknown_one_is_refused() -> None:
-    lock = {"environments": {"old": ["torch==1"], "new": ["cuda-toolkit==99.1.0"]}}
+    lock = {"environments": {"old": ["torch==1"], "new": ["nvidia-cuda-runtime==99.1.0"]}}
     assert "has no CUDA for old" in cuda.cuda_driver_fault(lock, "old", CLOSED.format("580.1"))
     assert "has CUDA 99.1 for new" in cuda.cuda_driver_fault(lock, "new", CLOSED.format("580.1"))
 

@@ -312,9 +312,9 @@ def test_a_driver_set_that_does_not_exist_or_whose_key_is_out_of_reach_is_told(
     assert told is None or told in faults[0]
 
 
-def driver_set(name: str, driver: str) -> dict[str, Any]:
+def driver_set(name: str, driver: str, below: str = "13.0") -> dict[str, Any]:
     """The part of an entry of gpu_sets that tells whether it runs the lock's CUDA."""
-    return {"name": name, "driver": driver, "cuda": "12.4"}
+    return {"name": name, "driver": driver, "cuda": {"from": "12.0", "below": below}}
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def driver_set(name: str, driver: str) -> dict[str, Any]:
         (
             ("serve",),
             {"gpu_set": "debian-tesla-535", "llm_serving_accelerator": "cuda"},
-            "gpu_set is debian-tesla-535 (driver 535.274.02, CUDA 12.2), but the bundle's serving-cuda has CUDA 13.0, ",
+            "gpu_set is debian-tesla-535 (driver 535.274.02, CUDA from 12.0 and below 13.0), but the bundle's serving-cuda has ",
         ),
         (
             ("train",),
@@ -333,13 +333,21 @@ def driver_set(name: str, driver: str) -> dict[str, Any]:
         ),
         (
             ("vllm",),
-            {"gpu_set": "own", "gpu_sets": [driver_set("own", "570.1"), driver_set("next", "1000.1")]},
-            "needs NVIDIA's driver 580 or later: take next, or install such a driver yourself and set gpu_set to provided",
+            {
+                "gpu_set": "own",
+                "gpu_sets": [driver_set("own", "570.1"), driver_set("next", "1000.1", "14.0")],
+            },
+            "needs NVIDIA's driver 580 or later: take next, or build a bundle of profile gpu-debian, ",
         ),
         (
             ("vllm",),
             {"gpu_set": "own", "gpu_sets": [driver_set("own", "570.1")]},
-            "or later: install such a driver yourself and set gpu_set to provided",
+            "or later: build a bundle of profile gpu-debian, whose wheels are of CUDA 12, or install such a driver yourself",
+        ),
+        (
+            ("vllm",),
+            {"gpu_set": "own", "gpu_sets": [driver_set("own", "550.1", "14.0")]},
+            "the set own (driver 550.1, CUDA from 12.0 and below 14.0) is mixed: CUDA 13 needs driver 580 or later",
         ),
         (("vllm",), {}, None),
         (("vllm",), {"gpu_set": "provided"}, None),
