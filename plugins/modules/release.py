@@ -8,8 +8,8 @@ module: release
 short_description: Install a wheelhouse of the bundle as a release beside the existing ones
 description:
   - The release's name is a hash of its wheels; the same wheels change nothing.
-  - Wheels are fetched from the mirror and verified; pip installs them by hash, without index or resolver, over
-    Debian's own packages, and C(pip check) must pass.
+  - Wheels are fetched from the mirror, verified by the signed manifest and by their own records, and unpacked, over
+    Debian's own packages where they are used. What a wheel requires must be there in a version that it accepts.
   - A release is complete once its record is written; an incomplete one, after a power cut, is installed again.
   - No unit runs the release yet; M(llmkeep.estate.release_rollout) moves units to it.
   - The current release, and releases that a unit runs, are never removed.
@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import mirror
+from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import mirror, wheels
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
@@ -52,17 +52,28 @@ INSTALL_SECONDS = 1800
 RECORD = "release.json"
 
 
-def release_id(wheels: list[Any]) -> str:
+def release_id(listed: list[Any]) -> str:
     """Twelve hex digits that change when, and only when, a wheel or the requirements do."""
-    listed = "".join(f"{entry.sha256} {entry.path}\n" for entry in wheels)
-    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+    lines = "".join(f"{entry.sha256} {entry.path}\n" for entry in listed)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-def run(argv: list[str]) -> None:
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+def run(argv: list[str], entered: str = "") -> str:
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "HOME": "/root",
+        "PYTHONHASHSEED": "0",
+    }
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False, env=environment
+            argv,
+            input=entered,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_SECONDS,
+            check=False,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise Refused(f"{' '.join(argv[:4])} did not end within {INSTALL_SECONDS} s") from None
@@ -70,36 +81,31 @@ def run(argv: list[str]) -> None:
         raise Refused(
             f"{' '.join(argv)} ended with {done.returncode}: {(done.stderr + done.stdout).strip()[-1500:]}"
         )
+    return done.stdout
 
 
-def make(source: Any, wheels: list[Any], target: Path, serial: object, over_debian: bool = True) -> None:
+def make(source: Any, listed: list[Any], target: Path, serial: object, over_debian: bool = True) -> None:
     """Fetch the wheels and build the release; its record is written last."""
     shutil.rmtree(target, ignore_errors=True)
     wheelhouse = target.parent / f".wheels-{target.name}"
-    for entry in wheels:
-        source.fetch(entry, wheelhouse / Path(entry.path).name)
+    hashes = {Path(entry.path).name: entry.sha256 for entry in listed}
+    files = sorted(name for name in hashes if name.endswith(".whl"))
+    for entry in listed:
+        if entry.path.endswith(".whl"):
+            source.fetch(entry, wheelhouse / Path(entry.path).name)
     seen = ["--system-site-packages"] if over_debian else []
-    run(["/usr/bin/python3", "-m", "venv", *seen, str(target)])
-    pip = [
-        str(target / "bin/python"),
-        "-m",
-        "pip",
-        "--isolated",
-        "--disable-pip-version-check",
-        "--no-cache-dir",
-    ]
-    requirements = str(wheelhouse / "requirements.txt")
-    run(
-        [*pip, "install", "--quiet", "--no-index", "--find-links", str(wheelhouse), "--no-deps",
-         "--ignore-requires-python", "--require-hashes", "--only-binary", ":all:", "--requirement", requirements]
-    )  # fmt: skip
-    run([*pip, "check"])
+    run(["/usr/bin/python3", "-m", "venv", "--without-pip", *seen, str(target)])
+    for name in files:
+        wheels.unpack(wheelhouse / name, target)
+    python = [str(target / "bin/python"), "-B", "-P", "-s"]
+    path = run([*python, "-c", "import sys; print(*sys.path, sep='\\n')"]).splitlines()
+    if lacking := wheels.faults(files, path):
+        raise Refused(
+            f"{target.name} is not whole: {'; '.join(lacking)}; resolve the lock anew, and build the bundle again"
+        )
+    run([*python, "-S", "-W", "ignore", "-c", wheels.COMPILE], wheels.sources(target))
     run(["sync", "--file-system", str(target)])
-    record = {
-        "id": target.name,
-        "bundle_serial": serial,
-        "wheels": {Path(e.path).name: e.sha256 for e in wheels},
-    }
+    record = {"id": target.name, "bundle_serial": serial, "wheels": hashes}
     content = json.dumps(record, indent=1, sort_keys=True).encode() + b"\n"
     atomic.write_file(target / RECORD, content, os.geteuid(), os.getegid(), 0o644)
     shutil.rmtree(wheelhouse)
@@ -149,12 +155,12 @@ def main() -> None:
     try:
         source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
         manifest = source.manifest("bundle")
-        wheels = mirror.entries(manifest, given["folder"].strip("/"))
-        target = releases / release_id(wheels)
+        listed = mirror.entries(manifest, given["folder"].strip("/"))
+        target = releases / release_id(listed)
         made = (target / RECORD).is_file()
         if not module.check_mode and not made:
             releases.mkdir(parents=True, exist_ok=True, mode=0o755)
-            make(source, wheels, target, manifest["serial"], given["over_debian"])
+            make(source, listed, target, manifest["serial"], given["over_debian"])
             forget_old(releases, {*in_use(root), target.name}, given["keep"])
     except (Refused, mirror.MirrorError, OSError) as problem:
         module.fail_json(msg=str(problem))
