@@ -56,13 +56,35 @@ def parser() -> argparse.ArgumentParser:
         "--memory", required=True, help="memory of one GPU, or of the host, such as 24G (G is 2^30 bytes)"
     )
     fit.add_argument(
-        "--gpus", type=int, default=1, help="number of GPUs that share the model (tensor parallelism)"
+        "--gpus",
+        type=int,
+        default=1,
+        help="number of GPUs that share the model (tensor parallelism); with --hosts: of each host",
+    )
+    fit.add_argument(
+        "--hosts", type=int, help="choose how vLLM divides the model over the GPUs of this many hosts"
+    )
+    fit.add_argument("--concurrency", type=int, default=1, help="with --hosts: requests at once (default: 1)")
+    fit.add_argument(
+        "--batched-tokens",
+        type=int,
+        default=8192,
+        help="with --hosts: vLLM's max_num_batched_tokens (default: 8192)",
+    )
+    fit.add_argument(
+        "--tensor-parallel", type=int, help="with --hosts: GPUs that share each layer (default: the best)"
+    )
+    fit.add_argument(
+        "--pipeline-parallel",
+        type=int,
+        help="with --hosts: groups of GPUs that share the layers (default: the best)",
     )
     fit.add_argument("--context", type=int, help="tokens per request (default: the model's maximum)")
     fit.add_argument(
         "--quantization",
-        choices=["none", "int8", "nf4"],
-        help="check this quantization only (default: all of them)",
+        choices=["none", "int8", "nf4", "fp8", "int4"],
+        help="check this quantization only (default: all of them): int8 and nf4 by bitsandbytes on one host, fp8 and int4 by "
+        "vLLM with --hosts",
     )
     fit.add_argument("--json", action="store_true")
     fit.set_defaults(run=fit_command)
@@ -178,10 +200,27 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def fit_command(options: argparse.Namespace) -> int:
-    from llmserve.engine.memory_fit import report
+    if options.hosts is None:
+        from llmserve.engine.memory_fit import report
 
-    arguments = options.model, options.memory, options.gpus, options.context, options.quantization
-    text, fits = report(*arguments, options.json)
+        arguments = options.model, options.memory, options.gpus, options.context, options.quantization
+        text, fits = report(*arguments, options.json)
+    else:
+        from llmserve.engine import parallel_report
+
+        text, fits = parallel_report.report(
+            options.model,
+            options.hosts,
+            options.gpus,
+            options.memory,
+            options.context,
+            options.concurrency,
+            options.batched_tokens,
+            options.quantization,
+            options.tensor_parallel,
+            options.pipeline_parallel,
+            options.json,
+        )
     print(text)
     return 0 if fits else 1
 

@@ -7,7 +7,7 @@ Parameter counts are those of transformers 5.23. Weights are counted as bitsandb
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmcore.config import ConfigError
 from llmcore.model_config import read
@@ -51,6 +51,21 @@ class Mode:
     verdict: str
 
 
+# How GPUs divide weights: none of them, by tensor parallelism, by it up to the number of key-value heads, experts, and the
+# experts that every token passes.
+Division = Literal["whole", "tensor", "heads", "experts", "shared"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights of a layer that GPUs divide in one way, and what quantizes them: vLLM all that bitsandbytes does, and more."""
+
+    weights: int
+    division: Division
+    rows: int = 0
+    quantized_by: Literal["", "vllm", "bitsandbytes"] = ""
+
+
 class Config:
     """config.json by field, with the defaults that published files rely on."""
 
@@ -76,91 +91,138 @@ class Config:
         return bool(self.content.get(name, default))
 
 
-def linear(width: int, height: int, bias: bool = False) -> tuple[int, int, int]:
-    """Quantized weights, their rows, and weights left alone, of a layer from `width` to `height`."""
-    return width * height, height, height if bias else 0
+@dataclass(frozen=True)
+class Architecture:
+    """A model by its layers, of which the first `plain` are dense."""
+
+    config: Config
+    hidden: int
+    layers: int
+    plain: int
+    dense: tuple[Part, ...]
+    sparse: tuple[Part, ...]
+    vocabulary: int
+    tied: bool
+    context: int
+    cache_bytes: int  # per token and layer
+    cache_heads: int
 
 
-def total(parts: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    return sum(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts)
+def linear(
+    width: int, height: int, bias: bool = False, division: Division = "tensor", from_inputs: bool = False
+) -> list[Part]:
+    """A Linear layer from `width` to `height`. One divided by its inputs (`from_inputs`) has its whole bias everywhere."""
+    weight = Part(width * height, division, height, "bitsandbytes")
+    return [weight, Part(height, "whole" if from_inputs else division)] if bias else [weight]
 
 
-def grouped_attention(config: Config) -> tuple[list[tuple[int, int, int]], int, int]:
-    """The parts of a layer's attention, the bytes it caches per token, and its number of key-value heads."""
-    hidden, heads = config.number("hidden_size"), config.number("num_attention_heads")
-    kept = config.number("num_key_value_heads", heads)
-    size = config.number("head_dim", 128 if config.model_type == "qwen3" else hidden // max(heads, 1))
+def grouped_attention(config: Config) -> list[Part]:
+    """The parts of a layer's attention with keys and values by head."""
+    hidden, heads, groups, size = head_sizes(config)
     bias = config.flag("attention_bias")
     inner = bias or config.model_type == "qwen2"
     parts = [
-        linear(hidden, heads * size, inner),
-        linear(hidden, kept * size, inner),
-        linear(hidden, kept * size, inner),
-        linear(heads * size, hidden, bias),
+        *linear(hidden, heads * size, inner),
+        *linear(hidden, groups * size, inner, "heads"),
+        *linear(hidden, groups * size, inner, "heads"),
+        *linear(heads * size, hidden, bias, from_inputs=True),
     ]
     if config.model_type == "qwen3":
-        parts.append((0, 0, 2 * size))  # norms of query and key
-    return parts, 2 * kept * size * 2, kept
+        parts.append(Part(2 * size, "whole"))  # norms of query and key
+    return parts
 
 
-def latent_attention(config: Config) -> tuple[list[tuple[int, int, int]], int, int]:
-    """As grouped_attention, for MLA: the cache holds the latent and the rotary part of the key, shared by all heads."""
+def head_sizes(config: Config) -> tuple[int, int, int, int]:
+    """The hidden size, the numbers of heads and of key-value heads, and the size of a head."""
+    hidden, heads = config.number("hidden_size"), config.number("num_attention_heads")
+    size = config.number("head_dim", 128 if config.model_type == "qwen3" else hidden // max(heads, 1))
+    return hidden, heads, config.number("num_key_value_heads", heads), size
+
+
+def latent_attention(config: Config) -> list[Part]:
+    """The parts of a layer's attention, for MLA."""
     hidden, heads = config.number("hidden_size"), config.number("num_attention_heads")
     latent, rotated = config.number("kv_lora_rank"), config.number("qk_rope_head_dim")
     plain, value = config.number("qk_nope_head_dim"), config.number("v_head_dim")
     bias = config.flag("attention_bias")
-    queries = heads * (plain + rotated)
-    parts = [linear(hidden, latent + rotated, bias), linear(heads * value, hidden, bias)]
-    # kv_b_proj and its norm are not quantized.
-    parts.append((0, 0, latent + latent * heads * (plain + value)))
+    queries, keys = heads * (plain + rotated), heads * (plain + value)
+    parts = [
+        *linear(hidden, latent + rotated, bias, "whole"),
+        *linear(heads * value, hidden, bias, from_inputs=True),
+        Part(latent * keys, "tensor", keys, "vllm"),  # kv_b_proj
+        Part(latent, "whole"),
+    ]
     if rank := config.number("q_lora_rank", 0):
-        parts += [linear(hidden, rank, bias), linear(rank, queries), (0, 0, rank)]
-    else:
-        parts.append(linear(hidden, queries))
-    return parts, (latent + rotated) * 2, 1
+        return [*parts, *linear(hidden, rank, bias, "whole"), *linear(rank, queries), Part(rank, "whole")]
+    return [*parts, *linear(hidden, queries)]
 
 
-def feed_forward(config: Config, width: int) -> list[tuple[int, int, int]]:
+def feed_forward(config: Config, width: int, division: Division = "tensor") -> list[Part]:
     """The gate, up and down projections."""
     hidden, bias = config.number("hidden_size"), config.flag("mlp_bias")
-    return [linear(hidden, width, bias), linear(hidden, width, bias), linear(width, hidden, bias)]
+    return [
+        *linear(hidden, width, bias, division),
+        *linear(hidden, width, bias, division),
+        *linear(width, hidden, bias, division, from_inputs=True),
+    ]
 
 
-def experts(config: Config) -> list[tuple[int, int, int]]:
-    """A layer's router, its experts, which are not Linear and hence not quantized, and the shared experts."""
+def experts(config: Config) -> list[Part]:
+    """A layer's router, its experts, which are not Linear, and the shared experts."""
     hidden, width = config.number("hidden_size"), config.number("moe_intermediate_size")
     routed = config.number("n_routed_experts")
-    shared = feed_forward(config, width * config.number("n_shared_experts"))
-    return [(0, 0, routed * hidden + routed * 3 * hidden * width), *shared]
+    shared = feed_forward(config, width * config.number("n_shared_experts"), "shared")
+    own = Part(routed * 3 * hidden * width, "experts", routed * (2 * width + hidden), "vllm")
+    return [Part(routed * hidden, "whole"), own, *shared]
+
+
+def architecture_of(content: dict[str, Any]) -> Architecture:
+    """Read config.json; raises ConfigError."""
+    config = Config(content)
+    hidden, layers = config.number("hidden_size"), config.number("num_hidden_layers")
+    if config.model_type in LATENT:
+        attention = latent_attention(config)
+        # The latent and the rotary part of the key, shared by all heads.
+        cached, groups = (config.number("kv_lora_rank") + config.number("qk_rope_head_dim")) * 2, 1
+        plain = min(config.number("first_k_dense_replace"), layers)
+        sparse = experts(config)
+    else:
+        attention = grouped_attention(config)
+        _, _, groups, size = head_sizes(config)
+        cached, plain, sparse = 2 * groups * size * 2, layers, []
+    attention.append(Part(2 * hidden, "whole"))  # the layer's two norms
+    vocabulary, size = config.number("vocab_size"), sparse[0].weights if plain < layers else 1
+    if not vocabulary * hidden * layers * cached * size:
+        raise ConfigError("config.json has a size of 0: a model has layers, heads, a vocabulary and experts")
+    return Architecture(
+        config,
+        hidden,
+        layers,
+        plain,
+        (*attention, *feed_forward(config, config.number("intermediate_size"))),
+        (*attention, *sparse),
+        vocabulary,
+        config.flag("tie_word_embeddings"),
+        config.number("max_position_embeddings"),
+        cached,
+        groups,
+    )
 
 
 def model_of(content: dict[str, Any]) -> Model:
     """Count the parameters of config.json; raises ConfigError."""
-    config = Config(content)
-    hidden, layers = config.number("hidden_size"), config.number("num_hidden_layers")
-    latent = config.model_type in LATENT
-    attention, cached, heads = (latent_attention if latent else grouped_attention)(config)
-    plain = min(config.number("first_k_dense_replace"), layers) if latent else layers
-    changed, rows, kept = total(attention)
-    kept += 2 * hidden  # the layer's two norms
-    changed, rows, kept = changed * layers, rows * layers, kept * layers
-    width = config.number("intermediate_size")
-    for count, parts in (
-        (plain, feed_forward(config, width)),
-        (layers - plain, experts(config) if latent else []),
-    ):
-        more = total(parts)
-        changed, rows, kept = changed + count * more[0], rows + count * more[1], kept + count * more[2]
-    vocabulary = config.number("vocab_size") * hidden
-    kept += hidden + vocabulary * (1 if config.flag("tie_word_embeddings") else 2)
+    model = architecture_of(content)
+    parts = [*model.dense * model.plain, *model.sparse * (model.layers - model.plain)]
+    changed = [part for part in parts if part.quantized_by == "bitsandbytes"]
+    embedding = model.vocabulary * model.hidden * (1 if model.tied else 2)
     return Model(
-        str(config.model_type),
-        changed + kept,
-        changed,
-        rows,
-        config.number("max_position_embeddings"),
-        cached * layers,
-        heads,
+        str(model.config.model_type),
+        sum(part.weights for part in parts) + model.hidden + embedding,
+        sum(part.weights for part in changed),
+        sum(part.rows for part in changed),
+        model.context,
+        model.cache_bytes * model.layers,
+        model.cache_heads,
     )
 
 
@@ -197,6 +259,8 @@ def report(
     length = context or model.context
     if length < 1 or gpus < 1:
         raise ConfigError(f"--context is {length} and --gpus is {gpus}: both must be at least 1")
+    if quantization not in (None, *CHANGED):
+        raise ConfigError(f"--quantization is {quantization}: it is counted with --hosts, as vLLM serves it")
     size = parse_memory(memory)
     found = modes(model, size, gpus, length)
     fits = any(each.fits for each in found if quantization in (None, each.quantization))

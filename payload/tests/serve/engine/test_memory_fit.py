@@ -144,6 +144,8 @@ def test_fit_does_not_import_torch(tmp_path: Path) -> None:
         (json.dumps({**LLAMA_7B, "hidden_size": "big"}), "hidden_size 'big'"),
         (json.dumps({**LLAMA_7B, "num_hidden_layers": -1}), "num_hidden_layers -1"),
         (json.dumps({**V25, "kv_lora_rank": None}), "kv_lora_rank None"),
+        (json.dumps({**V25, "n_routed_experts": 0}), "has a size of 0"),
+        (json.dumps({**LLAMA_7B, "num_attention_heads": 0}), "has a size of 0"),
     ],
 )
 def test_an_invalid_config_json_is_reported(
