@@ -1,5 +1,6 @@
 """Prometheus metrics of the gateway. Labels come from closed sets: configured models, known routes, fixed outcomes."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -74,6 +75,14 @@ class EngineState:
     quarantined: int
 
 
+class QuickHistogram(Histogram):
+    """For observations by one thread, which need no lock, without exemplars: a third of the time."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        self._sum._value += amount
+        self._buckets[bisect_left(self._upper_bounds, amount)]._value += 1
+
+
 class EngineGauges(Collector):
     """Gauges that are read from the engine clients at the moment of a scrape."""
 
@@ -126,7 +135,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         counter = partial(Counter, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry, buckets=SECONDS)
+        histogram = partial(QuickHistogram, registry=self.registry, buckets=SECONDS)
         gauge = partial(Gauge, registry=self.registry)
         self.requests = counter("llm_requests", "Answers by route and status", ["route", "status"])
         self.first_token = histogram(
@@ -138,7 +147,7 @@ class Metrics:
         self.whole = histogram("llm_e2e_seconds", "Time from request to the end of the answer", ["model"])
         self.failed = counter("llm_failed", "Answers that failed for a reason of ours", ["model"])
         self.queue = histogram("llm_queue_seconds", "Time waiting for a slot", ["model"])
-        self.overhead = Histogram(
+        self.overhead = QuickHistogram(
             "llm_gateway_overhead_seconds",
             "Time from request to the answer's first byte, excluding client, queue and engine",
             ["cache"],
