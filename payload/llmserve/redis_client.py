@@ -61,6 +61,7 @@ class RedisClient:
             username=settings.user,
             password=password,
             retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,  # a timer for each write and read, where `execute_all` has one for both
             driver_info=None,
         )
         self.connection: Any = pool.make_connection()  # redis-py types its `connect` not at all
