@@ -145,7 +145,7 @@ def local_weights(part: Part, split: Split, model: Architecture) -> int:
 
 
 def stage_parts(model: Architecture, split: Split) -> Iterator[tuple[int, int, int, int]]:
-    """Of each stage its dense and sparse layers, and how often it has the vocabulary's matrix and the last norm."""
+    """Dense layers and sparse layers of each stage, and how often it has the vocabulary's matrix and the last norm."""
     first = 0
     for stage, count in enumerate(stage_layers(model.layers, split.pipeline)):
         dense = min(max(model.plain - first, 0), count)
@@ -205,7 +205,7 @@ def activation_bytes(model: Architecture, split: Split, load: Load, sequences: i
     if config.model_type in LATENT:
         latent, rotated = config.number("kv_lora_rank"), config.number("qk_rope_head_dim")
         plain, value = config.number("qk_nope_head_dim"), config.number("v_head_dim")
-        # Of earlier tokens, which are expanded at once.
+        # Earlier tokens, which are expanded at once.
         rows = min(max(8 * load.context, 4 * sequences * BLOCK), 64 << 10)
         steady += rows * (latent + rotated) * 2
         inputs = config.number("q_lora_rank", 0) + latent + rotated
@@ -375,4 +375,6 @@ def ranking(
         for quantization in quantizations
         for split in splits(model, cluster, quantization, tensor, pipeline)
     ]
-    return sorted(every, key=lambda each: (not each.serves, each.requests * -(not each.serves), *each.rank()))
+    return sorted(
+        every, key=lambda each: (not each.serves, 0 if each.serves else -each.requests, *each.rank())
+    )

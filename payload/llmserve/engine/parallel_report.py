@@ -31,7 +31,7 @@ METHODS = {"awq": "int4", "fp8": "fp8", "gptq": "int4"}
 
 
 def alternatives(plans: list[Plan]) -> list[Plan]:
-    """Of each quantization the best plan and those that hold more than any before; the first ones where none serves."""
+    """The best plan of each quantization and those that hold more than any before; the first ones where none serves."""
     chosen: dict[str, list[Plan]] = {}
     for each in plans:
         rows = chosen.setdefault(each.split.quantization, [])
@@ -89,8 +89,8 @@ def reasons(model: Architecture, plans: list[Plan], cluster: Cluster) -> list[st
         cause = "MLA's latent" if latent else f"the cache of {model.cache_heads} key-value heads"
         share += f"; {cause} is on {copies} GPUs each"
     memory = (
-        f"of {gib(cluster.usable)} of a GPU weights take {gib(best.weights)}, activations {gib(best.activations)}, "
-        f"the runtime {gib(best.runtime)}; the cache has {gib(best.cache)}"
+        f"{gib(cluster.usable)} a GPU: weights {gib(best.weights)}, activations {gib(best.activations)}, "
+        f"runtime {gib(best.runtime)}, cache {gib(best.cache)}"
     )
     preferred = [
         each

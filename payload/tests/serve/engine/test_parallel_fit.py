@@ -37,7 +37,7 @@ V25, LITE, LLAMA_70B, SMOLLM2 = (
 )
 TWO_A100_HOSTS = Cluster(2, 8, 80 * G)
 # Logs of vLLM, which its pull request 10511 has: `vllm serve meta-llama/Meta-Llama-3-8B` on one card of 80 GB and on two.
-# Of 79.22 GiB it takes 71.29; GiB of a card for weights, what torch did not allocate, and the peak of activations.
+# It takes 71.29 of 79.22 GiB; GiB of a card for weights, what torch did not allocate, and the peak of activations.
 LLAMA_8B = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
