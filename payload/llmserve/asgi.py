@@ -78,6 +78,7 @@ async def respond(
     """Send a complete response."""
     start: Message = {
         "type": "http.response.start",
+        "whole": True,  # so that RequestContext may wait for the body
         "status": status,
         "headers": [
             (b"content-type", content_type),

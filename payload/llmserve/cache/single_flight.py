@@ -33,13 +33,13 @@ class Shared:
         self.task: asyncio.Task[None] | None = None
 
     def listen(self, stream: bool) -> Answer:
-        """A queue of all frames, including those that have already come."""
-        answer: Answer = asyncio.Queue()
+        """All frames, including those that have already come."""
+        answer = Answer()
         if stream:
             for text in self.pieces:
-                answer.put_nowait(Delta(0, text))
+                answer.put(Delta(0, text))
         if self.end:
-            answer.put_nowait(self.end)
+            answer.put(self.end)
         self.streams[answer] = stream
         self.payer = self.payer or answer
         return answer
@@ -53,14 +53,14 @@ class Shared:
         self.pieces.append(frame.text)
         for answer, stream in self.streams.items():
             if stream:
-                answer.put_nowait(frame)
+                answer.put(frame)
 
     def finish(self, end: Done | Failed) -> None:
         self.end = end
         if isinstance(end, Done):
             end.text = "".join(self.pieces)
         for answer in self.streams:
-            answer.put_nowait(end)
+            answer.put(end)
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The source of an answer: the cache, an answer in progress that is shared, or a slot of its own."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,7 +48,7 @@ class AnswerSource:
         self.prompt_tokens = prompt_tokens
         self.join: Callable[[Generate], Listener] | None = None
         self.listener: Listener | None = None
-        self.answer: Answer = asyncio.Queue()
+        self.answer = Answer()
         self.leave: Callable[[], None] = lambda: None
         self.pieces = 0  # of an answer that is not shared
         self.end: Done | Failed | None = None
@@ -131,6 +130,7 @@ class AnswerSource:
         """Stop listening, and the engine's work if no one else listens; sets `usage`. Calling it again changes nothing."""
         if self.leave is not gone:
             self.usage = self.spent()
+            self.answer.take = None
             self.leave()
             self.leave = gone
 
@@ -138,8 +138,8 @@ class AnswerSource:
         """Prompt and completion tokens. An answer that ends early costs its prompt and every token that was generated; one that
         is not streamed, whose tokens are not seen, costs as many as it may have had.
         """
-        while not self.answer.empty():  # generated, though a slow client has not read it
-            self.noted(self.answer.get_nowait())
+        while self.answer.frames:  # generated, though a slow client has not read it
+            self.noted(self.answer.frames.popleft())
         request, pieces, end = self.request, self.pieces, self.end
         if self.listener:
             if not self.listener.pays:

@@ -19,6 +19,7 @@ from llmserve.asgi import Exchange, Receive, Scope, Send, header, respond
 from llmserve.cache.exact import Kept, cache_wish
 from llmserve.gateway import parsed_requests
 from llmserve.gateway.answer_source import AnswerSource, failure
+from llmserve.gateway.http_protocol import Peer
 from llmserve.gateway.parsed_requests import ParsedRequest, ParsedRequests, Read
 from llmserve.gateway.shadows import Shadows
 from llmserve.gateway.state import State, no_such_model
@@ -74,6 +75,17 @@ def answer_tokens(generate: Generate) -> int:
     """Tokens that an engine needs for the answer, or answers, as far as the request says."""
     longest = min(generate.max_tokens, ANSWER_TOKENS) if generate.clip else generate.max_tokens
     return longest * generate.answers
+
+
+def render(rendering: Rendering, frame: Delta) -> bytes:
+    """A piece of a stream; raises ApiError."""
+    match frame:
+        case Event():
+            return rendering.event(frame)
+        case Choices():
+            return rendering.choices(frame)
+        case _:
+            return rendering.piece(frame.text)
 
 
 def blind(scope: Scope) -> bool:
@@ -261,9 +273,10 @@ class Completions:
                 kept = await source.kept(self.state.cache, self.state.shared, wish, key)
                 if kept:
                     await self.replay(exchange, send, call, routed, rendering, kept)
+                elif call.generate.stream:
+                    await self.stream(exchange, send, scope["peer"], routed, rendering, source)
                 else:
-                    answer = self.stream if call.generate.stream else self.whole
-                    await answer(exchange, send, routed, rendering, source)
+                    await self.whole(exchange, send, routed, rendering, source)
         except ApiError as error:
             ended = error
             if exchange.assigned:
@@ -335,6 +348,7 @@ class Completions:
         self,
         exchange: Exchange,
         send: Send,
+        peer: Peer,
         routed: RoutedRequest,
         rendering: Rendering,
         source: AnswerSource,
@@ -345,7 +359,7 @@ class Completions:
             exchange.first = time.monotonic()
             exchange.streaming = True
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-            await self.events(exchange, send, frame, source, routed, rendering)
+            await self.events(exchange, send, peer, frame, source, routed, rendering)
         finally:
             source.close()
 
@@ -353,6 +367,7 @@ class Completions:
         self,
         exchange: Exchange,
         send: Send,
+        peer: Peer,
         frame: Delta | Done | Failed,
         source: AnswerSource,
         routed: RoutedRequest,
@@ -363,22 +378,34 @@ class Completions:
         series = self.state.metrics.of(routed.model)
         series.first_token.observe(then - exchange.started)
         opening = b"" if isinstance(frame, Event | Choices) else rendering.first()
-        while isinstance(frame, Delta):
-            collect(exchange, frame.text)
-            match frame:
-                case Event():
-                    rendered = rendering.event(frame)
-                case Choices():
-                    rendered = rendering.choices(frame)
-                case _:
-                    rendered = rendering.piece(frame.text)
-            if rendered:
-                await send({"type": "http.response.body", "body": opening + rendered, "more_body": True})
-                opening = b""
-            frame = await source.next()
+
+        def observe() -> None:
+            nonlocal then
             now = time.monotonic()
             series.inter_token.observe(now - then)
             then = now
+
+        def take(frame: Delta | Done | Failed) -> bool:
+            """Send a piece while this coroutine waits for it."""
+            client = peer.protocol
+            if not isinstance(frame, Delta) or client is None or not client.takes_chunks:
+                return False
+            observe()
+            source.noted(frame)
+            collect(exchange, frame.text)
+            if rendered := render(rendering, frame):
+                client.write_chunk(rendered)
+            return True
+
+        while isinstance(frame, Delta):
+            collect(exchange, frame.text)
+            if rendered := render(rendering, frame):
+                await send({"type": "http.response.body", "body": opening + rendered, "more_body": True})
+                opening = b""
+                if isinstance(rendering, OpenAiRendering):  # others refuse pieces, which `take` must not
+                    source.answer.take = take
+            frame = await source.next()
+            observe()
         if isinstance(frame, Failed):
             raise failure(frame)
         self.count(exchange, routed, frame)

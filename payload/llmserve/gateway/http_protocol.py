@@ -4,12 +4,13 @@ Handlers find the client's end of the connection in `scope["peer"]`. Waiting for
 each request an extra task, whose end is an exception that only the garbage collector frees.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llmserve.api.errors import ApiError
+from llmserve.asgi import Scope
 
 HEAD_BYTES = 64 * 1024  # request line and headers, which the parser itself does not limit
 REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
@@ -18,7 +19,8 @@ REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 class Peer:
     """The client's end of a connection, which has one request in progress at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: "BoundedHttp | None" = None) -> None:
+        self.protocol = protocol
         self.gone = False
         self.tell: Callable[[], None] | None = None
 
@@ -34,7 +36,7 @@ class Peer:
 
     def leave(self) -> None:
         """The connection is closed."""
-        self.gone = True
+        self.gone, self.protocol = True, None
         if self.tell:
             self.tell()
 
@@ -46,11 +48,44 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self.peer = Peer()
+        self.peer = Peer(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.peer.leave()
+
+    def respond(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write a whole response with status 200, as ASGI's `send` does, which takes longer, since it also checks the headers.
+        False if nothing was written: `send` has more to do.
+        """
+        cycle = self.cycle
+        if (
+            cycle is None
+            or cycle.scope is not scope  # the client has sent the next request already
+            or cycle.response_started
+            or cycle.disconnected
+            or not cycle.keep_alive
+            or scope["method"] == "HEAD"
+            or self.flow.write_paused
+        ):
+            return False
+        lines = [STATUS_LINE[200], *(b"%b: %b\r\n" % each for each in (*cycle.default_headers, *headers))]
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether a response in chunks has begun, and the client takes more of it."""
+        chunked = self.cycle is not None and self.cycle.chunked_encoding
+        return bool(chunked) and not self.flow.write_paused and not self.transport.is_closing()
+
+    def write_chunk(self, part: bytes) -> None:
+        """Write a part of the body, as ASGI's `send` does, which takes longer. Call it while `takes_chunks`."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     def on_message_begin(self) -> None:
         self.in_head, self.head_bytes = True, self.read_bytes

@@ -15,6 +15,7 @@ from llmcore import logs
 from llmserve.access.identity import Authenticator
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.asgi import App, Exchange, Message, Receive, Scope, Send, header, respond
+from llmserve.gateway.http_protocol import BoundedHttp
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.access")
@@ -64,9 +65,17 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = scope["llm"] = self.begin(scope)
+        held: Message | None = None
 
         async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            nonlocal held
+            if held is not None:
+                start, held = held, None
+                client: BoundedHttp | None = scope["peer"].protocol
+                if client and client.respond(scope, start["headers"], message["body"]):
+                    return
+                await send(start)
+            elif message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 overhead = time.monotonic() - exchange.started - exchange.waited
                 headers = message["headers"] = [
@@ -85,6 +94,9 @@ class RequestContext:
                 if exchange.cache:
                     headers.append((b"x-llm-cache", exchange.cache))
                     self.metrics.overhead_by[exchange.cache].observe(overhead)
+                if message.get("whole") and message["status"] == 200 and "peer" in scope:
+                    held = message
+                    return
             await send(message)
 
         await self.app(scope, receive, named)

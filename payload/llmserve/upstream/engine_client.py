@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -29,13 +30,43 @@ from llmserve.upstream.admission import Admission, Place, Queue
 from llmserve.upstream.offered import OfferedAddress
 
 log = logging.getLogger("llmserve.link")
-Answer = asyncio.Queue[Delta | Done | Failed]
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5)  # the last one repeats
 NUMBERS = count(1)  # request ids, unique within the process across all clients
 SILENCE_SECONDS = 5.0  # an engine beats every second; silent for this long, it counts as stopped
 # The handshake alone checks certificates and revocation lists, so a connection to another host is replaced after as long.
 LINK_SECONDS = 600.0
 RETURN_SECONDS = 300.0  # how long a departed engine is expected back; loading a model can take long
+
+
+class Answer:
+    """The frames of one answer, for one reader.
+
+    `take` may be set by the reader: it is called with a frame that comes while the reader waits, which costs no switch of tasks.
+    Unless it returns True, the reader gets the frame.
+    """
+
+    __slots__ = ("frames", "take", "waiter")
+
+    def __init__(self) -> None:
+        self.frames: deque[Delta | Done | Failed] = deque()
+        self.take: Callable[[Delta | Done | Failed], bool] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+
+    def put(self, frame: Delta | Done | Failed) -> None:
+        """Add a frame."""
+        waiter = self.waiter
+        if waiter is None or waiter.done():
+            self.frames.append(frame)
+        elif self.take is None or not self.take(frame):
+            self.frames.append(frame)
+            waiter.set_result(None)
+
+    async def get(self) -> Delta | Done | Failed:
+        """The next frame, once it is there."""
+        if not self.frames:
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        return self.frames.popleft()
 
 
 class EngineClient:
@@ -130,7 +161,7 @@ class EngineClient:
             if self.sent.get(number) in (None, writer):
                 self.sent.pop(number, None)
                 if answer := self.end(number):
-                    answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
+                    answer.put(Failed(number, 503, "engine_lost", self.lost()))
 
     async def read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Dispatch frames to the waiting requests until the connection ends, or is no longer needed."""
@@ -149,11 +180,11 @@ class EngineClient:
             self.heard = time.monotonic()
             if isinstance(frame, Delta):
                 if waiting := self.answers.get(frame.id):
-                    waiting[0].put_nowait(frame)
+                    waiting[0].put(frame)
             elif isinstance(frame, Done | Failed):
                 self.sent.pop(frame.id, None)
                 if answer := self.end(frame.id, frame):
-                    answer.put_nowait(frame)
+                    answer.put(frame)
             elif isinstance(frame, Beat):
                 self.beat = frame
                 self.others = max(0, frame.requests - len(self.answers))
@@ -248,7 +279,7 @@ class EngineClient:
             self.admission.leave(place)
             raise self.absent()
         request.id = next(NUMBERS)
-        answer: Answer = asyncio.Queue()
+        answer = Answer()
         self.answers[request.id] = answer, place
         if place.ends is not None:
             request.deadline = max(0.0, place.ends - time.monotonic())

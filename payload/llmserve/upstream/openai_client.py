@@ -213,7 +213,7 @@ class OpenAiClient(EngineClient):
             log.exception("a request to an upstream failed")
             last = self.failed(request)
         if answer := self.end(request.id, last):
-            answer.put_nowait(last)
+            answer.put(last)
 
     async def ask_upstream(self, request: Generate, length: int | None) -> Done | Failed:
         """Send the request, pass on the events of a stream, and return the frame that ends the answer.
@@ -346,6 +346,9 @@ class Stream:
     def take(self, data: bytes) -> bool:
         """Pass on the events of which `data` is the last piece; returns whether [DONE] came. Raises BadAnswer."""
         self.total += len(data)
+        end = None if self.rest or self.total > ANSWER_BYTES else EVENT_END.search(data)
+        if end and end.end() == len(data) <= EVENT_BYTES:
+            return self.read(data)  # usually a piece is an event
         self.rest += data
         start = 0
         for end in EVENT_END.finditer(self.rest, self.searched):
@@ -382,7 +385,7 @@ class Stream:
             else:
                 counts_only = True
         if answer := self.answers.get(self.request.id):
-            answer[0].put_nowait(Event(self.request.id, text, event, counts_only))
+            answer[0].put(Event(self.request.id, text, event, counts_only))
         return False
 
 

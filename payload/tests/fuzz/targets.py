@@ -115,7 +115,7 @@ def upstream_events(data: bytes) -> None:
     """The events of a stream, whole and byte by byte."""
     for size in (len(data) + 1, 1):
         client = upstream()
-        client.answers[1] = cast(Any, (SimpleNamespace(put_nowait=repr), None))
+        client.answers[1] = cast(Any, (SimpleNamespace(put=repr), None))
         with suppress(BadAnswer, Lost):
             finished(client.relay(REQUEST, received(HEAD % len(data) + data, size)))
 

@@ -1,6 +1,7 @@
 """Faults: when something breaks, hangs, disconnects or stops, nothing hangs and every client gets an answer."""
 
 import json
+import re
 import resource
 import signal
 import socket
@@ -254,6 +255,21 @@ def test_a_slow_reader_holds_no_slot(slow: Service) -> None:
         eventually(
             "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0
         )
+
+
+def test_requests_that_are_sent_at_once_are_answered_one_after_the_other(slow: Service) -> None:
+    head = f"POST /generate HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {slow.key}\r\n"
+    bodies = [json.dumps({"prompt": word}).encode() for word in ("one", "two", "three")]
+    received = b""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(slow.folder / "http.sock"))
+        client.sendall(
+            b"".join(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body for body in bodies)
+        )
+        while b'"three"' not in received:
+            received += client.recv(65536)
+    assert re.findall(rb'"response":"(\w+)"', received) == [b"one", b"two", b"three"]
 
 
 @pytest.mark.parametrize(

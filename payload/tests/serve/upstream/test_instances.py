@@ -137,7 +137,7 @@ def answered_by(instances: Instances, request: Generate, tenant: str = "t") -> E
             await asyncio.sleep(0)
             for number in list(routed.engine.answers):
                 if answer := routed.engine.end(number):
-                    answer.put_nowait(Done(number, "", "stop", 1, 1))
+                    answer.put(Done(number, "", "stop", 1, 1))
         return routed.engine
 
     return asyncio.run(scenario())
@@ -273,7 +273,7 @@ def order_of_answers(two: Instances, places: list[Place], revision: str = "r") -
             await asyncio.sleep(0)
             for number in list(first.answers):
                 if answer := first.end(number):
-                    answer.put_nowait(Done(number, "", "stop", 1, 1))
+                    answer.put(Done(number, "", "stop", 1, 1))
         return order
 
     return asyncio.run(scenario())

@@ -192,6 +192,21 @@ def test_a_conversation_with_tool_calls_reaches_an_upstream_that_supports_them(
         error(refused, 400, "unsupported_field")
 
 
+def test_a_client_that_pauses_gets_all_events_in_their_order(
+    played: tuple[ScriptedUpstream, Service],
+) -> None:
+    server, service = played
+    words = [f"{number} {'x' * 300}" for number in range(2000)]  # more than sockets and buffers hold
+    later = [each for number in range(2000, 2050) for each in (0.005, delta(f"{number}"))]
+    server.script = stream(*map(delta, words), *later, delta("", "stop"), USAGE, END)
+    with service.client() as client, client.stream("POST", CHAT, json=asking(stream=True)) as got:
+        time.sleep(0.3)
+        *pieces, _, end = events(got)
+    texts = [piece["choices"][0]["delta"]["content"] for piece in pieces]
+    assert [text.split()[0] for text in texts] == [str(number) for number in range(2050)]
+    assert end == "[DONE]"
+
+
 def test_an_undeclared_field_is_refused_by_name_without_contacting_the_upstream(
     played: tuple[ScriptedUpstream, Service],
 ) -> None:
