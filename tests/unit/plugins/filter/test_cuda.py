@@ -56,6 +56,25 @@ def test_the_bundle_has_to_carry_the_driver_packages_of_each_hosts_set() -> None
     ]
 
 
+def test_preflight_asks_the_bundle_for_the_driver_packages_of_the_inventory(tmp_path: Path) -> None:
+    play = next(
+        play
+        for play in yaml.safe_load((ROOT / "playbooks/preflight.yml").read_text())
+        if play.get("name") == "Preflight of the bundle"
+    )
+    (asked,) = (
+        task["llmkeep.estate.mirrored_bundle"]
+        for task in play["tasks"]
+        if "register" in task and task["register"] == "mirrored"
+    )
+    expression = asked["wanted"].strip().removeprefix("{{").removesuffix("}}").strip()
+    wanted = {"purls": expression.replace("playbook_dir", f"'{ROOT}/playbooks'")}
+    hosts = {"gpu1.estate.internal": "10.0.0.1"}
+    variables = {"gpu_set": "debian-tesla-535"}
+    found = rendered(tmp_path, "vllm", wanted, "gpu1", hosts, {}, {"gpu": ["gpu1"]}, inventory=variables)
+    assert "pkg:deb/debian/nvidia-tesla-535-kernel-dkms@535.274.02" in found["purls"]
+
+
 @pytest.mark.parametrize("stated", [CLOSED.format("580.65.06"), OPEN.format("595.10"), OPEN.format("1000.1")])
 def test_a_driver_of_the_branch_or_a_later_one_will_do(stated: str) -> None:
     assert cuda.cuda_driver_fault(LOCK, "vllm", stated) == ""
