@@ -220,7 +220,9 @@ class Handover:
         there is no answer to it, so what was sent before does not come again. Raises OSError.
         """
         verdicts: dict[str, Verdict] = {}
-        with self.journal.index() as database:
+        with index.opened(self.folder) as database:
+            # Of all hours: an answer that was forgotten must not be there.
+            index.update(database, self.folder)
             for name, record in records.items():
                 if not self.ours(record):
                     verdicts[name] = "refused"

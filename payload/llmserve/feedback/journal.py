@@ -340,23 +340,17 @@ class Journal:
         log.error("the journal's volume is full", extra={"fields": {"free_bytes": free}})
         return not_kept()
 
-    @contextmanager
-    def index(self) -> Iterator[sqlite3.Connection]:
-        """The index, up to date; raises OSError."""
+    def refusals(self, ratings: list[Record]) -> Iterator[ApiError | None]:
+        """Why each rating is not kept, in their order; of one batch each sees those before it."""
+        if not ratings:
+            return
+        counts, sizes = Counter[object](), Counter[bytes]()
         with index.opened(self.folder) as database:
             # The last connection that closes writes the whole log back; this one stays, so that no rating pays for it.
             self.open_index = self.open_index or index.connected(self.folder)
             hour, previous = (time.strftime(HOUR, time.gmtime(time.time() - ago)) for ago in (0, 3600))
             index.update(database, self.folder, previous if self.indexed == hour else "")
             self.indexed = hour
-            yield database
-
-    def refusals(self, ratings: list[Record]) -> Iterator[ApiError | None]:
-        """Why each rating is not kept, in their order; of one batch each sees those before it."""
-        if not ratings:
-            return
-        counts, sizes = Counter[object](), Counter[bytes]()
-        with self.index() as database:
             for rating in ratings:
                 transaction, whose = (
                     rating[TRANSACTION],
