@@ -256,7 +256,7 @@ def save(
     path = tree / "artifacts.lock.yml"
     if not additions.paths(tree):
         if own:
-            _write(_packages(lock) | _environments(lock, list(apart)), _of(tree, own))
+            _write(_packages(lock) | _environments(lock, list(apart)), of_profile(tree, own))
         else:
             write(lock, tree, apart)
         return
@@ -264,7 +264,10 @@ def save(
     document = _document(lock, apart)
     more = _packages(lock)
     if own:
-        more |= _environments(lock, list(apart))
+        python = _environments(lock, list(apart))
+        locked = [yaml.safe_load(text)["environments"] for text in _texts(tree, [own])]
+        if locked != [python["environments"]]:
+            more |= python
     more["models"] = {
         key: value for key, value in document["models"].items() if upstream["models"].get(key) != value
     }
@@ -289,7 +292,7 @@ def write(lock: Lock, tree: Path, apart: Mapping[str, str] = MappingProxyType({}
 def _write_apart(lock: Lock, tree: Path, apart: Mapping[str, str]) -> None:
     for profile in sorted(set(apart.values())):
         names = [name for name in lock.environments if apart.get(name) == profile]
-        _write(_environments(lock, names), _of(tree, profile))
+        _write(_environments(lock, names), of_profile(tree, profile))
 
 
 def require_fresh(tree: Path = TREE) -> None:
@@ -359,14 +362,15 @@ def _artifacts(found: Mapping[str, Artifact]) -> dict[str, Any]:
     return {key: _Row(asdict(found[key])) for key in sorted(found, key=str.lower)}
 
 
-def _of(tree: Path, profile: str) -> Path:
+def of_profile(tree: Path, profile: str) -> Path:
+    """The file with what only this profile has, which may not exist."""
     return tree / "artifacts.lock.d" / f"{profile}.yml"
 
 
 def _texts(tree: Path, profiles: Iterable[str]) -> Iterator[str]:
     """The lock files of these profiles that are there."""
     for profile in sorted(set(profiles)):
-        if (path := _of(tree, profile)).exists():
+        if (path := of_profile(tree, profile)).exists():
             yield path.read_text()
 
 

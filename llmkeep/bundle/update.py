@@ -32,8 +32,11 @@ def update(profile: str, only: str | None) -> None:
     chosen = wanted["profiles"][profile]
     new = replace(old)
     parts: tuple[str, ...] = ("apt", "models") if additions.paths(TREE) else PARTS
-    if chosen["own_lock"]:
-        parts = ("apt", "python", "models") if additions.paths(TREE) else ("apt", "python")
+    if own := chosen["own_lock"]:
+        upstreams = additions.paths(TREE) and lock.of_profile(TREE, own).exists()
+        parts = ("apt",) if upstreams else ("apt", "python")
+        if additions.paths(TREE):
+            parts = (*parts, "models")
     if only:
         parts = (only,)
     with cache.alone():
@@ -50,7 +53,7 @@ def update(profile: str, only: str | None) -> None:
                 for name, entry in wanted["programs"].items()
             }
     lock.require_fit(wanted, profile, new)
-    lock.save(new, apart=apart, own=chosen["own_lock"])
+    lock.save(new, apart=apart, own=own)
 
 
 def model(entry: dict[str, Any]) -> Model:

@@ -86,6 +86,17 @@ def test_an_estate_chooses_other_wheels_of_cuda_and_their_lock_lies_in_artifacts
     assert lock.load(tree).environments["vllm"] == sorted(pinned.environments["control"], key=str.lower)
 
 
+def test_an_estate_that_includes_gpu_debian_keeps_upstreams_environments(tree: Path) -> None:
+    shutil.copytree(TREE / "artifacts.lock.d", tree / "artifacts.lock.d")
+    add(tree, "profiles: {ours: {include: gpu-debian}}")
+    apart = lock.apart(lock.wanted(tree), "ours")
+    assert set(apart.values()) == {"gpu-debian"}
+    lock.save(lock.load(tree, apart.values()), tree, apart, "gpu-debian")
+    locked = yaml.safe_load((tree / "artifacts.d/lock.yml").read_text())
+    assert "environments" not in locked
+    assert any(name.startswith("nvidia-kernel-dkms=") for name in locked["debs"])
+
+
 def test_an_environment_that_no_profile_may_choose_is_refused(tree: Path) -> None:
     add(tree, "profiles: {ours: {include: gpu, environments: {serving: [torch]}}}")
     with pytest.raises(
