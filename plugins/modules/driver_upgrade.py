@@ -69,7 +69,7 @@ own_kernel: {description: Whether the host boots a kernel of its own., returned:
 engines: {description: "Engines with by, since and reason of their quarantine.", returned: when surveyed, type: dict}
 kernel: {description: The kernel that boots next., returned: when surveyed, type: str}
 installed: {description: "Name, version and kernel of each installed driver.", returned: when surveyed, type: list}
-ready: {description: Whether engines of the host are ready and a gateway, if it has some., returned: when surveyed, type: bool}
+ready: {description: "Whether engines of the host are ready and a gateway, if it has some.", returned: when surveyed, type: bool}
 complaint: {description: Why the GPUs are not accepted., returned: when surveyed, type: str}
 jobs: {description: Units of training jobs that run., returned: when surveyed, type: list}
 """

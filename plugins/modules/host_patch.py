@@ -80,7 +80,7 @@ reboot: {description: Why the host has to reboot., returned: when surveyed, type
 own_kernel: {description: Whether the host boots a kernel of its own., returned: when surveyed, type: bool}
 running: {description: The kernel that runs., returned: when surveyed, type: str}
 engines: {description: "Engines with by, since and reason of their quarantine.", returned: when surveyed, type: dict}
-ready: {description: Whether engines of the host are ready and a gateway, if it has some., returned: when surveyed, type: bool}
+ready: {description: "Whether engines of the host are ready and a gateway, if it has some.", returned: when surveyed, type: bool}
 jobs: {description: Units of training jobs that run., returned: when surveyed, type: list}
 restarted: {description: Units that were restarted., returned: when restarted, type: list}
 """
