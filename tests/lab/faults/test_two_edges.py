@@ -158,7 +158,7 @@ def edges(estate: Lab) -> Iterator[Lab]:
     known = ROOT / ".lab/instances" / estate.instance / "known_hosts"
     estate.on("ops1", "cat > /etc/ssh/ssh_known_hosts", given=known.read_text())
     echo = {"llm_serving_models": [{"name": "echo", "driver": "echo", "token_seconds": 0.05}]}
-    chat = {"chat": {"hosts": {"ops1": {}}}}
+    chat: dict[str, Any] = {"chat": {"hosts": {"ops1": {}}}}
     given = {"all": {"hosts": {"llm1": echo, "llm2": echo}, "children": chat}}
     estate.on("ops1", "cat > /root/echo.json", given=json.dumps(given))
     began = time.monotonic()
