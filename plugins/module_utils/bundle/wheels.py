@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 # Compiled where it is first imported: no host runs tests, and each loads one of some 400 architectures.
-WITHOUT_BYTECODE = re.compile(r"/site-packages/(.*/tests/|transformers/models/(?!auto/))")
+WITHOUT_BYTECODE = re.compile(r"/site-packages/(.*/tests/|transformers/models/(?!auto/)[^/]+/)")
 # By the source's hash and not its time, so that two installations are equal; unchecked at a start, since only root changes
 # either. The paths end with NUL. Wheels have templates of code that no Python compiles.
 COMPILE = """

@@ -120,8 +120,10 @@ def test_two_installations_of_a_release_are_equal(run: Run, tmp_path: Path) -> N
     before = content(first)
     (first / "release.json").unlink()  # as a power cut leaves it
     (first / "leftover").touch()
-    assert run({"tool-1.0-py3-none-any.whl": wheel()}) == {"changed": True, "id": first.name}
-    assert content(first) == before
+    answer = run({"tool-1.0-py3-none-any.whl": wheel()})
+    assert (answer["changed"], answer["id"]) == (True, first.name)
+    after = content(first)
+    assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} == set()
     assert any(path.endswith("__init__.cpython-313.pyc") for path in before)
     assert not run({"tool-1.0-py3-none-any.whl": wheel()})["changed"]
 
