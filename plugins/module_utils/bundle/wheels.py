@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterable
 from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
@@ -36,6 +37,13 @@ def unpack(wheel: Path, environment: Path) -> None:
     from installer.exceptions import InstallerError
     from installer.sources import WheelFile
 
+    class Destination(SchemeDictionaryDestination):  # type: ignore[misc]
+        """Of a file that wheels share, as NVIDIA's do, the later one's stays, as with pip."""
+
+        def write_to_fs(self, scheme: str, path: str, stream: BinaryIO, is_executable: bool) -> Any:
+            Path(self.scheme_dict[scheme], path).unlink(missing_ok=True)
+            return super().write_to_fs(scheme, path, stream, is_executable)
+
     bases = dict.fromkeys(("base", "platbase", "installed_base", "installed_platbase"), str(environment))
     scheme = sysconfig.get_paths("venv", bases)
     with zipfile.ZipFile(wheel) as archive:
@@ -48,10 +56,7 @@ def unpack(wheel: Path, environment: Path) -> None:
                     raise Refused(
                         f"{wheel.name} has {name!r}, outside of an environment: do not use this bundle"
                     )
-                # NVIDIA's wheels share files: the later one's stays, as with pip.
-                if not name.endswith("/"):
-                    Path(scheme["purelib"], name).unlink(missing_ok=True)
-            target = SchemeDictionaryDestination(
+            target = Destination(
                 {**scheme, "headers": str(headers)}, str(environment / "bin/python"), "posix"
             )
             install(source, target, {"INSTALLER": b"llmkeep\n"})

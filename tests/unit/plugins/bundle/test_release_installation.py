@@ -161,8 +161,17 @@ def test_requirements_of_other_systems_and_of_extras_need_not_be_met(run: Run) -
         assert run({"tool-1.0-py3-none-any.whl": wheel(requires=f"other; {marker}")})["changed"]
 
 
-def test_of_a_file_in_two_wheels_the_later_ones_stays(run: Run, tmp_path: Path) -> None:
-    later = wheel({"tool/__init__.py": b"LATER = True\n"}, name="zool")
+def test_of_a_file_or_script_in_two_wheels_the_later_ones_stays(run: Run, tmp_path: Path) -> None:
+    """As of `fastapi`, which fastapi and fastapi-cli have."""
+    later = wheel(
+        {
+            "tool/__init__.py": b"LATER = True\n",
+            "zool-1.0.data/scripts/ask": b"#!python\nimport zool\n",
+            "zool-1.0.dist-info/entry_points.txt": b"[console_scripts]\ntool = zool:main\n",
+        },
+        name="zool",
+    )
     answer = run({"tool-1.0-py3-none-any.whl": wheel(), "zool-1.0-py3-none-any.whl": later})
-    module = tmp_path / "root/releases" / answer["id"] / "lib/python3.13/site-packages/tool/__init__.py"
-    assert module.read_bytes() == b"LATER = True\n"
+    environment = tmp_path / "root/releases" / answer["id"]
+    assert (environment / "lib/python3.13/site-packages/tool/__init__.py").read_bytes() == b"LATER = True\n"
+    assert all(b"zool" in (environment / "bin" / name).read_bytes() for name in ("ask", "tool"))
