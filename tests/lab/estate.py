@@ -88,6 +88,8 @@ class Lab:
         self, *args: str, check: bool = True, timeout: float = 900, given: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `lab ARGS`, which reads GIVEN; with `check`, a non-zero exit fails the test with the command's own output."""
+        if "up" in args:  # it may be of another inventory
+            vars(self).pop("_instance", None)
         return self._ran(f"lab {' '.join(args)}", [str(LAB), *args], check, timeout, given)
 
     def _ran(
