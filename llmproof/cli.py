@@ -16,6 +16,7 @@ from pathlib import Path
 from llmproof import heads
 from llmproof.chain import ROTATE, UNSIGNED_SECONDS, Chain, ChainError, files, lines
 from llmproof.heads import HeadError, Verifier
+from llmproof.report import NOT_MET, NOT_SHOWN, ReportRefused, verified
 from llmproof.retention import MIN_DAYS
 from llmproof.verify import Report, verify
 
@@ -46,6 +47,15 @@ def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=told(run_verify))
+    parser = commands.add_parser(
+        "verify-report", help="prove a report, and print what it shows", description=__doc__
+    )
+    parser.add_argument("archive", type=Path, help="as `llmkeep audit report` wrote it")
+    parser.add_argument(
+        "--verifier", required=True, help="the verifier key of the control node's record, or a file with it"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(run=told(run_verify_report))
     parser = commands.add_parser("show", help="the records, one a line; only reads")
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
     parser.add_argument("--subject", help="user.id or user.name")
@@ -118,6 +128,45 @@ def run_verify(options: argparse.Namespace) -> int:
     if report.pending:
         print(f"{report.pending} intents have no outcome: {', '.join(map(printable, report.pending_ids))}")
     return code
+
+
+def run_verify_report(options: argparse.Namespace) -> int:
+    """`llm-audit verify-report`; returns the exit code."""
+    key = Path(options.verifier)
+    verifier = Verifier(key.read_text() if key.is_file() else options.verifier)
+    try:
+        report = verified(options.archive.read_bytes(), verifier)
+    except ReportRefused as error:
+        print(printable(f"{options.archive}: {error}"))
+        return ALTERED
+    counts, standard, hosts = report.counts(), report.results["standard"], report.results["hosts"]
+    silent = sorted(name for name, host in hosts.items() if not host["answers"])
+    if options.json:
+        print(json.dumps({"standard": standard["id"], "time": report.head.time, "hosts": len(hosts), "silent": silent,
+                          "verdicts": counts, "verifier": report.verifier}))  # fmt: skip
+        return 0
+    print(printable(f"{options.archive}: as signed by {report.verifier} at {report.head.time}"))
+    print(
+        printable(
+            f"{standard['title']}, mapping reviewed by {standard['reviewed_by']}, on {len(hosts)} hosts"
+        )
+    )
+    print(", ".join(f"{number} {name}" for name, number in counts.items() if number))
+    for name in silent:
+        print(printable(f"{name} did not answer"))
+    for each in report.verdicts:
+        if each["verdict"] in (NOT_MET, NOT_SHOWN):
+            rows = [
+                f"{row['check']} on {row['host']} {row['state']}"
+                for row in each["checks"]
+                if row["state"] != "ok"
+            ]
+            print(
+                printable(
+                    f"{each['verdict']}: {each['control']}: {', '.join(rows) or 'no host ran its checks'}"
+                )
+            )
+    return 0
 
 
 def run_show(options: argparse.Namespace) -> int:

@@ -91,6 +91,11 @@ class Verifier:
         self.key_hash = _key_hash(self.name, public)
         self._key = Ed25519PublicKey.from_public_bytes(self.public)
 
+    def scoped(self, purpose: str) -> "Verifier":
+        """The same key for another PURPOSE: what it signed for one is not taken for the other."""
+        name, public = f"{self.name}/{purpose}", ED25519 + self.public
+        return Verifier(f"{name}+{_key_hash(name, public).hex()}+{base64.b64encode(public).decode()}")
+
     def open(self, note: bytes) -> Head:
         """The head in a note; HeadError unless it is signed by this key and in canonical form."""
         text, _, signed = note.partition(b"\n\n")
