@@ -13,6 +13,7 @@ from pathlib import Path
 from llmkeep import source_tree
 from llmkeep.playbooks import RunError, inventory_path, memory, play
 from llmkeep.record import runs as record
+from llmkeep.record import verification
 from llmkeep.record.runs import recorded
 
 ESTATE_INVENTORY = Path("/etc/llmkeep/inventory")  # as in ansible.cfg
@@ -88,20 +89,11 @@ def ansible_playbook(argv: list[str]) -> int:
 def _verify(given: argparse.Namespace) -> int:
     root = source_tree.located()
     inventories = [inventory_path(place, root) for place in given.inventory]
+    if given.limit:
+        given.limit += ",localhost"  # who writes the report
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
         report = given.report.resolve() if given.report else Path(folder) / "report.json"
-        report.unlink(missing_ok=True)
-        if given.limit:
-            given.limit += ",localhost"  # who writes the report
-        words = [*_words(given), "--extra-vars", json.dumps({"verify_report": str(report)})]
-        with recorded(root, (root / "playbooks/verify.yml").resolve(), inventories, given) as outcome:
-            code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
-            outcome.code, outcome.hosts = code, heard.hosts
-            if report.exists():
-                found = json.loads(report.read_text())
-                outcome.not_enforceable = found.get("not_enforceable", [])
-                outcome.accepted = found.get("accepted", [])
-                record.note(record.VERIFIED, root, given, found)
+        code, heard = verification.run(root, inventories, given, _words(given), report, quiet=given.json)
         if given.json and report.exists():
             print(report.read_text(), end="")
         elif given.json:

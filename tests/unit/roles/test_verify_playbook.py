@@ -39,7 +39,10 @@ FAILED = {
 
 
 def reported(
-    folder: Path, checks: list[dict[str, Any]], limit: str = "all,localhost"
+    folder: Path,
+    checks: list[dict[str, Any]],
+    limit: str = "all,localhost",
+    facts: dict[str, list[str]] | None = None,
 ) -> tuple[int, str, dict[str, Any]]:
     """Exit code, output and report of the playbook's last play, where the roles have said CHECKS of one host."""
     (report,) = [
@@ -49,7 +52,7 @@ def reported(
     ]
     (folder / "verify.yml").write_text(yaml.safe_dump([report]))
     (folder / "hosts.yml").write_text(
-        yaml.safe_dump({"all": {"hosts": {"llm1": {"llmkeep_checks": checks}}}})
+        yaml.safe_dump({"all": {"hosts": {"llm1": {"llmkeep_checks": checks, **(facts or {})}}}})
     )
     run = subprocess.run(
         [
@@ -130,3 +133,15 @@ def test_a_limit_that_names_no_host_is_refused_instead_of_reported_as_done(tmp_p
     ended, output, report = reported(tmp_path, [HELD], limit="llm1,lm1,localhost")
     assert (ended, report) == (2, {})
     assert "the limit lm1 is no host and no group; did you mean llm1?" in " ".join(output.split())
+
+
+def test_the_report_has_each_host_s_roles_and_those_whose_checks_ran_to_their_end(tmp_path: Path) -> None:
+    _, _, report = reported(
+        tmp_path, [HELD], facts={"llmkeep_roles": ["base", "opa"], "llmkeep_verified": ["opa"]}
+    )
+    assert (report["roles"], report["verified"]) == ({"llm1": ["base", "opa"]}, {"llm1": ["opa"]})
+
+
+def test_a_host_that_does_not_answer_has_no_roles(tmp_path: Path) -> None:
+    _, _, report = reported(tmp_path, [HELD])
+    assert (report["roles"], report["verified"]) == ({"llm1": []}, {"llm1": []})
