@@ -191,6 +191,11 @@ class Places:
         return self.root / "var/lib/llmkeep/witness"
 
     @property
+    def reports(self) -> Path:
+        """Signed reports on the controls of standards."""
+        return self.root / "var/lib/llmkeep/reports"
+
+    @property
     def volumes(self) -> Path:
         """Register, recovery keys and headers of hosts' volumes."""
         return self.root / "var/lib/llmkeep/storage"

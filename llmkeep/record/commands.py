@@ -1,4 +1,4 @@
-"""`llmkeep audit …`: the control node's own record, and its witness of the others'.
+"""`llmkeep audit …`: the control node's own record, its witness of the others', and signed reports.
 
 Exit codes: 0 good; 1 failed or refused; 2 wrong usage; 3 a record was altered; 4 there is nothing to verify or show.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from llmkeep import logs
 from llmkeep.durable import write
 from llmkeep.places import Places
-from llmkeep.record import findings, shipped, witness
+from llmkeep.record import findings, report, shipped, witness
 from llmkeep.record import runs as record
 from llmkeep.record.runs import CREDENTIAL, RecordError
 from llmkeep.record.witness import Altered
@@ -107,6 +107,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "init", help="make the signing key and begin the record (bootstrap calls it)"
     ).set_defaults(run=_init)
     audit_cli.add_commands(verbs, record.FOLDER)
+    report.add_commands(verbs)
     collect = verbs.add_parser(
         "collect", help="keep a copy of each record's signed heads, and refuse a rewritten one"
     )
