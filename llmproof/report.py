@@ -170,7 +170,9 @@ def _unpacked(archive: bytes) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
-                content = tar.extractfile(member) if member.isreg() else None
+                # A sparse file is read with all its holes, however large.
+                plain = member.type == tarfile.REGTYPE and not member.issparse()
+                content = tar.extractfile(member) if plain else None
                 if content is None or member.name in files:
                     raise ReportRefused(f"{member.name[:200]!r} is there twice, or is no plain file")
                 files[member.name] = content.read()

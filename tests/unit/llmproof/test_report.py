@@ -226,6 +226,16 @@ def test_a_link_is_refused() -> None:
     assert "no plain file" in refusal(again([(link, b""), *members(archive())]))
 
 
+def test_a_sparse_file_is_refused_before_its_holes_are_read() -> None:
+    member = tarfile.TarInfo("holes")
+    member.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"77777777777\0"  # its size with holes: 8 GiB
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    assert "'holes' is there twice, or is no plain file" in refusal(bytes(header) + archive())
+
+
 def test_other_metadata_of_a_file_is_refused() -> None:
     parts = members(archive())
     parts[0][0].mode = 0o4755
