@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,10 +19,11 @@ from llmkeep.errors import LlmkeepError
 from llmkeep.models import contents
 from llmkeep.models.refusal import ModelRefused
 from llmkeep.record import witness
-from llmproof import cli, heads, policy_bundle, service, verify
+from llmproof import cli, heads, policy_bundle, report, service, verify
 from llmproof.chain import fields, file_name
 from llmproof.heads import Head, HeadError, Signer
 from llmproof.policy_bundle import PolicyRefused
+from llmproof.report import ReportRefused
 
 placed_policy = load("module_utils.bundle.policy")
 kubectl = load("module_utils.cluster.kubectl")
@@ -127,6 +129,18 @@ def medium(folder: Path, data: bytes) -> None:
     media.fitting(folder, read, media.contents(folder, read))
 
 
+def report_archive(data: bytes) -> None:
+    """A report as it is carried."""
+    report.verified(data, VERIFIER)
+
+
+def report_results(data: bytes) -> None:
+    """A report's results, signed by the key that they are verified with."""
+    signer = Signer(VERIFIER.scoped(report.PURPOSE).name, bytes(32))
+    files = {report.RESULTS: data, report.VERDICTS: b"[]"}
+    report.verified(report.packed(files, signer, datetime(2027, 1, 31, tzinfo=UTC)), VERIFIER)
+
+
 def policy_archive(data: bytes) -> None:
     """The tarball, by both of its readers."""
     with suppress(PolicyRefused):
@@ -166,6 +180,8 @@ TARGETS = [
         ("weights-index", in_folder(weights_index), ModelRefused),
         ("bundle-manifest", in_folder(bundle_manifest), BundleRefused),
         ("medium", in_folder(medium), BundleRefused),
+        ("report-archive", report_archive, ReportRefused),
+        ("report-results", report_results, ReportRefused),
         ("policy-archive", policy_archive, Refused),
         ("policy-files", policy_files, Refused),
         ("policy-signatures", policy_signatures, Refused),
