@@ -4,6 +4,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
+from llmkeep.errors import printable
 from llmproof.report import MET
 
 VERSION = "1.1.2"
@@ -28,7 +29,7 @@ def results(document: dict[str, Any], verdicts: list[dict[str, Any]], now: datet
         {
             "uuid": identifier("check", host, number),
             "title": _token(check["title"]) or check["id"],
-            "description": f"{check['id']} on {host}: {check['state']}",
+            "description": _token(f"{check['id']} on {host}: {check['state']}"),
             "methods": ["TEST"],
             "props": [
                 {"name": "state", "ns": SYSTEM, "value": check["state"].replace(" ", "-")},
@@ -36,7 +37,7 @@ def results(document: dict[str, Any], verdicts: list[dict[str, Any]], now: datet
             ],
             "subjects": [{"subject-uuid": identifier("host", host), "type": "inventory-item"}],
             "relevant-evidence": [
-                {"description": f"expected: {check['expected']}\nobserved: {check['observed']}"}
+                {"description": printable(f"expected: {check['expected']}\nobserved: {check['observed']}")}
             ],
             "collected": time,
         }
@@ -54,7 +55,7 @@ def results(document: dict[str, Any], verdicts: list[dict[str, Any]], now: datet
                    if (row["check"], row["host"]) in places]  # fmt: skip
         finding: dict[str, Any] = {
             "uuid": identifier("finding", control["id"]),
-            "title": f"{control['id']} {control.get('title', '')}".strip(),
+            "title": _token(f"{control['id']} {control.get('title', '')}"),
             "description": f"{control['id']}: {each['verdict']}",
             "target": {
                 "type": "objective-id",
@@ -78,7 +79,7 @@ def results(document: dict[str, Any], verdicts: list[dict[str, Any]], now: datet
         "findings": findings,
     }
     if hosts:
-        items = [{"uuid": identifier("host", host), "description": host} for host in hosts]
+        items = [{"uuid": identifier("host", host), "description": _token(host)} for host in hosts]
         result["local-definitions"] = {"inventory-items": items}
     if observations:
         result["observations"] = observations
@@ -98,5 +99,5 @@ def results(document: dict[str, Any], verdicts: list[dict[str, Any]], now: datet
 
 
 def _token(text: str) -> str:
-    """TEXT in one line."""
-    return " ".join(text.split())
+    """TEXT in one line, without control characters."""
+    return " ".join(printable(text).split())
