@@ -145,6 +145,7 @@ def make(given: argparse.Namespace) -> int:
     if not runs.is_kept(tree) or not (runs.FOLDER / "verifier").exists():
         raise runs.RecordError("reports are signed by the key of the record, which is not here: "
                                "run it on the control node, after `llmkeep audit init`")  # fmt: skip
+    runs.seed()  # before checks are run in vain
     inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
     begun = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
@@ -157,6 +158,7 @@ def make(given: argparse.Namespace) -> int:
     content = archive(document, own_verifier(), runs.seed(), now)
     digest = hashlib.sha256(content).hexdigest()
     name = f"{given.standard}-{now.strftime('%Y%m%dT%H%M%S')}-{digest[:8]}.tar"
+    shown = _counted(_verified(content, own_verifier(), name))
     runs.append(
         {
             "event.kind": "event",
@@ -174,7 +176,7 @@ def make(given: argparse.Namespace) -> int:
     if given.out:
         write(given.out / name, content, 0o644)
         print(f"{given.out / name}: the same")
-    print(_counted(verified(content, own_verifier())))
+    print(shown)
     return 0
 
 
@@ -185,10 +187,14 @@ def _counted(report: Report) -> str:
 
 def opened(path: Path, verifier: Verifier) -> Report:
     """A report that verifies; LlmkeepError with the reason for any other."""
+    return _verified(path.read_bytes(), verifier, path)
+
+
+def _verified(content: bytes, verifier: Verifier, name: object) -> Report:
     try:
-        return verified(path.read_bytes(), verifier)
+        return verified(content, verifier)
     except ReportRefused as error:
-        raise LlmkeepError(f"{path}: {error}") from error
+        raise LlmkeepError(f"{name}: {error}") from error
 
 
 def show_list(_: argparse.Namespace) -> int:

@@ -11,13 +11,15 @@ CHINESE = {
     "Controls and checks": "控制项与检查", "Standard": "标准", "Mapping reviewed by": "映射审阅人", "nobody": "无人",
     "Control node": "控制节点", "Operator": "操作员", "Checks began": "检查开始", "Checks ended": "检查结束",
     "Bundle": "软件包序号", "Tree": "代码版本", "Inventory (SHA-256)": "清单 (SHA-256)", "Head of the record": "审计记录签名头",
-    "Summary": "汇总", "Verdict": "结论", "Number": "数量", "Control": "控制项", "About": "内容",
+    "Summary": "汇总", "Verdict": "结论", "Number": "数量", "Control": "控制项", "Controls": "控制项", "About": "内容",
     "Checks on hosts": "各主机上的检查",
     "Evidence": "证据", "Host": "主机", "Check": "检查", "State": "状态", "Expected": "期望", "Observed": "实际",
     "Not shown here": "此处未证明", "Heads of hosts' records": "各主机审计记录签名头", "did not answer": "无应答",
     "The standard's text was not compared; nothing here counts as met.": "未与标准原文核对，任何一项均不计为符合。",
+    "no check looks at it": "没有检查涉及此项",
+    "the checks show the technical part; procedures are for the organisation": "检查只证明技术部分，流程由组织负责",
     "No host ran a check.": "没有主机运行检查。",
-    "Only `met` says that a control is met; every other verdict does not.": "只有“符合”表示控制项已满足，其他结论均不表示满足。",
+    "No verdict but the first counts as met.": "只有第一种结论计为符合。",
     "met": "符合", "partly": "部分", "not met": "不符合", "not shown": "未证明", "no check": "无检查",
     "organisation": "由组织回答", "unreviewed": "未审阅", "ok": "通过", "failed": "失败", "accepted": "清单已接受",
     "error": "错误", "not enforceable": "内核无法强制", "skipped": "未运行", "undeclared": "未要求",
@@ -26,7 +28,7 @@ STYLE = (
     "body{font:14px/1.5 sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#111;background:#fff}"
     "table{border-collapse:collapse;width:100%;margin:.5em 0 1.5em}"
     "td,th{border:1px solid #999;padding:.25em .5em;text-align:left;vertical-align:top;overflow-wrap:anywhere}"
-    "pre{white-space:pre-wrap;margin:0;font-size:12px}tr{break-inside:avoid}"
+    "td:first-child{min-width:7em}pre{white-space:pre-wrap;margin:0;font-size:12px}tr{break-inside:avoid}"
     "@media print{body{margin:0;max-width:none;font-size:10px}a{color:inherit;text-decoration:none}}"
 )
 
@@ -59,7 +61,7 @@ def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str)
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
         f"<title>{title}</title><style>{STYLE}</style></head><body>",
         f"<h1>{say('Controls and checks')}: {title}</h1>",
-        f"<p>{say('Only `met` says that a control is met; every other verdict does not.')}</p>",
+        f"<p>{say('No verdict but the first counts as met.')}</p>",
         f"<p>{say("The standard's text was not compared; nothing here counts as met.")}</p>"
         if standard.get("unreviewed")
         else "",
@@ -69,7 +71,7 @@ def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str)
             [say("Verdict"), say("Number")],
             [[say(name), str(sum(each["verdict"] == name for each in verdicts))] for name in VERDICT_NAMES],
         ),
-        f"<h2>{say('Control')}</h2>",
+        f"<h2>{say('Controls')}</h2>",
     ]
     rows = []
     for control, each in zip(standard["controls"], verdicts, strict=True):
@@ -80,7 +82,7 @@ def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str)
         checks = "<br>".join(f"{text(check)}: {', '.join(places)}" for check, places in by_check.items())
         if not checks and control.get("checks"):
             checks = f"{', '.join(map(text, control['checks']))}: {say('No host ran a check.')}"
-        limits = [text(control[name]) for name in ("partly", "missing") if control.get(name)]
+        limits = [say(control[name]) for name in ("partly", "missing") if control.get(name)]
         lines = [f"{say('Not shown here')}: {limit}" for limit in limits]
         about = "<br>".join([text(control.get("title", "")), *lines])
         rows.append([text(control["id"]), about, say(each["verdict"]), checks])

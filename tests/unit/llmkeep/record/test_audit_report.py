@@ -195,6 +195,16 @@ def test_there_is_no_report_where_runs_are_not_recorded(
     assert "run it on the control node, after `llmkeep audit init`" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("node")
+def test_a_seed_that_is_not_the_record_s_makes_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "seed", lambda: bytes(32))
+    assert cli.main(["audit", "report", "--standard", "small", "-i", "hosts.yml"]) == 1
+    assert "signature: it is signed by " in capsys.readouterr().err
+    assert not Places(tmp_path).reports.exists()
+
+
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
