@@ -171,8 +171,7 @@ def _unpacked(archive: bytes) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
                 # A sparse file is read with all its holes, however large.
-                plain = member.type == tarfile.REGTYPE and not member.issparse()
-                content = tar.extractfile(member) if plain else None
+                content = tar.extractfile(member) if member.isreg() and not member.issparse() else None
                 if content is None or member.name in files:
                     raise ReportRefused(f"{member.name[:200]!r} is there twice, or is no plain file")
                 files[member.name] = content.read()

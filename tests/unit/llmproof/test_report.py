@@ -278,6 +278,17 @@ def test_what_is_signed_and_no_report_is_refused(content: bytes) -> None:
     assert "it" in refusal(archive(files() | {"results.json": content}))
 
 
+def test_a_report_of_a_newer_format_is_refused() -> None:
+    assert "it has format 2, and this program reads 1" in refusal(
+        archive(files(results(BOTH) | {"format": 2}))
+    )
+
+
+def test_an_archive_that_is_too_large_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "LIMIT", len(archive()) - 1)
+    assert "no report has more than" in refusal(archive())
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b", bytes(10240)])
 def test_what_is_no_archive_is_refused(content: bytes) -> None:
     assert refusal(content)
