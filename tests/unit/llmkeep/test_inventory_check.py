@@ -98,7 +98,9 @@ def test_a_driver_too_old_for_the_locks_cuda_is_refused_by_host_and_set(
     (tmp_path / "hosts.yml").write_text(DRIVERS)
     assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 1
     (fault,) = capsys.readouterr().out.splitlines()
-    assert fault.startswith("- llm1: gpu_set is debian-550 (driver 550.163.01, CUDA from 12.0 and below 13.0), but ")
+    assert fault.startswith(
+        "- llm1: gpu_set is debian-550 (driver 550.163.01, CUDA from 12.0 and below 13.0), but "
+    )
     assert "vllm has CUDA 13.0, which needs NVIDIA's driver 580 or later" in fault
     assert "take nvidia-580-open or nvidia-580-proprietary" in fault
 
