@@ -148,8 +148,8 @@ def from_terminal(answers: new.Answers, described: dict[str, str]) -> new.Answer
                 answers, backup=_answer("Backups to, as sftp:USER@ADDRESS:/FOLDER (empty for none)")
             )
         if "keepalived" in groups and not answers.shared:
-            said = _answer("Addresses that move between hosts in keepalived, with spaces between")
-            answers = replace(answers, shared=tuple(said.split()))
+            addresses = _answer("Addresses that move between hosts in keepalived, with spaces between")
+            answers = replace(answers, shared=tuple(addresses.split()))
         if "storage" in groups and not answers.hsm_module:
             module = _answer("PKCS#11 module of the HSM", "/usr/lib/vendor/libpkcs11.so")
             answers = replace(

@@ -110,8 +110,8 @@ def accept(places: Places, host: str, names: list[str], csr_pem: bytes, in_hsm: 
     if lost:
         edge = replace(edge, certificate=None)
     edge.write(places, host)
-    said = f"; {host} has lost the key of the certificate that was installed" if lost else ""
-    return f"{hand_out(places, host)}{said}"
+    loss = f"; {host} has lost the key of the certificate that was installed" if lost else ""
+    return f"{hand_out(places, host)}{loss}"
 
 
 def hand_out(places: Places, host: str) -> str:

@@ -28,7 +28,7 @@ PEPPERS = {"a": "a pepper of the first host, of 40 bytes.", "b": "the other host
 REDIRECT = "https://ask.estate.internal/page/signed-in"  # one for both
 ASKED = {"model": "echo", "messages": [{"role": "user", "content": "the quick brown fox"}]}
 CHAT = "/page/v1/chat/completions"
-# Whoever sees the operator page here sees that no Prometheus answers.
+# The operator page shows here that no Prometheus answers.
 NO_MONITORS = [dict.fromkeys(("prometheus", "alertmanager"), "http://127.0.0.1:9")]
 
 
