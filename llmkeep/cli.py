@@ -27,6 +27,7 @@ from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
 from llmkeep.record import usage
+from llmkeep.sbom import commands as sbom
 
 VERBS = (
     update,
@@ -46,6 +47,7 @@ VERBS = (
     logs,
     size,
     packages,
+    sbom,
     patch,
     experiments,
     backup,

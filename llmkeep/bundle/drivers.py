@@ -15,9 +15,6 @@ from llmkeep.errors import LlmkeepError
 
 # Sources of artifacts.yml that have the packages of a set, by the set's own `source`. Any other is the source of that name.
 SOURCES = {"trixie": {"debian-non-free"}, "trixie-backports": {"debian-backports", "debian-backports-nvidia"}}
-# Licences that a profile accepts by name. Packages of NVIDIA's that state none count as such.
-PROPRIETARY = re.compile(r"nvidia|proprietary", re.IGNORECASE)
-UNSTATED = "NOASSERTION"
 MOST_NAMED = 5
 
 
@@ -64,12 +61,10 @@ def faults(
     profile: str,
     environments: Mapping[str, list[str]],
     debs: list[str],
-    licences: Mapping[str, str],
 ) -> Iterator[str]:
-    """Why driver sets, packages and wheels of a profile do not go together, or have a licence that it does not accept.
+    """Why driver sets, packages and wheels of a profile do not go together.
 
-    `environments`: those with CUDA, name to `name==version`; `debs`: `name=version` of the role of each set and what it
-    needs; `licences`: name of package or wheel to its licence.
+    `environments`: those with CUDA, name to `name==version`; `debs`: `name=version` of the role of each set and what it needs.
     """
     sets = chosen(profiles, profile)
     if sets or environments:
@@ -89,19 +84,6 @@ def faults(
                 "libraries have one version. Qualify that version and write it as driver in gpu_sets, or take a source with "
                 f"{entry['driver']}"
             )
-    accepted = set(profiles[profile].get("licences", []))
-    refused: dict[str, list[str]] = {}
-    for name, stated in licences.items():
-        for licence in stated.split(" AND "):
-            own = licence == UNSTATED and PROPRIETARY.search(name)
-            if (own or PROPRIETARY.search(licence)) and licence not in accepted:
-                refused.setdefault(licence, []).append(name)
-    for licence, names in sorted(refused.items()):
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        yield (
-            f"the licence {licence!r} of {', '.join(sorted(names)[:MOST_NAMED])}{more} is not accepted: read it, and add "
-            f"its name to licences of profile {profile}"
-        )
 
 
 def _cuda_faults(

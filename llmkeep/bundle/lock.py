@@ -313,19 +313,37 @@ def require_fresh(tree: Path = TREE) -> None:
 
 
 def require_fit(wanted: dict[str, Any], profile: str, pinned: Lock) -> None:
-    """Refuse a lock whose drivers and wheels do not go together, or with a licence that the profile does not accept."""
+    """Refuse a lock whose drivers and wheels do not go together, or with a licence that policy or profile do not accept."""
+    from llmkeep.bundle import licences  # not for environments, which the lock is read to make
+
     environments = {name: keys for name in apart(wanted, profile) if (keys := pinned.environments.get(name))}
     used = {key: pinned.wheels[key] for keys in environments.values() for key in keys}
-    licences = {key: each.licence for key, each in {**pinned.debs, **used}.items()}
     profiles, interpreter = wanted["profiles"], wanted["python"]["interpreter"]
     found = [
-        *drivers.faults(profiles, profile, environments, list(pinned.debs), licences),
+        *drivers.faults(profiles, profile, environments, list(pinned.debs)),
+        *licences.faults(
+            licences.Policy.read(wanted),
+            profile,
+            profiles[profile].get("licences", []),
+            {name: each.licence for name, each in carried(wanted, profile, pinned).items()},
+        ),
         *drivers.wheel_faults([wheel.file for wheel in used.values()], interpreter),
     ]
     if found:
         raise LlmkeepError(
             f"the lock of profile {profile} cannot be used; nothing was changed:\n  {'\n  '.join(found)}"
         )
+
+
+def carried(wanted: dict[str, Any], profile: str, pinned: Lock) -> dict[str, Artifact]:
+    """What a bundle of this profile has of others, by name, as far as it is locked."""
+    every, chosen = wanted["python"]["environments"], wanted["profiles"][profile]
+    names = [name for name in environments(wanted, profile) if every[name].get("bundle")]
+    keys = {key for name in names for key in pinned.environments.get(name, [])}
+    wheels = {key: pinned.wheels[key] for key in keys}
+    models = {name: pinned.models[name] for name in chosen["models"] if name in pinned.models}
+    programs = {name: pinned.programs[name] for name in chosen["programs"] if name in pinned.programs}
+    return {**pinned.debs, **wheels, **models, **programs}
 
 
 def _packages_sha256(document: dict[str, Any]) -> str:

