@@ -17,6 +17,7 @@ from llmproof import cli as audit_cli
 from llmserve.access import api_keys_cli
 from llmserve.access.api_keys import KeyFileError
 from llmserve.access.oidc import read_jwks
+from llmserve.engine import vllm
 from llmserve.engine.sandbox import unix_sockets_only
 from llmserve.engine.unsupported_models import refuse
 from llmserve.feedback import cli as feedback_cli
@@ -134,6 +135,11 @@ def run_engine_command(options: argparse.Namespace) -> int:
     config = load(options.config, EngineConfig)
     logs.configure(config.log_level)
     driver: Driver
+    if config.model.driver == "vllm":
+        vllm.require_program(config.model)
+        vllm.require_gpus(config.model)
+        verify_model(config.model.path, config.model.manifest)
+        vllm.become(config.name or options.name, config.socket, config.drain_seconds, config.model)
     if config.model.driver == "echo":
         from llmserve.engine.echo import EchoDriver
 

@@ -396,6 +396,27 @@ class ContinuousModel(LocalModel):
         return self
 
 
+class VllmModel(Section):
+    """vLLM, which `llm-serve engine` becomes once the weights are verified, as in pods. On hosts role vllm runs it.
+
+    `context`: tokens of prompt and answer. `slots`, `batch_tokens`: concurrent requests and tokens of a step, where vLLM's own
+    choice does not do. `tensor_parallel` times `pipeline_parallel` GPUs share the model. It takes no other option of vLLM's.
+    """
+
+    driver: Literal["vllm"]
+    path: Path
+    manifest: Path
+    program: Path = Path("/opt/vllm/bin/vllm")
+    context: Positive
+    dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    quantization: Literal["awq", "fp8", "gptq"] | None = None
+    tensor_parallel: Positive = 1
+    pipeline_parallel: Positive = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=0.98)] = 0.9
+    slots: Positive | None = None
+    batch_tokens: Positive | None = None
+
+
 class EngineConfig(Section):
     """`llm-serve engine --config`. `name`: the model's name, if it differs from that of the process, as with several
     instances.
@@ -404,7 +425,9 @@ class EngineConfig(Section):
     name: ModelName | None = None
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
-    model: Annotated[EchoModel | NaiveModel | ContinuousModel | EmbedModel, Field(discriminator="driver")]
+    model: Annotated[
+        EchoModel | NaiveModel | ContinuousModel | EmbedModel | VllmModel, Field(discriminator="driver")
+    ]
     # Seconds without a step while work is pending; prefill of the longest prompt must fit in it.
     stall_seconds: Seconds = 60.0
     drain_seconds: Share = 25.0

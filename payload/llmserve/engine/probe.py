@@ -4,9 +4,13 @@ kubelet starts it every few seconds, so it is a program of its own, without what
 """
 
 import argparse
+import http.client
 import socket
 import sys
+import time
 from pathlib import Path
+
+import yaml
 
 from llmserve.protocol import LINE_LIMIT, Beat, Hello, ProtocolError, decode
 
@@ -29,6 +33,40 @@ def trouble(path: Path, seconds: float) -> str | None:
     return None
 
 
+def vllm_trouble(path: Path, seconds: float) -> str | None:
+    """Why vLLM on the UNIX socket `path` does not answer, or None if it says within `seconds` that it is healthy."""
+    connection = http.client.HTTPConnection("vllm")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(seconds)
+        connection.sock = link
+        try:
+            link.connect(str(path))
+            connection.request("GET", "/health", headers={"Connection": "close"})
+            status = connection.getresponse().status
+        except (OSError, http.client.HTTPException) as error:
+            return f"{path}: {error}: look at the engine's log"
+    return None if status == 200 else f"{path}: vLLM answers GET /health with {status}: look at its log"
+
+
+def load_seconds(config: Path, base: float, rate: float) -> float:
+    """How long the start of a configuration's model may take: BASE, and each byte read twice, to verify and to load it, at RATE
+    MB/s.
+    """
+    folder = Path(yaml.safe_load(config.read_text())["model"]["path"])
+    size = sum(path.stat().st_size for path in folder.rglob("*"))
+    return base + 2 * size / (rate * 1e6)
+
+
+def never_loads(path: Path, seconds: float, allowed: float) -> str | None:
+    """Wait until vLLM answers; why it did not within the seconds that are allowed, or None."""
+    end = time.monotonic() + allowed
+    while reason := vllm_trouble(path, seconds):
+        if time.monotonic() > end:
+            return f"{reason}. {allowed:.0f} s are over, which its weights take by --base and --rate: raise them for a slow disk"
+        time.sleep(1)
+    return None
+
+
 def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="llm-probe", description=__doc__)
@@ -36,8 +74,26 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="how long it may take to answer (default: 5)"
     )
+    parser.add_argument("--vllm", action="store_true", help="the engine is vLLM")
+    parser.add_argument(
+        "--loads",
+        type=Path,
+        metavar="CONFIG",
+        help="with --vllm: wait until it has loaded the model of this engine.yaml",
+    )
+    parser.add_argument(
+        "--base", type=float, default=600, help="with --loads: seconds for any model (default: 600)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=200, help="with --loads: MB/s at which weights are read (default: 200)"
+    )
     options = parser.parse_args()
-    if reason := trouble(options.socket, options.seconds):
+    if options.loads:
+        allowed = load_seconds(options.loads, options.base, options.rate)
+        reason = never_loads(options.socket, options.seconds, allowed)
+    else:
+        reason = (vllm_trouble if options.vllm else trouble)(options.socket, options.seconds)
+    if reason:
         print(f"llm-probe: {reason}", file=sys.stderr)
         return 1
     return 0

@@ -63,6 +63,7 @@ class ServeSubcommand:
 
     def subparser_init(self, subparsers: Any) -> FlexibleArgumentParser:
         parser: FlexibleArgumentParser = subparsers.add_parser(self.name)
+        parser.add_argument("model_tag", nargs="?")
         for name in WORDS:
             parser.add_argument(f"--{name}")
         for name in NUMBERS:
@@ -80,6 +81,7 @@ class ServeSubcommand:
 
     def cmd(self, args: argparse.Namespace) -> int:
         """Serve until told to stop."""
+        args.model = args.model_tag or args.model
         if not Path(args.model, "config.json").is_file():
             print(f"{args.model} has no config.json", file=sys.stderr)
             return 1
@@ -101,7 +103,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args.uds, Answers)
         self.args = args
-        self.key = f"Bearer {os.environ['VLLM_API_KEY']}"
+        key = os.environ.get("VLLM_API_KEY")
+        self.key = f"Bearer {key}" if key else None
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -158,8 +161,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
         yield b"[DONE]"
 
     def allowed(self) -> bool:
-        """Whether the key was given; a 401 is sent if not."""
-        if hmac.compare_digest(self.headers.get("authorization", ""), self.server.key):
+        """Whether the key was given, if it has one; a 401 is sent if not."""
+        if self.server.key is None or hmac.compare_digest(
+            self.headers.get("authorization", ""), self.server.key
+        ):
             return True
         self.answer(401, {"error": "Unauthorized"})
         return False
