@@ -49,8 +49,7 @@ def build(bundle: Path, out: Path, variant: str, keys: Keys, passphrase_file: Pa
             f"{out} holds something else than an image: give an empty folder, or one that is not there"
         )
     verified = manifest.verify(bundle, keys.keyring, manifest.BUNDLE)
-    environment, roles = layers.VARIANTS[variant]
-    given = contents.source(bundle, verified, environment, roles)
+    given = contents.source(bundle, verified, *layers.VARIANTS[variant])
     aside = out.with_name(f".{out.name}.new")
     with signing.signer(keys.signing, passphrase_file) as key, cache.alone("image-"), readable():
         shutil.rmtree(aside, ignore_errors=True)

@@ -33,7 +33,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--variant",
         choices=VARIANTS,
         default="cpu",
-        help="cuda: with the wheels serving-cuda, of a bundle of profile gpu (default: %(default)s)",
+        help="cuda: with vLLM, of a bundle of profile gpu or gpu-debian (default: %(default)s)",
     )
     keys.add_signing_options(verb)
     verb.set_defaults(run=_build)

@@ -16,7 +16,9 @@ from llmkeep.errors import LlmkeepError
 ENTER = Path(__file__).with_name("enter.sh")
 PACKAGES_INDEX = f"apt/dists/{SUITE}/{COMPONENT}/binary-amd64/Packages"
 OPA = "bin/opa"
-VENV = "opt/llmkeep/venv"
+OWN = "serving"  # the environment that our wheels join
+# Where an environment lies, by its name. vLLM's has all of its own: other versions than ours, and no package of Debian's.
+VENVS = {OWN: "opt/llmkeep/venv", "vllm": "opt/vllm"}
 USER = 10001
 ACCOUNT = {
     "passwd": f"llmkeep:x:{USER}:{USER}:llmkeep:/nonexistent:/usr/sbin/nologin\n",
@@ -59,21 +61,16 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Source:
-    """A verified bundle, the environment of it that an image runs, and its Debian packages, `name=version`.
+    """A verified bundle, the environments of it that an image runs, and its Debian packages, `name=version`.
 
     `epoch`: when the newest of these packages was built, in seconds since 1970. No file of the image is younger.
     """
 
     bundle: Path
     manifest: Manifest
-    environment: str
+    environments: list[str]
     packages: list[str]
     epoch: int
-
-    @property
-    def over_debian(self) -> bool:
-        """Whether Debian's torch is used, and not one that is a wheel."""
-        return any(package.startswith("python3-torch=") for package in self.packages)
 
     def has(self, path: str) -> bool:
         """Whether the bundle has a file."""
@@ -83,27 +80,27 @@ class Source:
         """Of a file of the bundle."""
         return next(entry.sha256 for entry in self.manifest.files if entry.path == path)
 
-    def wheels(self, *, ours: bool) -> list[Entry]:
-        """Our own wheels, or all others."""
-        found = [
-            entry for entry in self.manifest.files if entry.path.startswith(f"wheels/{self.environment}/")
-        ]
-        return [entry for entry in found if entry.path.endswith(".whl") and (not entry.purl) == ours]
+    def wheels(self, environment: str, *, ours: bool) -> list[Entry]:
+        """Our own wheels of an environment, or all others."""
+        listed = [entry for entry in self.manifest.files if entry.path.startswith(f"wheels/{environment}/")]
+        return [entry for entry in listed if entry.path.endswith(".whl") and (not entry.purl) == ours]
 
-    def requirements(self, *, ours: bool) -> str:
+    def requirements(self, environment: str, *, ours: bool) -> str:
         """The lines of requirements.txt that name them, with hashes."""
-        hashes = {entry.sha256 for entry in self.wheels(ours=ours)}
-        lines = (self.bundle / "wheels" / self.environment / "requirements.txt").read_text().splitlines()
+        hashes = {entry.sha256 for entry in self.wheels(environment, ours=ours)}
+        lines = (self.bundle / "wheels" / environment / "requirements.txt").read_text().splitlines()
         return "".join(f"{line}\n" for line in lines if line.split("sha256:")[-1] in hashes)
 
 
-def source(bundle: Path, verified: Manifest, environment: str, roles: list[str]) -> Source:
+def source(bundle: Path, verified: Manifest, environments: list[str], roles: list[str]) -> Source:
     """What a bundle has for an image; raises LlmkeepError where something is lacking. `roles`: of artifacts.yml."""
     what = f"{bundle}, of profile {verified.profile},"
-    if not any(entry.path == f"wheels/{environment}/requirements.txt" for entry in verified.files):
-        raise LlmkeepError(
-            f"{what} has no wheels/{environment}: build a bundle of a profile that carries this environment"
-        )
+    paths = {entry.path for entry in verified.files}
+    for environment in environments:
+        if f"wheels/{environment}/requirements.txt" not in paths:
+            raise LlmkeepError(
+                f"{what} has no wheels/{environment}: build a bundle of a profile that carries this environment"
+            )
     pinned = lock.load(bundle / "tree")
     if lacking := [role for role in roles if role not in pinned.roles]:
         raise LlmkeepError(
@@ -111,7 +108,7 @@ def source(bundle: Path, verified: Manifest, environment: str, roles: list[str])
         )
     packages = sorted({package for role in roles for package in pinned.roles[role]})
     built = [_built(bundle / "apt/pool" / pinned.debs[package].file) for package in packages]
-    return Source(bundle, verified, environment, packages, max(built))
+    return Source(bundle, verified, environments, packages, max(built))
 
 
 def _built(package: Path) -> int:
@@ -142,12 +139,18 @@ def debian(given: Source, tree: Path) -> None:
             file.write(line)
 
 
-def wheels(given: Source, tree: Path, below: list[Path]) -> None:
-    """The environment, with all wheels but ours."""
-    with _staged(given, ours=False) as staged, _inside(below, tree, staged, given.epoch) as inside:
-        seen = ["--system-site-packages"] if given.over_debian else []
-        inside("/usr/bin/python3", "-m", "venv", "--without-pip", *seen, f"/{VENV}")
-        inside(*_pip(below), *INSTALL)
+def wheels(given: Source, environment: str, tree: Path, below: list[Path]) -> None:
+    """An environment with all its wheels but ours, over Debian's packages where ours join it."""
+    pip = _pip(environment, below)
+    with (
+        _staged(given, environment, ours=False) as staged,
+        _inside(below, tree, staged, given.epoch) as inside,
+    ):
+        seen = ["--system-site-packages"] if environment == OWN else []
+        inside("/usr/bin/python3", "-m", "venv", "--without-pip", *seen, f"/{VENVS[environment]}")
+        inside(*pip, *INSTALL)
+        if environment != OWN:  # ours is whole once our wheels are there
+            inside(*pip, "check")
 
 
 def programs(given: Source, tree: Path) -> None:
@@ -160,26 +163,27 @@ def programs(given: Source, tree: Path) -> None:
 
 def code(given: Source, tree: Path, below: list[Path]) -> None:
     """Our wheels in the environment, which must be whole then, and links to their commands."""
-    with _staged(given, ours=True) as staged, _inside(below, tree, staged, given.epoch) as inside:
-        inside(*_pip(below), *INSTALL)
-        inside(*_pip(below), "check")
+    pip = _pip(OWN, below)
+    with _staged(given, OWN, ours=True) as staged, _inside(below, tree, staged, given.epoch) as inside:
+        inside(*pip, *INSTALL)
+        inside(*pip, "check")
     commands, scripts = tree / "usr/local/bin", tree / "usr/local/lib/llmkeep"
     for folder in (commands, scripts):
         folder.mkdir(parents=True)
     for name in COMMANDS:
-        (commands / name).symlink_to(f"/{VENV}/bin/{name}")
+        (commands / name).symlink_to(f"/{VENVS[OWN]}/bin/{name}")
     for name, file in SCRIPTS.items():
         shutil.copyfile(given.bundle / "tree/roles/opa/files" / file, scripts / name)
         (scripts / name).chmod(0o755)
 
 
 @contextmanager
-def _staged(given: Source, *, ours: bool) -> Iterator[Path]:
+def _staged(given: Source, environment: str, *, ours: bool) -> Iterator[Path]:
     """A folder with some of the wheels and the requirements that name them."""
     with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
-        for entry in given.wheels(ours=ours):
+        for entry in given.wheels(environment, ours=ours):
             cache.place(given.bundle / entry.path, Path(folder, Path(entry.path).name))
-        Path(folder, "requirements.txt").write_text(given.requirements(ours=ours))
+        Path(folder, "requirements.txt").write_text(given.requirements(environment, ours=ours))
         yield Path(folder)
 
 
@@ -200,10 +204,10 @@ def _inside(below: list[Path], tree: Path, staged: Path, epoch: int) -> Iterator
         yield run
 
 
-def _pip(below: list[Path]) -> list[str]:
-    """pip of Debian's wheel, which runs where it lies: the environment has none."""
+def _pip(environment: str, below: list[Path]) -> list[str]:
+    """pip of Debian's wheel, which runs where it lies: environments have none."""
     (wheel,) = (below[0] / "usr/share/python-wheels").glob("pip-*.whl")
-    return [f"/{VENV}/bin/python", f"/usr/share/python-wheels/{wheel.name}/pip", *PIP]
+    return [f"/{VENVS[environment]}/bin/python", f"/usr/share/python-wheels/{wheel.name}/pip", *PIP]
 
 
 def _run(command: list[str], epoch: int, temporary: str = TEMPORARY) -> None:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from llmkeep.bundle import cache
@@ -16,10 +17,10 @@ from llmkeep.image import archive, contents
 from llmkeep.image.archive import Layer
 from llmkeep.image.contents import Source
 
-# Environment and roles (of artifacts.yml) by variant. Without CUDA, torch and numpy are Debian's.
+# Environments and roles (of artifacts.yml) by variant. GPUs compute for vLLM alone; our engines' torch and numpy are Debian's.
 VARIANTS = {
-    "cpu": ("serving", ["image", "llm_serving"]),
-    "cuda": ("serving-cuda", ["image"]),
+    "cpu": ([contents.OWN], ["image", "llm_serving"]),
+    "cuda": ([contents.OWN, "vllm"], ["image", "llm_serving", "vllm"]),
 }
 # A layer that was made by other code is made anew.
 RECIPE = [Path(file).read_text() for file in (archive.__file__, contents.__file__, contents.ENTER)]
@@ -38,24 +39,31 @@ def make(given: Source, folder: Path) -> list[Made]:
     """The layers from bottom to top. FOLDER, on the cache's file system, takes what is not cached."""
     packages = [given.sha256(contents.PACKAGES_INDEX), given.packages, given.epoch]
     debian = _cached("debian", packages, given, lambda tree: contents.debian(given, tree))
-    environment = [debian.layer.diff_id, given.requirements(ours=False)]
-    wheels = _cached("wheels", environment, given, lambda tree: contents.wheels(given, tree, [debian.tree]))
-    found = [debian, wheels]
+    found = [debian]
+    for each in given.environments:
+        made_of = [debian.layer.diff_id, given.requirements(each, ours=False)]
+        fill = partial(contents.wheels, given, each, below=[debian.tree])
+        found.append(_cached("wheels" if each == contents.OWN else each, made_of, given, fill))
     if given.has(contents.OPA):
         programs = [given.sha256(contents.OPA), given.epoch]
         found.append(_cached("programs", programs, given, lambda tree: contents.programs(given, tree)))
-    for stale in debian.blob.parent.parent.glob(f"{given.environment}-*"):
+    for stale in debian.blob.parent.parent.glob(f"{_prefix(given)}-*"):
         if stale not in {made.blob.parent for made in found}:
             shutil.rmtree(stale)
-    trees = [debian.tree, wheels.tree]
+    trees = [each.tree for each in found[:2]]  # Debian's packages, and the environment that our wheels join
     code = _made("code", folder, given, lambda tree: contents.code(given, tree, trees))
     return [*found, code]
+
+
+def _prefix(given: Source) -> str:
+    """What names of a variant's layers in the cache begin with."""
+    return "+".join(given.environments)
 
 
 def _cached(name: str, made_of: object, given: Source, fill: Callable[[Path], None]) -> Made:
     """A layer from the cache, or made now if none was made of this, or its archive is damaged."""
     key = hashlib.sha256(json.dumps([RECIPE, made_of]).encode()).hexdigest()[:32]
-    place = cache.home() / "image" / f"{given.environment}-{name}-{key}"
+    place = cache.home() / "image" / f"{_prefix(given)}-{name}-{key}"
     place.parent.mkdir(exist_ok=True)
     facts, blob = place / "layer.json", place / "layer.tar.gz"
     layer = Layer(**json.loads(facts.read_text())) if facts.exists() else None

@@ -4,6 +4,7 @@ Third-party scripts of the pages, which our own wheel carries, are components, t
 """
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -27,7 +28,8 @@ def document(given: Source, trees: list[Path], digest: str, created: str) -> dic
         if entry.purl.startswith("pkg:npm/") and entry.path.endswith(".js")
     ]
     entries = [*_packages(given, trees[0]), *_wheels(given, trees), *programs, *scripts]
-    found = [_component(entry) for entry in entries]
+    # Environments share distributions, and the bill has each once.
+    found = {each["bom-ref"]: each for each in map(_component, entries)}
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -37,7 +39,7 @@ def document(given: Source, trees: list[Path], digest: str, created: str) -> dic
             "timestamp": created,
             "component": {"type": "container", "name": "llmkeep", "version": digest, "bom-ref": digest},
         },
-        "components": sorted(found, key=lambda component: component["bom-ref"]),
+        "components": [found[name] for name in sorted(found)],
     }
 
 
@@ -55,20 +57,18 @@ def _packages(given: Source, debian: Path) -> list[Entry]:
     return found
 
 
-def _wheels(given: Source, trees: list[Path]) -> list[Entry]:
-    """The manifest's entries of all distributions in the environment. Those that Debian brings are not installed again."""
-    known = {
-        _release(Path(entry.path).name): entry
-        for entry in [*given.wheels(ours=False), *given.wheels(ours=True)]
-    }
-    records = [
-        path for tree in trees for path in (tree / contents.VENV).glob("lib/*/site-packages/*.dist-info")
-    ]
-    if unknown := sorted(path.name for path in records if _release(path.stem) not in known):
-        raise LlmkeepError(
-            f"the image has {', '.join(unknown)}, which is no wheel of {given.bundle}: report this"
-        )
-    return [known[_release(path.stem)] for path in records]
+def _wheels(given: Source, trees: list[Path]) -> Iterator[Entry]:
+    """The manifest's entries of all distributions in the environments. Those that Debian brings are not installed again."""
+    for environment in given.environments:
+        wheels = [*given.wheels(environment, ours=False), *given.wheels(environment, ours=True)]
+        signed = {_release(Path(entry.path).name): entry for entry in wheels}
+        folders = [tree / contents.VENVS[environment] for tree in trees]
+        records = [path for folder in folders for path in folder.glob("lib/*/site-packages/*.dist-info")]
+        if unknown := sorted(path.name for path in records if _release(path.stem) not in signed):
+            raise LlmkeepError(
+                f"the image has {', '.join(unknown)}, which is no wheel of {given.bundle}: report this"
+            )
+        yield from (signed[_release(path.stem)] for path in records)
 
 
 def _release(name: str) -> tuple[str, str]:

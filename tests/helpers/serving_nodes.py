@@ -103,15 +103,15 @@ class Registry:
 
 
 @contextmanager
-def registry(folder: Path, nodes: list[Node]) -> Iterator[Registry]:
-    """It runs where the control plane does."""
+def registry(folder: Path, nodes: list[Node], built: Path = BUILT) -> Iterator[Registry]:
+    """It runs where the control plane does, and has this image."""
     hosts = {f"{each.name}.estate.internal": each.address for each in nodes}
     with authority(folder / "control") as places:
         for each in nodes:
             certify(places, each.name, f"{each.name}.estate.internal")
         certify(places, "ada", "ada.estate.internal")
         (folder / "mirror").mkdir()
-        served.add(Places(folder / "mirror"), BUILT, ROOT / ".lab/keys/keyring.pgp")
+        served.add(Places(folder / "mirror"), built, ROOT / ".lab/keys/keyring.pgp")
         made = configured(folder / "mirror", {"ops1.estate.internal": MASTER, **hosts}, 8443)
         with mirror(made, places, MASTER):
             found = Registry(places)
@@ -179,23 +179,33 @@ class Serving:
     """The cluster with our replicas."""
 
     def __init__(
-        self, cluster: ControlPlane, nodes: list[Node], given: Given, folder: Path, images: Registry
+        self,
+        cluster: ControlPlane,
+        nodes: list[Node],
+        given: Given,
+        folder: Path,
+        images: Registry,
+        built: Path = BUILT,
+        overlay: str = "cpu",
+        engine: Manifest = ENGINE,
     ) -> None:
+        """BUILT: the image. OVERLAY: ours. ENGINE: resources of its engine."""
         self.cluster, self.nodes, self.given, self.folder, self.images = cluster, nodes, given, folder, images
+        self.overlay, self.engine = overlay, engine
         clusters = [{**CLUSTER, "replicas": {"llm": REPLICAS}, "seconds": SECONDS}]
         self.operator = ControlNode(folder / "ops1", {"kubernetes_clusters": clusters})
         self.operator.bring(CLUSTER["kubeconfig"], cluster.kubeconfig.read_bytes())
         for each in "image.json", "image.json.sig":
-            self.operator.bring(f"/etc/llmkeep/kubernetes/{each}", (BUILT / each).read_bytes())
+            self.operator.bring(f"/etc/llmkeep/kubernetes/{each}", (built / each).read_bytes())
         self.operator.bring("/etc/apt/keyrings/llmkeep.pgp", (ROOT / ".lab/keys/keyring.pgp").read_bytes())
         self.revision = "first"
         self.trust = ssl.create_default_context(cadata=given["test"]["ca.crt"].decode())
 
     def declare(self) -> None:
-        """Write the overlay: `cpu`, with what a small machine can reserve, and the revision at its pods."""
+        """Write the overlay: ours, with what a small machine can reserve, and the revision at its pods."""
         patch = [
             {"op": "test", "path": "/spec/template/spec/initContainers/3/name", "value": "engine"},
-            {"op": "replace", "path": "/spec/template/spec/initContainers/3/resources", "value": ENGINE},
+            {"op": "replace", "path": "/spec/template/spec/initContainers/3/resources", "value": self.engine},
             {
                 "op": "add",
                 "path": "/spec/template/metadata/annotations",
@@ -203,7 +213,7 @@ class Serving:
             },
         ]
         content = {
-            "resources": ["../../../../usr/local/share/llmkeep/kubernetes/overlays/cpu"],
+            "resources": [f"../../../../usr/local/share/llmkeep/kubernetes/overlays/{self.overlay}"],
             "patches": [{"target": {"kind": "StatefulSet"}, "patch": json.dumps(patch)}],
         }
         self.operator.bring(f"{OVERLAY}/kustomization.yaml", json.dumps(content).encode())

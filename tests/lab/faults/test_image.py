@@ -350,7 +350,7 @@ def test_another_builder_makes_the_same_image(home: Path, record: Record) -> Non
 def test_refuses_cuda_of_a_bundle_that_has_none(home: Path) -> None:
     refused = built(home / "cuda", "--variant", "cuda")
     assert refused.returncode == 1
-    assert "of profile lab, has no wheels/serving-cuda: build a bundle of a profile" in refused.stderr
+    assert "of profile lab, has no wheels/vllm: build a bundle of a profile" in refused.stderr
     assert not (home / "cuda").exists()
 
 

@@ -149,7 +149,9 @@ def test_an_overlay_keeps_its_own_engine_beside_a_component(tmp_path: Path, comp
 def test_gateway_and_engine_mean_the_same_model_and_socket(overlay: str) -> None:
     manifests = kustomized(overlay)
     gateway, engine = (yaml.safe_load(config(manifests, kind)) for kind in ("gateway", "engine"))
-    assert gateway["engines"] == {engine["name"]: {"socket": engine["socket"]}}
+    ((name, reached),) = gateway["engines"].items()
+    assert (name, reached.get("remote", reached)["socket"]) == (engine["name"], engine["socket"])
+    assert ("remote" in reached) == (engine["model"]["driver"] == "vllm")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -183,7 +185,10 @@ def test_each_grace_is_longer_than_the_drain() -> None:
         spec = one(manifests, "StatefulSet")["spec"]["template"]["spec"]
         waits = containers(spec)["gateway"]["lifecycle"]["preStop"]["sleep"]["seconds"]
         drains = yaml.safe_load(config(manifests, "gateway"))["limits"]["drain_seconds"]
-        assert spec["terminationGracePeriodSeconds"] >= waits + drains + 10, overlay
+        engine = yaml.safe_load(config(manifests, "engine"))
+        # Our engines have drained when the gateway has; vLLM drains by itself.
+        after = engine["drain_seconds"] if engine["model"]["driver"] == "vllm" else 0
+        assert spec["terminationGracePeriodSeconds"] >= waits + drains + after + 10, overlay
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -212,6 +217,15 @@ def test_a_canary_shares_service_and_budget_but_no_pod_of_the_others() -> None:
     )
     assert {each["kind"] for each in canary} == {"ConfigMap", "StatefulSet"}
     assert "llmkeep.org/track" not in json.dumps(one(cpu, "Service"))
+
+
+def test_a_gpu_overlay_is_the_base_but_for_vllm() -> None:
+    """The two gateway.yaml are equal but for how the engine is reached."""
+    base, gpu = (
+        yaml.safe_load(config(kustomized(each), "gateway")) for each in ("overlays/cpu", "overlays/gpu")
+    )
+    assert base.pop("engines").keys() == gpu.pop("engines").keys()
+    assert base == gpu
 
 
 def test_gpus_are_asked_for_by_the_engine_alone() -> None:

@@ -41,8 +41,12 @@ def test_refuses_a_bundle_of_other_keys(bundle: Path, tmp_path: Path) -> None:
 def test_names_the_environment_that_a_bundle_lacks(
     bundle: Path, keys: Keys, tmp_path: Path, variant: str
 ) -> None:
-    environment, _ = VARIANTS[variant]
-    with pytest.raises(LlmkeepError, match=f"of profile lab, has no wheels/{environment}: build a bundle"):
+    *others, last = VARIANTS[variant][0]
+    for each in others:
+        (bundle / f"wheels/{each}").mkdir(exist_ok=True)
+        (bundle / f"wheels/{each}/requirements.txt").touch()
+    small_bundle.sign(bundle, keys.folder, serial=8, days=30)
+    with pytest.raises(LlmkeepError, match=f"of profile lab, has no wheels/{last}: build a bundle"):
         build(bundle, tmp_path / "image", variant, keys)
 
 
