@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llmproof import heads
+from llmproof import heads, sbom
+from llmproof.archive import ArchiveRefused
 from llmproof.chain import ROTATE, UNSIGNED_SECONDS, Chain, ChainError, files, lines
 from llmproof.heads import HeadError, Verifier
-from llmproof.report import NOT_MET, NOT_SHOWN, ReportRefused, verified
+from llmproof.report import NOT_MET, NOT_SHOWN, verified
 from llmproof.retention import MIN_DAYS
 from llmproof.verify import Report, verify
 
@@ -56,6 +57,14 @@ def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=told(run_verify_report))
+    parser = commands.add_parser(
+        "verify-sbom", help="prove what hosts had installed, and print it", description=__doc__
+    )
+    parser.add_argument("archive", type=Path, help="as `llmkeep sbom make` wrote it")
+    parser.add_argument(
+        "--verifier", required=True, help="the verifier key of the control node's record, or a file with it"
+    )
+    parser.set_defaults(run=told(run_verify_sbom))
     parser = commands.add_parser("show", help="the records, one a line; only reads")
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
     parser.add_argument("--subject", help="user.id or user.name")
@@ -136,7 +145,7 @@ def run_verify_report(options: argparse.Namespace) -> int:
     verifier = Verifier(key.read_text() if key.is_file() else options.verifier)
     try:
         report = verified(options.archive.read_bytes(), verifier)
-    except ReportRefused as error:
+    except ArchiveRefused as error:
         print(printable(f"{options.archive}: {error}"))
         return ALTERED
     counts, standard, hosts = report.counts(), report.results["standard"], report.results["hosts"]
@@ -167,6 +176,21 @@ def run_verify_report(options: argparse.Namespace) -> int:
                 )
             )
     return 0
+
+
+def run_verify_sbom(options: argparse.Namespace) -> int:
+    """`llm-audit verify-sbom`; returns the exit code."""
+    key = Path(options.verifier)
+    verifier = Verifier(key.read_text() if key.is_file() else options.verifier)
+    try:
+        found = sbom.verified(options.archive.read_bytes(), verifier)
+    except ArchiveRefused as error:
+        print(printable(f"{options.archive}: {error}"))
+        return ALTERED
+    print(printable(f"{options.archive}: as signed by {verifier.text} at {found.head.time}"))
+    for line in sbom.lines(found):
+        print(printable(line))
+    return 0 if found.complete else 1
 
 
 def run_show(options: argparse.Namespace) -> int:

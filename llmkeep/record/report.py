@@ -21,6 +21,7 @@ from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, memory
 from llmkeep.record import report_html, report_oscal, runs, standards, verification, witness
 from llmproof import heads
+from llmproof.archive import ArchiveRefused, packed
 from llmproof.heads import HeadError, Signer, Verifier
 from llmproof.report import (
     FORMAT,
@@ -28,9 +29,7 @@ from llmproof.report import (
     RESULTS,
     VERDICTS,
     Report,
-    ReportRefused,
     judged,
-    packed,
     verified,
 )
 
@@ -193,7 +192,7 @@ def opened(path: Path, verifier: Verifier) -> Report:
 def _verified(content: bytes, verifier: Verifier, name: object) -> Report:
     try:
         return verified(content, verifier)
-    except ReportRefused as error:
+    except ArchiveRefused as error:
         raise LlmkeepError(f"{name}: {error}") from error
 
 

@@ -20,10 +20,10 @@ from llmkeep.models import contents
 from llmkeep.models.refusal import ModelRefused
 from llmkeep.record import witness
 from llmproof import cli, heads, policy_bundle, report, service, verify
+from llmproof.archive import ArchiveRefused, packed
 from llmproof.chain import fields, file_name
 from llmproof.heads import Head, HeadError, Signer
 from llmproof.policy_bundle import PolicyRefused
-from llmproof.report import ReportRefused
 
 placed_policy = load("module_utils.bundle.policy")
 kubectl = load("module_utils.cluster.kubectl")
@@ -138,7 +138,7 @@ def report_results(data: bytes) -> None:
     """A report's results, signed by the key that they are verified with."""
     signer = Signer(VERIFIER.scoped(report.PURPOSE).name, bytes(32))
     files = {report.RESULTS: data, report.VERDICTS: b"[]"}
-    report.verified(report.packed(files, signer, datetime(2027, 1, 31, tzinfo=UTC)), VERIFIER)
+    report.verified(packed(files, signer, datetime(2027, 1, 31, tzinfo=UTC)), VERIFIER)
 
 
 def policy_archive(data: bytes) -> None:
@@ -180,8 +180,8 @@ TARGETS = [
         ("weights-index", in_folder(weights_index), ModelRefused),
         ("bundle-manifest", in_folder(bundle_manifest), BundleRefused),
         ("medium", in_folder(medium), BundleRefused),
-        ("report-archive", report_archive, ReportRefused),
-        ("report-results", report_results, ReportRefused),
+        ("report-archive", report_archive, ArchiveRefused),
+        ("report-results", report_results, ArchiveRefused),
         ("policy-archive", policy_archive, Refused),
         ("policy-files", policy_files, Refused),
         ("policy-signatures", policy_signatures, Refused),

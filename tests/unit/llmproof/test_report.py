@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from llmproof import archive as signed_archive
 from llmproof import cli, report
+from llmproof.archive import ArchiveRefused, packed
 from llmproof.heads import Head, Signer
-from llmproof.report import ReportRefused, judged, packed, verified
+from llmproof.report import judged, verified
 
 SEED = bytes(range(32))
 RECORD = Signer("llmkeep-audit/ops1", SEED)
@@ -154,7 +156,7 @@ def again(parts: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
 
 
 def refusal(packed_: bytes) -> str:
-    with pytest.raises(ReportRefused) as refused:
+    with pytest.raises(ArchiveRefused) as refused:
         verified(packed_, RECORD.verifier)
     return str(refused.value)
 
@@ -285,8 +287,8 @@ def test_a_report_of_a_newer_format_is_refused() -> None:
 
 
 def test_an_archive_that_is_too_large_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "LIMIT", len(archive()) - 1)
-    assert "no report has more than" in refusal(archive())
+    monkeypatch.setattr(signed_archive, "LIMIT", len(archive()) - 1)
+    assert "no archive has more than" in refusal(archive())
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b", bytes(10240)])
@@ -315,4 +317,4 @@ def test_the_program_refuses_an_altered_report(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "verifier").write_text(RECORD.verifier.text)
     words = ["verify-report", str(tmp_path / "report.tar"), "--verifier", str(tmp_path / "verifier")]
     assert cli.main(words) == cli.ALTERED
-    assert "the bytes around them are not those of a report" in capsys.readouterr().out
+    assert "the bytes around them are not those of an archive" in capsys.readouterr().out

@@ -18,8 +18,9 @@ from llmkeep.places import Places
 from llmkeep.record import commands as audit
 from llmkeep.record import report, report_html, report_oscal, runs, standards, verification, witness
 from llmproof import cli as proof
+from llmproof.archive import ArchiveRefused
 from llmproof.heads import Signer, Verifier
-from llmproof.report import MET, ReportRefused, judged, verified
+from llmproof.report import MET, judged, verified
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror='alert(2)'>&\x1b[2J\u202e\"\x00"
 STANDARD = """
@@ -360,7 +361,7 @@ def test_diff_compares_no_report_that_does_not_verify(tmp_path: Path) -> None:
 def test_a_report_that_another_key_signed_is_refused() -> None:
     other = Signer(verifier().name, bytes(32)).verifier
     content = report.archive(small(), other, bytes(32), NOW)
-    with pytest.raises(ReportRefused, match="it is signed by"):
+    with pytest.raises(ArchiveRefused, match="it is signed by"):
         verified(content, verifier())
 
 

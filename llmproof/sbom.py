@@ -1,0 +1,102 @@
+"""A signed archive of what hosts had installed: SUMMARY, and for each host that answered a CycloneDX document.
+
+A component's property ORIGIN says where it came from. Components of UNKNOWN origin are of no bundle or release of the estate.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from llmproof import archive
+from llmproof.archive import ArchiveRefused
+from llmproof.heads import Head, Verifier
+
+PURPOSE = "sbom"
+SUMMARY = "sbom.json"
+ORIGIN, UNKNOWN, PLACE = "llmkeep:origin", "unknown", "llmkeep:place"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sbom:
+    """A verified archive. `documents`: CycloneDX, by host; `head`: over its files, with the time of its signature."""
+
+    summary: dict[str, Any]
+    documents: dict[str, dict[str, Any]]
+    head: Head
+    content: bytes
+
+    @property
+    def complete(self) -> bool:
+        """Whether each host of the inventory answered."""
+        hosts = self.summary["hosts"]
+        return bool(hosts) and all(host["answers"] for host in hosts.values())
+
+
+def file_of(host: str) -> str:
+    """Name of a host's document in the archive."""
+    return f"hosts/{host}.cdx.json"
+
+
+def origin(component: dict[str, Any]) -> str:
+    """Where a component came from; UNKNOWN unless it says so once."""
+    values = [each["value"] for each in component.get("properties", []) if each["name"] == ORIGIN]
+    return str(values[0]) if len(values) == 1 else UNKNOWN
+
+
+def unknown(document: dict[str, Any]) -> list[str]:
+    """The `bom-ref` of all components of a document whose origin is unknown, sorted."""
+    return sorted(
+        each["bom-ref"] for each in document.get("components", []) if origin(each).startswith(UNKNOWN)
+    )
+
+
+def verified(content: bytes, verifier: Verifier) -> Sbom:
+    """The SBOMs in an archive with this CONTENT; ArchiveRefused unless each byte is as the owner of VERIFIER signed it.
+
+    VERIFIER: the key of the record. The summary has to follow from the documents.
+    """
+    files, head = archive.opened(content, verifier.scoped(PURPOSE))
+    try:
+        return _consistent(files, head, content)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ArchiveRefused(f"it is signed, and no SBOM ({type(error).__name__}: {error})") from error
+
+
+def _consistent(files: dict[str, bytes], head: Head, content: bytes) -> Sbom:
+    summary = json.loads(files[SUMMARY])
+    if summary["format"] != FORMAT:
+        raise ArchiveRefused(f"it has format {summary['format']}, and this program reads {FORMAT}")
+    answering = {name for name, host in summary["hosts"].items() if host["answers"]}
+    if {SUMMARY, *map(file_of, answering)} != set(files):
+        raise ArchiveRefused(f"its documents are not those of the hosts that answered by {SUMMARY}")
+    documents = {name: json.loads(files[file_of(name)]) for name in sorted(answering)}
+    for name, document in documents.items():
+        host = summary["hosts"][name]
+        digest = hashlib.sha256(files[file_of(name)]).hexdigest()
+        counted = len(document.get("components", []))
+        if (host["sha256"], host["components"], host["unknown"]) != (digest, counted, unknown(document)):
+            raise ArchiveRefused(f"{SUMMARY} does not follow from {file_of(name)}")
+    return Sbom(summary, documents, head, content)
+
+
+def lines(found: Sbom) -> list[str]:
+    """What a person reads of it: one line for the whole, and then each host with what is unknown and missing there."""
+    summary = found.summary
+    hosts = summary["hosts"]
+    state = "complete" if found.complete else "NOT COMPLETE"
+    answers = f"{sum(host['answers'] for host in hosts.values())} of {len(hosts)} hosts answered"
+    when = f"from {summary['begun']} to {summary['ended']}"
+    text = [f"{state}: {answers}, {when}; compared with bundle {summary['bundle_serial']}"]
+    for name, host in sorted(hosts.items()):
+        if not host["answers"]:
+            text.append(f"{name}: NOT KNOWN: {host['problem']}")
+            continue
+        text.append(
+            f"{name}: {host['components']} components, {len(host['unknown'])} unknown, {len(host['missing'])} missing, "
+            f"SHA-256 {host['sha256']}"
+        )
+        text += [f"{name}: unknown: {each}" for each in host["unknown"]]
+        text += [f"{name}: missing: {each}" for each in host["missing"]]
+    return text
