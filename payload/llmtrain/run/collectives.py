@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
+
+from llmtrain.exits import Refusal
 
 MOST = 64 << 20  # bytes of a rank's value
 
@@ -44,3 +47,17 @@ def gathered(value: Any) -> list[Any]:
         except ValueError as error:
             raise ValueError(f"rank {rank} sent no JSON ({error}): check its host") from None
     return values
+
+
+def together[T](work: Callable[[], T]) -> T:
+    """Do `work` on each rank. If one raises Refusal, all do, so that no rank waits for it."""
+    problem: tuple[str, int] | None = None
+    value: Any = None
+    try:
+        value = work()
+    except Refusal as refusal:
+        problem = str(refusal), refusal.code
+    for each in gathered(problem):
+        if each:
+            raise Refusal(*each)
+    return value  # type: ignore[no-any-return]

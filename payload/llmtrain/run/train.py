@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -28,7 +28,7 @@ from llmtrain.exits import DONE, STOPPED, Refusal
 from llmtrain.job import Job, Optim, Preference
 from llmtrain.run.batches import Batch, Make, evaluation_batches, step_batches
 from llmtrain.run.checkpoint import Checkpoints
-from llmtrain.run.collectives import gathered
+from llmtrain.run.collectives import gathered, together
 from llmtrain.run.export import export, put
 from llmtrain.run.health import Health, Norms, gradient_norms
 from llmtrain.run.model import load
@@ -52,20 +52,6 @@ def learning_rate(optim: Optim, done: float, after: float) -> float:
         return optim.lr
     past = max(0.0, (done - optim.warmup) / (1 - optim.warmup))
     return optim.lr * ((1 + math.cos(math.pi * past)) / 2 if optim.schedule == "cosine" else 1 - past)
-
-
-def together[T](work: Callable[[], T]) -> T:
-    """Do `work` on each rank. If one raises Refusal, all do, so that no rank waits for it."""
-    problem: tuple[str, int] | None = None
-    value: Any = None
-    try:
-        value = work()
-    except Refusal as refusal:
-        problem = str(refusal), refusal.code
-    for each in gathered(problem):
-        if each:
-            raise Refusal(*each)
-    return value  # type: ignore[no-any-return]
 
 
 def train(job: Job, setup: Setup, key: bytes) -> int:

@@ -74,6 +74,13 @@ class AdamW:
             found["scaler"] = torch.tensor([state["scale"], float(state["_growth_tracker"])])
         return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
+    def rows(self) -> dict[str, int]:
+        """The length of the first dimension, before it is cut, of each of `tensors` that may be cut."""
+        cut = ("weight", *MOMENTS[:2])
+        return {
+            f"{name}/{each}": parameter.shape[0] for name, parameter in self.trainable.items() for each in cut
+        }
+
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over what `tensors` returned, sharded as the parameters are now."""
         for name, parameter in self.trainable.items():

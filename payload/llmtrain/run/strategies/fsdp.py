@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from llmtrain.exits import FAILED, Refusal
+from llmtrain.run.collectives import together
 from llmtrain.run.strategies.averaging import Averaging
 from llmtrain.run.strategies.protocol import DTYPES, is_a_part
 from llmtrain.run.strategies.random_state import read_random_state, write_random_state
+from llmtrain.run.strategies.shards import Shards, part, write_shard
 
 
 class Fsdp(Averaging):
@@ -27,9 +27,9 @@ class Fsdp(Averaging):
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[self.precision], reduce_dtype=torch.float32)
         layers = self.model._no_split_modules or []
-        for part in list(self.model.modules()):
-            if type(part).__name__ in layers:
-                fully_shard(part, mesh=mesh, mp_policy=policy)
+        for module in list(self.model.modules()):
+            if type(module).__name__ in layers:
+                fully_shard(module, mesh=mesh, mp_policy=policy)
         return fully_shard(self.model, mesh=mesh, mp_policy=policy)
 
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
@@ -40,37 +40,24 @@ class Fsdp(Averaging):
         return what(self.module)
 
     def write(self, folder: Path) -> None:
-        save_file(self.adamw.tensors(), folder / shard_name(self.rank))
+        tensors = self.adamw.tensors()
+        rows = self.adamw.rows()
+        starts = {name: part(rows[name], self.rank, self.world_size)[0] for name in tensors if name in rows}
+        write_shard(folder, self.rank, tensors, starts)
         write_random_state(folder, self.device)
 
     def read(self, folder: Path, world_size: int) -> str:
-        if world_size == self.world_size:
-            self.adamw.restore(load_file(folder / shard_name(self.rank)))
-            return read_random_state(folder, self.device, world_size)
-        files = [folder / shard_name(rank) for rank in range(world_size)]
-        if not all(file.is_file() for file in files):
-            raise Refusal(
-                f"{folder} was saved by {world_size} ranks on several nodes, but {self.world_size} ranks run now, and shards "
-                "cannot be collected from other nodes: resume with as many ranks as saved it",
-                FAILED,
-            )
-        shards = [load_file(file) for file in files]
-        self.adamw.restore(
-            {name: self.resharded(name, [each[name] for each in shards]) for name in shards[0]}
-        )
-        return read_random_state(folder, self.device, world_size)
+        shards = Shards(folder, world_size)
+        rows = self.adamw.rows()
 
-    def resharded(self, name: str, shards: list[torch.Tensor]) -> torch.Tensor:
-        """This rank's shard of a tensor, from the shards of another number of ranks."""
-        if name.endswith("/step") or name == "scaler":
-            return shards[0]
-        parts = torch.cat(shards).chunk(self.world_size)
-        return parts[self.rank] if self.rank < len(parts) else parts[0][:0]
+        def mine(name: str) -> torch.Tensor:
+            """This rank's part of a tensor, now."""
+            if name not in rows:
+                return shards.whole(name)
+            return shards.rows(name, *part(rows[name], self.rank, self.world_size))
+
+        self.adamw.restore(together(lambda: {name: mine(name) for name in shards.parts}))
+        return read_random_state(folder, self.device, world_size)
 
     def right(self, evidence: dict[str, Any]) -> bool:
         return evidence["engine"].startswith("FSDP") and is_a_part(evidence, self.world_size)
-
-
-def shard_name(rank: int) -> str:
-    """The file of a rank in a checkpoint."""
-    return f"shard-{rank:05d}.safetensors"

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from llmtrain.exits import FAILED, Refusal
 from llmtrain.run.batches import Batch
 from llmtrain.run.strategies.protocol import gather, is_a_part
 from llmtrain.run.strategies.random_state import read_random_state, write_random_state
-
-TAG = "zero"
+from llmtrain.run.strategies.zero_state import ZeroState
 
 
 class Zero:
@@ -37,6 +35,7 @@ class Zero:
         trainable = [each for each in model.parameters() if each.requires_grad]
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config)
         self.module: Any = self.engine
+        self.state = ZeroState(model, self.engine.optimizer, self.stage, self.rank)
 
     def computed(self, what: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         return what(self.engine)
@@ -66,40 +65,12 @@ class Zero:
         return self.scale or 1.0
 
     def write(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+        self.state.write(folder)
         write_random_state(folder, self.device)
 
     def read(self, folder: Path, world_size: int) -> str:
-        # DeepSpeed unpickles here: Checkpoints has verified the folder.
-        if world_size == self.world_size:
-            done, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
-            if done is None:
-                raise Refusal(f"DeepSpeed cannot load its own checkpoint {folder}: see its log", FAILED)
-            return read_random_state(folder, self.device, world_size)
-        self.read_weights(folder, world_size)
-        return "AdamW's moments (they start at zero) and the random state of dropout"
-
-    def read_weights(self, folder: Path, world_size: int) -> None:
-        """Restore the weights alone, from the shards of another number of ranks; raises Refusal."""
-        from deepspeed import zero
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        try:
-            found = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
-        except (OSError, ValueError) as error:
-            raise Refusal(
-                f"{folder} was saved by {world_size} ranks, but {self.world_size} run now, and not all of its shards are on "
-                f"this node ({type(error).__name__}): resume with as many ranks as saved it",
-                FAILED,
-            ) from error
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                with zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-                    parameter.data.copy_(found[name])
-        if self.stage == 3:
-            self.engine.optimizer._restore_from_bit16_weights()
-        else:
-            self.engine.optimizer.refresh_fp32_params()
+        self.state.read(folder, world_size)
+        return read_random_state(folder, self.device, world_size)
 
     def gathered(self, wanted: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
         return gather(self.model, wanted, self.unsharded)
