@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2
 weak, or cannot be had; 130 interrupted.
 `llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `image build` and `verify`, `policy verify`, `release verify`
 and `model add` tell refusals apart by 3 to 8 (see their help).
+`llmkeep cve`: 3 if vulnerabilities are open, 4 if something is unknown.
 `llmkeep pki revoke` and `reinstate`: 3 if a host was not reached. `llmkeep audit` and `usage`: 3 if a record was altered, and 4
 (see their help).
 """
@@ -15,7 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import fetch, logs, packages, patch, replacement, revoke, run, size
+from llmkeep import cve, fetch, logs, packages, patch, replacement, revoke, run, size
 from llmkeep.backup import commands as backup
 from llmkeep.bundle import commands, keys, programs, update
 from llmkeep.errors import LlmkeepError, printable
@@ -49,6 +50,7 @@ VERBS = (
     packages,
     sbom,
     patch,
+    cve,
     experiments,
     backup,
     replacement,

@@ -196,6 +196,11 @@ class Places:
         return self.root / "var/lib/llmkeep/reports"
 
     @property
+    def waivers(self) -> Path:
+        """Files of vulnerabilities that an owner accepts until a day."""
+        return self.root / "etc/llmkeep/waivers"
+
+    @property
     def volumes(self) -> Path:
         """Register, recovery keys and headers of hosts' volumes."""
         return self.root / "var/lib/llmkeep/storage"

@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep import durable, escrow
-from llmkeep.bundle import additions, aptrepo, cache, drivers, gguf, lock, manifest, programs, signing, wheels
+from llmkeep.bundle import (
+    additions,
+    aptrepo,
+    cache,
+    databases,
+    drivers,
+    gguf,
+    lock,
+    manifest,
+    programs,
+    signing,
+    wheels,
+)
 from llmkeep.bundle.lock import Artifact, Deb, Lock, Model
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
 from llmkeep.errors import LlmkeepError
@@ -97,7 +109,8 @@ def _build(
     for sentence in drivers.absent(wanted["profiles"], profile):
         print(f"bundle: {sentence}", flush=True)
     found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
-    inputs = _inputs(profile, keys, sorted(found))
+    advisories = databases.find(wanted["databases"], pinned.databases, mirror)
+    inputs = _inputs(profile, keys, sorted([*found, *advisories]))
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
     if (
         old
@@ -123,6 +136,10 @@ def _build(
     for name, program in found.items():
         cache.place(program, aside / "bin" / name)
         sources[f"bin/{name}"] = pinned.programs[name]
+    for name, path in advisories.items():
+        place = f"{databases.FOLDER}/{pinned.databases[name].file}"
+        cache.place(path, aside / place)
+        sources[place] = pinned.databases[name]
     with _step("models"):
         for name in wanted["profiles"][profile]["models"]:
             sources |= _model(aside, name, wanted["models"][name], pinned.models[name])
@@ -171,7 +188,7 @@ def revision(tree: Path) -> str:
 
 
 def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
-    """One hash over all inputs of a bundle. `found`: the available programs."""
+    """One hash over all inputs of a bundle. `found`: the available programs and databases."""
     digest = hashlib.sha256(
         f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
     )
@@ -365,6 +382,7 @@ def _media_type(path: str) -> str:
     kinds = {
         ".deb": "application/vnd.debian.binary-package",
         ".whl": "application/zip",
+        ".zip": "application/zip",
         ".json": "application/json",
         ".safetensors": "application/vnd.safetensors",
         ".pgp": "application/pgp-keys",

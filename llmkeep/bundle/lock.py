@@ -88,7 +88,8 @@ class Model(Artifact):
 class Lock:
     """`environments`: name to the wheels' keys (`name==version`); `debs`: role to file names.
 
-    `programs`: by name; hash and size are those of the unpacked program.
+    `programs`: by name; hash and size are those of the unpacked program. `databases`: of vulnerabilities; the version is the
+    time at which the source had one so.
     """
 
     environments: dict[str, list[str]] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class Lock:
     debs: dict[str, Deb] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
     programs: dict[str, Artifact] = field(default_factory=dict)
+    databases: dict[str, Artifact] = field(default_factory=dict)
 
     def environment(self, name: str) -> Iterator[tuple[str, Artifact]]:
         """The wheels of an environment, in the lock's order, with their `name==version`."""
@@ -112,6 +114,7 @@ class Lock:
 def wanted(tree: Path = TREE) -> dict[str, Any]:
     """The content of artifacts.yml with that of artifacts.d. A profile has what those have that it includes."""
     document: dict[str, Any] = additions.merged(yaml.safe_load((tree / "artifacts.yml").read_text()), tree)
+    document.setdefault("databases", {})
     given = document["profiles"]
     lineages = {name: _lineage(given, name) for name in given}
     document["profiles"] = {
@@ -222,6 +225,7 @@ def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
         if added.exists():
             path, more = added, yaml.safe_load(added.read_text())
             models = document["models"] | more["models"]
+            document["databases"] = document.get("databases", {}) | more.get("databases", {})
             document |= {"roles": more["roles"], "debs": more["debs"], "models": models}
             for part in ("environments", "wheels"):
                 document[part] |= more.get(part, {})
@@ -232,6 +236,7 @@ def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
             debs={key: Deb(**value) for key, value in document["debs"].items()},
             models={key: Model(**value) for key, value in document["models"].items()},
             programs={key: Artifact(**value) for key, value in document["programs"].items()},
+            databases={key: Artifact(**value) for key, value in document.get("databases", {}).items()},
         )
     except (KeyError, TypeError) as error:
         raise LlmkeepError(
@@ -268,9 +273,9 @@ def save(
         locked = [yaml.safe_load(text)["environments"] for text in _texts(tree, [own])]
         if locked != [python["environments"]]:
             more |= python
-    more["models"] = {
-        key: value for key, value in document["models"].items() if upstream["models"].get(key) != value
-    }
+    for kind in ("models", "databases"):
+        before = upstream.get(kind, {})
+        more[kind] = {key: value for key, value in document[kind].items() if before.get(key) != value}
     _write({"upstream_sha256": _packages_sha256(upstream), **more}, tree / additions.FOLDER / additions.LOCK)
     if own:
         return
@@ -364,7 +369,7 @@ def _document(lock: Lock, apart: Mapping[str, str]) -> dict[str, Any]:
         "environments": python["environments"],
         "roles": _packages(lock)["roles"],
         "wheels": python["wheels"],
-        **{kind: _artifacts(getattr(lock, kind)) for kind in ("debs", "models", "programs")},
+        **{kind: _artifacts(getattr(lock, kind)) for kind in ("debs", "models", "programs", "databases")},
     }
 
 

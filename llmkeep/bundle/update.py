@@ -1,8 +1,8 @@
 """`llmkeep lock update`: resolve artifacts.yml into artifacts.lock.yml. Needs the registries.
 
 A profile that names `environments` has a lock of its own: its packages and these environments are resolved, and the rest stays
-as it is. In a tree with artifacts.d, packages and added models (and such environments) are resolved into artifacts.d/lock.yml,
-and the rest stays as it is. The lock is written once everything is resolved.
+as it is. In a tree with artifacts.d, packages, added models and databases (and such environments) are resolved into
+artifacts.d/lock.yml, and the rest stays as it is. The lock is written once everything is resolved.
 
 Exit codes: 0 written; 1 refused or failed; 3 a package source was not reached; 4 a source was refused (key, signature, age or
 content); 5 a package was refused, such as one that would replace Debian's.
@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llmkeep.bundle import additions, aptrepo, cache, gguf, lock, programs, wheels
+from llmkeep.bundle import additions, aptrepo, cache, databases, gguf, lock, programs, wheels
 from llmkeep.bundle.lock import Artifact, Deb, Lock, Model
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
-PARTS = ("apt", "python", "models", "programs")
+PARTS = ("apt", "python", "models", "programs", "databases")
 
 
 def update(profile: str, only: str | None) -> None:
@@ -31,7 +31,7 @@ def update(profile: str, only: str | None) -> None:
     old = lock.load(profiles=apart.values())
     chosen = wanted["profiles"][profile]
     new = replace(old)
-    parts: tuple[str, ...] = ("apt", "models") if additions.paths(TREE) else PARTS
+    parts: tuple[str, ...] = ("apt", "models", "databases") if additions.paths(TREE) else PARTS
     if own := chosen["own_lock"]:
         upstreams = additions.paths(TREE) and lock.of_profile(TREE, own).exists()
         parts = ("apt",) if upstreams else ("apt", "python")
@@ -52,6 +52,8 @@ def update(profile: str, only: str | None) -> None:
                 name: programs.resolve(name, entry, old.programs.get(name))
                 for name, entry in wanted["programs"].items()
             }
+        if "databases" in parts:
+            new.databases = databases.resolve(wanted["databases"], old.databases)
     lock.require_fit(wanted, profile, new)
     lock.save(new, apart=apart, own=own)
 

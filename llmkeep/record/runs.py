@@ -38,6 +38,7 @@ SERIAL = Path("/var/lib/llmkeep/serial")
 # Beside it, what metrics say of the last run of all roles on all hosts; its time is the file's.
 APPLIED = "applied.json"  # serial of the bundle that `llmkeep site` brought to all of them
 VERIFIED = "verified.json"  # report of `llmkeep verify`
+VULNERABLE = "vulnerable.json"  # numbers of `llmkeep cve`
 
 type Event = dict[str, object]
 

@@ -16,12 +16,11 @@ from packaging.utils import canonicalize_name
 
 from llmkeep.bundle import manifest
 from llmkeep.bundle.cache import sha256
+from llmkeep.bundle.databases import FILES, FOLDER
 from llmkeep.bundle.manifest import Entry
 from llmkeep.errors import LlmkeepError
-from llmkeep.vulnerabilities.model import DEBIAN, ECOSYSTEMS, NPM, PYPI
+from llmkeep.vulnerabilities.model import DEBIAN, ECOSYSTEMS, PYPI
 
-FOLDER = "vulnerabilities"
-FILES = {DEBIAN: "debian.json", PYPI: "pypi.zip", NPM: "npm.zip"}
 DAYS = 30  # how old a database may be
 LARGEST = 1 << 30  # bytes of one advisory's file, unpacked: more is no advisory
 AHEAD = timedelta(hours=1)  # by which clocks differ

@@ -16,7 +16,7 @@ from pathlib import Path
 from ansible_collections.llmkeep.estate.plugins.module_utils.config.debs import Call
 from ansible_collections.llmkeep.estate.plugins.module_utils.config.rollout import Failed
 
-MAPPED = re.compile(r"^\S+ \S+ \S+ \S+ \d+ +(/(?:usr|lib\w*|s?bin|opt)/.*) \(deleted\)$", re.MULTILINE)
+MAPPED = re.compile(r"^\S+ \S+ \S+ \S+ \d+ +(/(?:usr|lib\w*|s?bin|opt)/.*?)( \(deleted\))?$", re.MULTILINE)
 UNIT = re.compile(r"^(?:0:|\d+:name=systemd):.*?/([^/\n]+\.(?:service|scope))(?:/|$)", re.MULTILINE)
 MANAGER = "init.scope"  # systemd itself
 # Restarted, they take sessions or their own bus along: a reboot does it.
@@ -30,20 +30,32 @@ SESSION = "sshd-session"  # ends with its connection, such as that of the run
 NGINX = "nginx"  # the edge's, and that for hosts of the estate
 
 
-def stale(proc: Path = Path("/proc")) -> dict[str, list[str]]:
-    """The replaced files that processes have mapped, by their units."""
-    found: dict[str, set[str]] = {}
+def mapped(proc: Path = Path("/proc"), without: str = "") -> dict[str, set[tuple[str, bool]]]:
+    """Files that processes have mapped, by their units, each with whether it was replaced since.
+
+    Connections of SSH are left out, and the control group WITHOUT.
+    """
+    found: dict[str, set[tuple[str, bool]]] = {}
     for process in proc.glob("[0-9]*"):
         try:
             if (process / "comm").read_text().strip() == SESSION:
                 continue
-            files = set(MAPPED.findall((process / "maps").read_text(errors="replace")))
-            unit = UNIT.search((process / "cgroup").read_text()) if files else None
+            files = MAPPED.findall((process / "maps").read_text(errors="replace"))
+            cgroup = (process / "cgroup").read_text() if files else ""
         except OSError:  # it has ended
             continue
-        if unit:
-            found.setdefault(unit[1], set()).update(files)
-    return {unit: sorted(files) for unit, files in sorted(found.items())}
+        if cgroup != without and (unit := UNIT.search(cgroup)):
+            found.setdefault(unit[1], set()).update((path, bool(deleted)) for path, deleted in files)
+    return found
+
+
+def stale(proc: Path = Path("/proc")) -> dict[str, list[str]]:
+    """The replaced files that processes have mapped, by their units."""
+    replaced = {
+        unit: sorted(path for path, deleted in files if deleted)
+        for unit, files in sorted(mapped(proc).items())
+    }
+    return {unit: files for unit, files in replaced.items() if files}
 
 
 def to_restart(units: Iterable[str]) -> list[str]:

@@ -63,7 +63,7 @@ def test_a_real_process_whose_program_was_replaced_is_seen(tmp_path: Path) -> No
             maps = Path(f"/proc/{running.pid}/maps")
             while not services.MAPPED.findall(maps.read_text()) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            assert services.MAPPED.findall(maps.read_text())[0] == str(program)
+            assert services.MAPPED.findall(maps.read_text())[0] == (str(program), " (deleted)")
         finally:
             running.kill()
 

@@ -1,0 +1,157 @@
+"""`llmkeep cve`: known vulnerabilities of what the hosts have installed, by the databases of the bundle. No host is changed.
+
+Exit codes: 0 none is open, and everything is known; 1 refused or failed; 2 wrong usage; 3 some are open, and everything is known;
+4 something is unknown: a database is missing, damaged, empty, too old or of another distribution, a host did not answer, a
+version cannot be compared, or a unit runs files that were replaced. Open ones are printed then, too.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmkeep import durable, source_tree
+from llmkeep.bundle import manifest
+from llmkeep.errors import printable
+from llmkeep.places import Places
+from llmkeep.playbooks import inventory_path
+from llmkeep.record import runs, software
+from llmkeep.vulnerabilities import database, estate, fixes, vex
+
+PLACES = Places()
+INVENTORY = "/etc/llmkeep/inventory"
+CURRENT = PLACES.bundles / "current"
+VULNERABLE, UNKNOWN = 3, 4
+MOST_HOSTS = 6  # named on a line
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep cve`."""
+    parser = subparsers.add_parser(
+        "cve",
+        parents=[runs.whole_run(INVENTORY)],
+        help="known vulnerabilities of what hosts have installed",
+        description=__doc__,
+    )
+    parser.add_argument("--host", dest="limit", metavar="HOST,HOST", help="only these")
+    parser.add_argument(
+        "--database",
+        type=Path,
+        default=CURRENT,
+        metavar="BUNDLE",
+        help="whose databases are used (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fixed-by",
+        type=Path,
+        metavar="BUNDLE",
+        help="say which findings are closed by the versions in this bundle",
+    )
+    parser.add_argument(
+        "--days",
+        type=int,
+        default=database.DAYS,
+        help="a database that is older leaves what it is for unknown (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--waivers",
+        type=Path,
+        default=PLACES.waivers,
+        metavar="FOLDER",
+        help="files of waivers (default: %(default)s)",
+    )
+    parser.add_argument("--vex", type=Path, metavar="FILE", help="write the scan as CycloneDX VEX, too")
+    parser.add_argument("--json", action="store_true", help="print the scan as one JSON document")
+    parser.set_defaults(run=_cve)
+
+
+def _cve(given: argparse.Namespace) -> int:
+    tree = source_tree.located()
+    inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    for bundle in filter(None, (given.database, given.fixed_by)):
+        require_signed(bundle)
+    scan = software.scan(tree, inventories, given, given.database, given.days, given.waivers)
+    if given.fixed_by:
+        fixes.close(scan, given.fixed_by, given.database, datetime.now(UTC))
+    if given.database == CURRENT:
+        runs.note(runs.VULNERABLE, tree, given, estate.summary(scan))
+    if given.vex:
+        durable.write(given.vex, vex.document(scan), 0o644)
+    print(json.dumps(scan, indent=1, ensure_ascii=False) if given.json else printable("\n".join(lines(scan))))
+    if not estate.complete(scan):
+        return UNKNOWN
+    return VULNERABLE if any(sum(estate.counts(host).values()) for host in scan["hosts"].values()) else 0
+
+
+def require_signed(bundle: Path) -> None:
+    """Refuse a bundle that is not signed by whose bundles are accepted here. A developer's machine accepts any."""
+    if PLACES.bundle_keyring.exists() and (bundle / manifest.NAME).exists():
+        manifest.authentic(bundle, PLACES.bundle_keyring, manifest.BUNDLE)
+
+
+def lines(scan: dict[str, Any]) -> Iterator[str]:
+    """The scan for people: databases, findings with the hosts that have them, the worst first, and what is unknown."""
+    for name, each in scan["databases"].items():
+        yield f"database {name}: {each['date'] or 'none'}"
+    rows: dict[tuple[Any, ...], list[str]] = {}
+    for host, each in scan["hosts"].items():
+        for finding in each["findings"]:
+            if finding["state"] != "unimportant":
+                rows.setdefault(_row(finding), []).append(f"{host}{running(finding)}")
+    for row, hosts in rows.items():
+        shown = ", ".join(hosts[:MOST_HOSTS]) + (
+            f" and {len(hosts) - MOST_HOSTS} more" if len(hosts) > MOST_HOSTS else ""
+        )
+        yield f"{'  '.join(row)}  on {shown}"
+    yield from summed(scan)
+
+
+def _row(finding: dict[str, Any]) -> tuple[str, ...]:
+    """A finding's line, which hosts may share."""
+    waiver, state = finding["waiver"], finding["state"]
+    words = [
+        finding["severity"] if state == "open" else state,
+        finding["id"],
+        f"{finding['package']} {finding['version']}",
+        f"fixed in {finding['fixed']}" if finding["fixed"] else "no fix",
+    ]
+    if waiver:
+        holds = "WAIVER EXPIRED on" if waiver["expired"] else "waived until"
+        words.append(f"{holds} {waiver['until']} by {waiver['owner']}: {waiver['reason']}")
+    if finding.get("closed"):
+        words.append("closed by the bundle")
+    return (*words, *filter(None, [finding["note"]]))
+
+
+def running(finding: dict[str, Any]) -> str:
+    """Units that run it, in brackets; `(unseen)` where no use can be seen."""
+    if finding["units"] is None:
+        return " (unseen)"
+    return f" ({', '.join(finding['units'])})" if finding["units"] else ""
+
+
+def summed(scan: dict[str, Any]) -> Iterator[str]:
+    """Numbers for each host, what is unknown, waivers that cover nothing, and what no database covers."""
+    covered = {
+        json.dumps(finding["waiver"]) for host in scan["hosts"].values() for finding in host["findings"]
+    }
+    for host, each in scan["hosts"].items():
+        open_now = [finding for finding in each["findings"] if estate.is_open(finding)]
+        numbers = ", ".join(f"{number} {name}" for name, number in estate.counts(each).items() if number)
+        unknown = len(each["unknown"]) + sum(map(estate.is_unknown, each["findings"]))
+        closed = ""
+        if "fixed_by_serial" in scan:
+            number = sum(finding["closed"] for finding in open_now)
+            closed = f", {number} closed by bundle {scan['fixed_by_serial']}"
+        fixed = sum(bool(finding["fixed"]) for finding in open_now)
+        yield f"{host}: {len(open_now)} open ({numbers or 'none'}; {fixed} with a fix{closed}), {unknown} unknown"
+        yield from (f"{host}: UNKNOWN: {sentence}" for sentence in each["unknown"])
+        if each["uncovered"]:
+            yield f"{host}: no database covers {', '.join(each['uncovered'])}"
+    for waiver in scan["waivers"]:
+        if json.dumps(waiver) not in covered:
+            yield f"the waiver of {waiver['id']} in {waiver['package']} by {waiver['owner']} covers nothing: take it out"
+    if scan["uncovered"]:
+        yield f"no database covers {', '.join(scan['uncovered'])}"
