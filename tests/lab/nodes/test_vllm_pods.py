@@ -111,12 +111,12 @@ def test_one_gpu_for_two_replicas_is_refused_before_anything_changes(serving: Se
 def test_a_node_without_the_release_is_refused_before_anything_changes(serving: Serving) -> None:
     for node in serving.nodes:
         advertise(serving, node.name, 1)
-    node = f"node/{serving.nodes[1].name}"
-    serving.cluster.kubectl("label", node, "llmkeep.org/serving-")
+    other = f"node/{serving.nodes[1].name}"
+    serving.cluster.kubectl("label", other, "llmkeep.org/serving-")
     try:
         assert "has 2 replicas, and 1 volumes with the verified release" in refused(serving)
     finally:
-        serving.cluster.kubectl("label", node, "llmkeep.org/serving=true")
+        serving.cluster.kubectl("label", other, "llmkeep.org/serving=true")
 
 
 def engine_log(serving: Serving, replica: int) -> str:
