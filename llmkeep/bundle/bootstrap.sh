@@ -83,12 +83,30 @@ link_files() {
 
 # Copy what is absent from the medium, each content once; never into a file that has another name, too.
 copy_files() {
-    absent | awk 'pass == 1 { carried[$1]; next } ($3 in carried) && !seen[$1]++ { print $3 }' \
-        pass=1 "$state/carried" pass=2 - > "$state/copies"
+    absent | awk 'pass == 1 { carried[$1]; next } ($3 in carried) && !seen[$1]++ { print $3; bytes += $2 }
+        END { printf "%.0f\n", bytes > total }' total="$state/copy.bytes" pass=1 "$state/carried" pass=2 - > "$state/copies"
     [ -s "$state/copies" ] || return 0
     make_folders "$state/copies"
-    (cd "$stick" && xargs cp -P --remove-destination --parents -t "$incoming" --) < "$state/copies" 2> "$state/copy.log" ||
+    show_copy "$(cat "$state/copy.bytes")" 9>&- &
+    shown=$! stopped=''
+    (cd "$stick" && xargs cp -P --remove-destination --parents -t "$incoming" --) < "$state/copies" 2> "$state/copy.log" || stopped=yes
+    kill "$shown" 2> /dev/null || :
+    wait "$shown" 2> /dev/null || :
+    [ -z "$stopped" ] ||
         refuse 1 "copying stopped ($(head -n 1 "$state/copy.log")): plug the medium in, or make room; run it again, it goes on"
+}
+
+# Each ten seconds, how much of $1 bytes is copied and how long the rest takes, until it is killed or bootstrap is gone.
+show_copy() {
+    begun=$(date +%s)
+    before=$(du -sb "$incoming" | cut -f 1)
+    while sleep 10 > /dev/null 2>&1 && kill -0 $$ 2> /dev/null; do
+        du -sb "$incoming" | awk -v before="$before" -v total="$1" -v seconds=$(($(date +%s) - begun)) '{
+            copied = $1 - before; rate = copied / (seconds > 0 ? seconds : 1)
+            printf "bootstrap: copied %.1f of %.1f GB, %.1f MB/s", copied / 1e9, total / 1e9, rate / 1e6
+            if (rate > 0) printf ", about %d min left", (total - copied) / rate / 60 + 1
+            print "" }'
+    done 2> /dev/null
 }
 
 check_carried() {

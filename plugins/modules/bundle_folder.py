@@ -8,7 +8,8 @@ module: bundle_folder
 short_description: Install folders of the bundle, verified against its signed manifest
 description:
   - Downloads every file from the mirror by TLS 1.3, resumes interrupted downloads, and verifies each file by its
-    hash in the bundle's manifest, whose OpenPGP signature is verified on this host.
+    hash in the bundle's manifest, whose OpenPGP signature is verified on this host. Waits for a mirror that is busy.
+  - C(journalctl -ft llmkeep-fetch) on the host follows it, with an estimate of the time that is left.
   - A folder appears whole or not at all. Files get mode 0444 and belong to root.
   - Writes C(SHA256SUMS) into it, which C(sha256sum --check) and the engine read.
   - Where the file system has fs-verity, the kernel checks each read of the files from then on, and C(FOLDER.fsverity)
@@ -118,7 +119,7 @@ def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -
     if not atomic.is_safe(partial) or partial.is_symlink():
         forget(partial)
         atomic.make_directory(partial, 0o755)
-    for name, entry in wanted.items():
+    for name in wanted:
         here = dest / name
         if (
             atomic.is_safe(here.parent)
@@ -129,7 +130,12 @@ def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # what cannot be read is fetched
                 shutil.copy2(here, partial / name)
-        source.fetch(entry, partial / name)
+    progress = mirror.progress_of(
+        dest.name, partial, [(entry, partial / name) for name, entry in wanted.items()]
+    )
+    for name, entry in wanted.items():
+        source.fetch(entry, partial / name, progress)
+    progress.end()
     for path in sorted(partial.rglob("*"), reverse=True):
         if path.is_dir():
             atomic.set_attributes(path, os.geteuid(), os.getegid(), 0o755)

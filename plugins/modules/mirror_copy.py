@@ -9,6 +9,7 @@ short_description: Copy bundle, releases and container images from the control n
 description:
   - Downloads by TLS 1.3, resumes interrupted downloads, and verifies each file by its hash in a document whose OpenPGP
     signature is verified on this host. Contents that this host has in another bundle or release are linked.
+  - C(journalctl -ft llmkeep-fetch) on the host follows it, with an estimate of the time that is left.
   - The bundle gets its name by one rename once it is complete, and C(current) points at it; the bundle before stays, for
     rollbacks. A bundle older than the one in use is refused.
   - Releases stay until a newer one of the same name comes. An image that the control node no longer has is removed.
@@ -62,6 +63,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.bundle.mirror impor
     Statement,
     entries,
     not_trusted_yet,
+    progress_of,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
@@ -137,13 +139,10 @@ def copy(source: Mirror, statement: Statement, target: Path, contents: dict[str,
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # what cannot be linked is downloaded
                 path.hardlink_to(contents[entry.sha256])
-    lacking = sum(entry.size for entry in listed if not (partial / entry.path).exists())
-    if (free := shutil.disk_usage(partial).free) < lacking:
-        raise MirrorError(
-            f"{partial.parent} has {free / 1e9:.1f} GB free, and {lacking / 1e9:.1f} GB are to be copied: make room"
-        )
+    progress = progress_of(target.name, partial, [(entry, partial / entry.path) for entry in listed])
     for entry in listed:
-        source.fetch(entry, partial / entry.path)
+        source.fetch(entry, partial / entry.path, progress)
+    progress.end()
     for path in [path for path in partial.rglob("*") if not path.is_dir()]:
         if str(path.relative_to(partial)) not in {entry.path for entry in listed}:
             path.unlink()

@@ -13,12 +13,14 @@ FLOOD = 128 << 20
 
 @dataclass
 class Served:
-    """What the mirror has, what was asked of it, after how many bytes it hangs up (once), and what it answers without end."""
+    """What the mirror has, what was asked of it, after how many bytes it hangs up (once), what it answers without end, and how
+    often it is busy before it gives a model's file."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     cut_after: int | None = None
+    busy: int = 0
     endless: dict[str, int] = field(default_factory=dict)
     flooded: int = 0
     hung_up: threading.Event = field(default_factory=threading.Event)
@@ -33,6 +35,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.served.asked.append((self.path, asked_range))
         if self.path in self.served.endless:
             self.flood(self.served.endless[self.path])
+            return
+        if self.served.busy and "model" in self.path:
+            self.served.busy -= 1
+            self.send_response(503)
+            self.send_header("Retry-After", "20")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         content = self.served.files.get(self.path.lstrip("/"))
         if content is None:

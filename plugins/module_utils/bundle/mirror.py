@@ -5,20 +5,27 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import re
+import shutil
 import ssl
 import subprocess
 import tempfile
+import time
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.bundle.progress import Progress
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
 SECONDS = 60  # of silence, before a connection counts as dead
 BLOCK = 1 << 20
 TRIES = 5  # for one file in one run
+BUSY_SECONDS = 15  # until a mirror that does not say when is asked again
+MOST_BUSY_SECONDS = 300  # that a mirror may ask for
+PATIENCE = 24 * 3600  # seconds in which a busy mirror gets to a file; 472 GB take an hour at 1 Gbit/s
 MANIFEST = "MANIFEST.json"
 MANIFEST_BYTES = 16 << 20  # 600 files take 0.4 MB
 SIGNATURE_BYTES = 64 << 10
@@ -26,6 +33,14 @@ SIGNATURE_BYTES = 64 << 10
 
 class MirrorError(Exception):
     """The mirror does not give what its manifest promises; the message says what, and what to do."""
+
+
+class BusyError(MirrorError):
+    """The mirror serves as many downloads as it may; ask again after `seconds`."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,10 @@ class Mirror:
         if response.status not in (200, 206):
             self.connection.close()
             way = "run the role mirror"
+            if response.status == 503:
+                after = response.getheader("Retry-After", "")
+                seconds = min(int(after), MOST_BUSY_SECONDS) if after.isdecimal() else BUSY_SECONDS
+                raise BusyError(f"{self.url}/{path}: the mirror serves as many downloads as it may", seconds)
             if response.status == 403:
                 way = "the mirror knows hosts by certificate and inventory: run the roles pki here, and mirror there"
             elif "/releases/" in self.folder:
@@ -135,16 +154,25 @@ class Mirror:
                 )
             return Statement(document, signed.read_bytes(), signature.read_bytes())
 
-    def fetch(self, entry: Entry, path: Path) -> None:
-        """Download the entry's file to path, resuming where it stopped; MirrorError if the hash differs."""
+    def fetch(self, entry: Entry, path: Path, progress: Progress | None = None) -> None:
+        """Download the entry's file to path, resuming where it stopped; MirrorError if the hash differs.
+
+        A mirror that is busy is asked again, for PATIENCE.
+        """
         if path.is_file() and path.stat().st_size == entry.size and atomic.sha256_of(path) == entry.sha256:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f"{path.name}.partial"
+        partial = partial_of(path)
         if partial.exists() and partial.stat().st_size > entry.size:
             partial.unlink()
-        for _ in range(TRIES):
-            self._append(entry, partial)
+        tries, waited = 0, 0.0
+        while tries < TRIES:
+            try:
+                self._append(entry, partial, progress)
+            except BusyError as busy:
+                waited += self._wait(busy, waited, progress)
+                continue
+            tries += 1
             if partial.stat().st_size < entry.size:
                 continue
             seen = atomic.sha256_of(partial)
@@ -161,7 +189,20 @@ class Mirror:
             " look at the network, and run again: it goes on from there"
         )
 
-    def _append(self, entry: Entry, partial: Path) -> None:
+    def _wait(self, busy: BusyError, waited: float, progress: Progress | None) -> float:
+        """Wait as the mirror asks; returns the seconds, which differ so that hosts do not come back all at once."""
+        if waited >= PATIENCE:
+            raise MirrorError(
+                f"{busy}, for {waited / 60:.0f} minutes; look at which hosts fetch (`journalctl -t llmkeep-fetch` on them),"
+                " raise mirror_downloads, and run again: it goes on where it is"
+            ) from busy
+        seconds = busy.seconds * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        if progress:
+            progress.wait(seconds)
+        time.sleep(seconds)
+        return seconds
+
+    def _append(self, entry: Entry, partial: Path, progress: Progress | None) -> None:
         """Append to the partial file what arrives until the connection ends or fails, and no more than the entry's size."""
         begin = partial.stat().st_size if partial.exists() else 0
         if begin == entry.size:
@@ -169,6 +210,8 @@ class Mirror:
             return
         response = self.get(entry.path, begin)
         left = entry.size - begin if response.status == 206 else entry.size
+        if progress and response.status == 200:
+            progress.add(-begin)
         with partial.open("ab" if response.status == 206 else "wb") as stream:
             try:
                 # One byte more than is left tells an end from an answer that goes on.
@@ -181,12 +224,35 @@ class Mirror:
                         )
                     stream.write(block)
                     left -= len(block)
+                    if progress:
+                        progress.add(len(block))
             except (OSError, http.client.HTTPException):
                 pass  # what came is kept; fetch asks for the rest
             stream.flush()
             os.fsync(stream.fileno())
         if partial.stat().st_size < entry.size:
             self.connection.close()
+
+
+def partial_of(path: Path) -> Path:
+    """Where a download of this file is written until it is whole."""
+    return path.parent / f"{path.name}.partial"
+
+
+def progress_of(name: str, folder: Path, files: list[tuple[Entry, Path]]) -> Progress:
+    """The progress of a download into FOLDER, after what earlier runs left; MirrorError where the rest has no room there."""
+    here = sum(
+        min(entry.size, place.stat().st_size)
+        for entry, path in files
+        for place in (path, partial_of(path))
+        if place.is_file()
+    )
+    total = sum(entry.size for entry, _ in files)
+    if (free := shutil.disk_usage(folder).free) < total - here:
+        raise MirrorError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free, and {(total - here) / 1e9:.1f} GB are to be copied: make room"
+        )
+    return Progress(name, total, here)
 
 
 def not_trusted_yet(module: Any, *files: Any) -> bool:

@@ -1,5 +1,6 @@
 """Which client gets what from the mirror: the role's nginx, the estate's CA, and the code that fetches."""
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import small_bundle
 import small_image
+import yaml
 from called_module import called
 from mirror_here import authority, certify, configured, mirror
 from plugin_modules import load
@@ -26,6 +28,8 @@ from llmkeep.places import Places
 
 fetching = load("module_utils.bundle.mirror")
 mirror_copy = load("modules.mirror_copy")
+ROLE = Path(__file__).parents[3] / "roles/mirror"
+LIMIT = yaml.safe_load((ROLE / "defaults/main.yml").read_text())["mirror_downloads"]
 HOSTS = {
     "ops1.estate.internal": "10.0.0.11",
     "llm1.estate.internal": "10.0.0.12",
@@ -69,6 +73,39 @@ def get(made: dict[str, Any], path: str, certificate: Path | None = None) -> str
 @pytest.mark.usefixtures("places")
 def test_a_bare_host_takes_packages_without_a_certificate(made: dict[str, Any]) -> None:
     assert get(made, "apt/InRelease") == "bundle/apt/InRelease"
+
+
+@pytest.mark.usefixtures("places")
+def test_one_download_of_weights_too_many_waits_for_another_to_end(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = made["folder"] / "bundle/models/m/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    with weights.open("wb") as file:
+        file.truncate(32 << 20)
+    entry = fetching.Entry(
+        "models/m/model.safetensors", 32 << 20, hashlib.sha256(weights.read_bytes()).hexdigest()
+    )
+    url, root = f"https://localhost:{made['port']}", made["folder"] / "pki/root.pem"
+    sources = [fetching.Mirror(url, root, Path("/keyring")) for _ in range(LIMIT + 1)]
+    answers = [source.get(entry.path) for source in sources[:LIMIT]]
+    assert {answer.status for answer in answers} == {200}
+    with pytest.raises(fetching.BusyError, match="as many downloads as it may") as busy:
+        sources[LIMIT].get(entry.path)
+    assert busy.value.seconds == 15
+    assert get(made, "apt/InRelease") == "bundle/apt/InRelease"  # not counted
+    asked = []
+
+    def end_one(seconds: float) -> None:
+        asked.append(seconds)
+        answers[0].read()
+
+    monkeypatch.setattr(fetching.time, "sleep", end_one)
+    sources[LIMIT].fetch(entry, tmp_path / "model.safetensors")
+    assert len(asked) == 1
+    assert (tmp_path / "model.safetensors").stat().st_size == 32 << 20
+    for source in sources:
+        source.connection.close()
 
 
 def test_a_host_takes_releases_by_its_certificate(made: dict[str, Any], places: Places) -> None:

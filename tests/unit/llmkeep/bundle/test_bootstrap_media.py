@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -194,6 +195,21 @@ def test_a_file_that_a_medium_lost_is_missed_before_anything_is_copied(
     run = machine.bootstrap(parts[1])
     assert (run.returncode, "missing: models/small/shard-3" in run.stderr) == (manifest.DAMAGED, True)
     assert not (machine.store / ".incoming").exists()
+
+
+def test_a_copy_shows_how_far_it_is_and_how_long_it_takes(machine: Machine, whole: Path) -> None:
+    """Ten seconds, and the copy, take a part of one here."""
+    machine.meanwhile = 'sleep() { command sleep 0.1; }\nxargs() { case $1 in cp) command sleep 1 ;; esac; command xargs "$@"; }'
+    run = machine.bootstrap(whole)
+    assert (run.returncode, run.stderr) == (0, "")
+    shown = [line for line in run.stdout.splitlines() if line.startswith("bootstrap: copied ")]
+    assert shown, run.stdout
+    assert all(
+        re.fullmatch(r"bootstrap: copied 0\.0 of 0\.0 GB, 0\.0 MB/s(, .* left)?", line) for line in shown
+    )
+    assert run.stdout.splitlines().index(shown[-1]) < run.stdout.splitlines().index(
+        "bootstrap: checking every file"
+    )
 
 
 # ---------------------------------------------------------------- interrupted

@@ -13,6 +13,7 @@ from kernel_with_verity import KernelWithVerity
 from plugin_modules import load
 
 atomic = load("module_utils.config.files")
+progress = load("module_utils.bundle.progress")
 verity = load("module_utils.bundle.verity")
 
 
@@ -47,6 +48,14 @@ def served(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     yield state
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def journal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines that downloads write to the host's journal."""
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "journal", lines.append)
+    return lines
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -61,11 +62,69 @@ def test_fetches_once_and_leaves_it_read_only(served: Served, certificate: Path,
     assert [path.name for path in (tmp_path / "pending").iterdir()] == ["llm-engine@m.service"]
 
 
-def test_goes_on_where_the_connection_broke(served: Served, certificate: Path, tmp_path: Path) -> None:
+def test_goes_on_where_the_connection_broke(
+    served: Served, certificate: Path, tmp_path: Path, journal: list[str]
+) -> None:
     dest = tmp_path / "models/m"
     served.cut_after = 500_000
     assert bring(served, certificate, dest)
+    assert journal == ["m: 0.0 of 0.0 GB, fetching the rest", "m: all 0.0 GB are here, after 0 s"]
     assert ("/models/m/model.safetensors", "bytes=500000-") in served.asked
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds for which a fetch waited, which take no time here."""
+    seconds: list[float] = []
+    monkeypatch.setattr(mirror.time, "sleep", seconds.append)
+    return seconds
+
+
+def test_waits_for_a_mirror_that_serves_others_and_goes_on_where_it_was(
+    served: Served, certificate: Path, tmp_path: Path, slept: list[float]
+) -> None:
+    """More often busy than a download may break off."""
+    served.busy = 2 * mirror.TRIES
+    left = tmp_path / "models/.m.partial/model.safetensors.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(WEIGHTS[:500_000])
+    assert bring(served, certificate, tmp_path / "models/m")
+    assert len(slept) == 2 * mirror.TRIES
+    assert all(10 <= seconds <= 30 for seconds in slept)
+    assert served.asked[-1] == ("/models/m/sub/config.json", None)
+    assert ("/models/m/model.safetensors", "bytes=500000-") in served.asked
+
+
+def test_a_mirror_that_stays_busy_is_told(
+    served: Served, certificate: Path, tmp_path: Path, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "PATIENCE", 100)
+    served.busy = 1000
+    with pytest.raises(mirror.MirrorError, match=r"serves as many downloads .* raise mirror_downloads"):
+        bring(served, certificate, tmp_path / "models/m")
+    assert 100 <= sum(slept) <= 130
+
+
+def test_an_interrupted_shard_is_refused_where_the_rest_is_of_another_file(
+    served: Served, certificate: Path, tmp_path: Path
+) -> None:
+    left = tmp_path / "models/.m.partial/model.safetensors.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(WEIGHTS[:500_000])
+    served.files["models/m/model.safetensors"] = WEIGHTS[:-1] + b"X"
+    with pytest.raises(mirror.MirrorError, match="the signed manifest says"):
+        bring(served, certificate, tmp_path / "models/m")
+    assert not (tmp_path / "models/m").exists()
+    assert not left.exists()
+
+
+def test_a_disk_without_room_for_the_rest_is_told_before_anything_is_fetched(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(mirror.MirrorError, match="GB are to be copied: make room"):
+        bring(served, certificate, tmp_path / "models/m")
+    assert all("MANIFEST" in path for path, _ in served.asked)
 
 
 def test_refuses_a_flipped_bit_and_keeps_what_was_there(
