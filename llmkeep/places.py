@@ -201,6 +201,11 @@ class Places:
         return self.root / "etc/llmkeep/waivers"
 
     @property
+    def sboms(self) -> Path:
+        """Signed archives of what hosts had installed."""
+        return self.root / "var/lib/llmkeep/sboms"
+
+    @property
     def volumes(self) -> Path:
         """Register, recovery keys and headers of hosts' volumes."""
         return self.root / "var/lib/llmkeep/storage"

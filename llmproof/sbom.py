@@ -99,4 +99,5 @@ def lines(found: Sbom) -> list[str]:
         )
         text += [f"{name}: unknown: {each}" for each in host["unknown"]]
         text += [f"{name}: missing: {each}" for each in host["missing"]]
+        text += [f"{name}: not searched: {each}" for each in host["skipped"]]
     return text

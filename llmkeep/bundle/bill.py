@@ -24,7 +24,9 @@ APPLICATION, CONTAINER, FILE, LIBRARY, MODEL = (
 
 @dataclass(frozen=True)
 class Component:
-    """One component. `sha256`: of its file, or of the sums of its files; `licence`: as stated; `properties`: ours, by name."""
+    """One component. `sha256`: of its file, or of the sums of its files; `licence`: as stated; `place`: where a host has it;
+    `properties`: ours, by name, in full or without PREFIX.
+    """
 
     name: str
     version: str = ""
@@ -32,12 +34,15 @@ class Component:
     sha256: str = ""
     licence: str = ""
     kind: str = LIBRARY
+    place: str = ""
     properties: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ref(self) -> str:
         """A name of its own within a bill."""
-        return f"{self.purl or quote(f'{self.kind}:{self.name}', safe=':/@')}#{self.sha256[:16]}".rstrip("#")
+        name = self.purl or quote(f"{self.kind}:{self.name}", safe=":/@")
+        own = quote(self.place, safe="/") if self.place else self.sha256[:16]
+        return f"{name}#{own}" if own else name
 
 
 def document(subject: Component, components: Iterable[Component], created: str) -> dict[str, Any]:
@@ -47,8 +52,10 @@ def document(subject: Component, components: Iterable[Component], created: str) 
 
     bom = Bom(
         serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{subject.ref} {created}"),
-        metadata=BomMetaData(component=_component(subject), timestamp=datetime.fromisoformat(created)),
-        components=[_component(each) for each in {each.ref: each for each in components}.values()],
+        metadata=BomMetaData(
+            component=_component(subject, subject.ref), timestamp=datetime.fromisoformat(created)
+        ),
+        components=[_component(each, ref) for ref, each in _unique(components).items()],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the dependencies, which are taken out below
@@ -63,7 +70,18 @@ def encoded(made: Mapping[str, Any]) -> bytes:
     return json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
 
 
-def _component(given: Component) -> Any:
+def _unique(components: Iterable[Component]) -> dict[str, Component]:
+    """Each component once, by a `bom-ref` of its own: none hides another one that calls itself the same."""
+    unique: dict[str, Component] = {}
+    for each in components:
+        ref = each.ref
+        while unique.get(ref, each) != each:
+            ref += "~"
+        unique[ref] = each
+    return unique
+
+
+def _component(given: Component, ref: str) -> Any:
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component as Element
@@ -71,18 +89,21 @@ def _component(given: Component) -> Any:
     from packageurl import PackageURL
 
     expression = licences.spdx(given.licence)
-    properties = dict(given.properties)
+    properties = {**({"place": given.place} if given.place else {}), **given.properties}
     if expression not in (given.licence, licences.UNSTATED):
         properties["licence"] = given.licence
     return Element(
         type=ComponentType(given.kind),
         name=given.name,
         version=given.version or None,
-        bom_ref=given.ref,
+        bom_ref=ref,
         purl=PackageURL.from_string(given.purl) if given.purl else None,
         licenses=[] if expression == licences.UNSTATED else [LicenseFactory().make_from_string(expression)],
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=given.sha256)] if given.sha256 else [],
-        properties=[Property(name=f"{PREFIX}{name}", value=value) for name, value in properties.items()],
+        properties=[
+            Property(name=f"{PREFIX}{name.removeprefix(PREFIX)}", value=value)
+            for name, value in properties.items()
+        ],
     )
 
 

@@ -1,23 +1,121 @@
-"""`llmkeep sbom bundle`: software bills of materials (CycloneDX 1.6).
+"""`llmkeep sbom bundle | make | list | show | diff`: software bills of materials (CycloneDX 1.6) of bundles and hosts.
 
-Exit codes: 0 written; 1 refused or failed; 2 wrong usage; 4 there is no bundle, or half of one.
+Exit codes: 0 good; 1 refused or failed, or a host did not answer; 2 wrong usage; 3 an archive was altered; 4 there is no bundle,
+or half of one.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from llmkeep.bundle import bill
 from llmkeep.durable import write
+from llmkeep.errors import LlmkeepError, printable
+from llmkeep.places import Places
+from llmkeep.record import sboms
+from llmkeep.record.report import own_verifier
+from llmkeep.record.runs import whole_run
+from llmkeep.sbom import hosts
+from llmproof.heads import HeadError, Verifier
+from llmproof.sbom import Sbom, lines, origin
+
+PLACES = Places()
+ALTERED = 3
 
 
 def _bundle(given: argparse.Namespace) -> int:
-    content = bill.encoded(bill.of_bundle(given.folder))
-    if given.out:
-        write(given.out, content, 0o644)
+    _written(bill.encoded(bill.of_bundle(given.folder)), given.out)
+    return 0
+
+
+def _written(content: bytes, out: Path | None) -> None:
+    if out:
+        write(out, content, 0o644)
     else:
         sys.stdout.write(content.decode())
+
+
+def _make(given: argparse.Namespace) -> int:
+    name, content = hosts.made(given, PLACES)
+    path = PLACES.sboms / name
+    write(path, content, 0o600)
+    found = sboms.opened(path, own_verifier())
+    print(path)
+    if given.out:
+        write(given.out / name, content, 0o644)
+        print(f"{given.out / name}: the same")
+    _print(lines(found))
+    return 0 if found.complete else 1
+
+
+def _print(text: list[str]) -> None:
+    for line in text:
+        print(printable(line))
+
+
+def _list(_: argparse.Namespace) -> int:
+    code = 0
+    for path in sboms.paths(PLACES):
+        try:
+            text = lines(sboms.opened(path, own_verifier()))[0]
+        except (LlmkeepError, HeadError) as error:
+            text, code = f"ALTERED: {error}", ALTERED
+        print(printable(f"{path.name}: {text}"))
+    return code
+
+
+def _opened(given: argparse.Namespace, name: str | None) -> Sbom:
+    verifier = Verifier(given.verifier) if given.verifier else own_verifier()
+    return sboms.opened(sboms.named(PLACES, name), verifier)
+
+
+def _show(given: argparse.Namespace) -> int:
+    found = _opened(given, given.name)
+    if not given.host:
+        _print(lines(found))
+        return 0 if found.complete else 1
+    if given.host not in found.documents:
+        raise LlmkeepError(
+            f"it has no components of {given.host}: take one of {', '.join(found.documents) or 'no host'}"
+        )
+    _written(bill.encoded(found.documents[given.host]), given.out)
     return 0
+
+
+def _diff(given: argparse.Namespace) -> int:
+    for line in differences(_opened(given, given.before), _opened(given, given.after)):
+        print(printable(line))
+    return 0
+
+
+def differences(before: Sbom, after: Sbom) -> Iterator[str]:
+    """Lines on hosts and components that differ. A host that did not answer is named, and not compared."""
+    for name in sorted(before.summary["hosts"].keys() | after.summary["hosts"].keys()):
+        silent = [when for when, each in (("before", before), ("after", after)) if name not in each.documents]
+        if silent:
+            known = [name in each.summary["hosts"] for each in (before, after)]
+            reason = "it did not answer" if all(known) else "not in the inventory"
+            yield f"{name}: not compared, {reason} {' and '.join(silent)}"
+            continue
+        was, now = (_origins(each.documents[name]) for each in (before, after))
+        for ref in sorted(was.keys() | now.keys()):
+            if ref not in was:
+                yield f"{name}: + {ref} ({now[ref]})"
+            elif ref not in now:
+                yield f"{name}: - {ref} ({was[ref]})"
+            elif was[ref] != now[ref]:
+                yield f"{name}: {ref}: {was[ref]} -> {now[ref]}"
+
+
+def _origins(document: dict[str, Any]) -> dict[str, str]:
+    """What tells components apart: their origin, with the SHA-256 of a file."""
+    found = {}
+    for each in document.get("components", []):
+        digests = "".join(f" {value['content'][:16]}" for value in each.get("hashes", []))
+        found[each["bom-ref"]] = f"{origin(each)}{digests}"
+    return found
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,3 +128,20 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("folder", type=Path, help="bundle; `llmkeep bundle verify` checks it")
     verb.add_argument("--out", type=Path, help="file to write (default: standard output)")
     verb.set_defaults(run=_bundle)
+    verb = verbs.add_parser(
+        "make", parents=[whole_run(hosts.INVENTORY)], help="of all hosts as installed, compared with the bundles, and signed"
+    )  # fmt: skip
+    verb.add_argument("--out", type=Path, help="a folder for a copy that leaves this host")
+    verb.set_defaults(run=_make)
+    verbs.add_parser("list", help="those of hosts that were made here").set_defaults(run=_list)
+    verb = verbs.add_parser("show", help="what is unknown and missing on hosts, or all that one host has")
+    verb.add_argument("name", nargs="?", help="a file, or a name that `list` prints (default: the newest)")
+    verb.add_argument("--host", help="print the CycloneDX document of this one")
+    verb.add_argument("--out", type=Path, help="file for that document (default: standard output)")
+    verb.set_defaults(run=_show)
+    diff = verbs.add_parser("diff", help="what hosts got, lost or changed between two")
+    diff.add_argument("before", help="a file, or a name that `list` prints")
+    diff.add_argument("after", help="likewise")
+    diff.set_defaults(run=_diff)
+    for each in (verb, diff):
+        each.add_argument("--verifier", help="the key of the record that signed it; default: this host's")
