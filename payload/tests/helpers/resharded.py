@@ -1,7 +1,5 @@
-"""Checkpoints of a tiny Llama under one strategy, each read by another number of ranks than wrote it: `resharded.py FOLDER
-CASES`. CASES is JSON, `{"STRATEGY": DEEPSPEED'S CONFIGURATION BY NUMBER OF RANKS, or null}`. Below FOLDER/STRATEGY are the saves:
-`2` after two steps of two ranks, `1` of one rank that read `2`, `3` of three that read `2`, `2-again` of two that read `1`;
-under zero3 also `of-zero2`, of three that read zero2's `2`.
+"""Checkpoints of a tiny Llama, each read by another number of ranks than wrote it: `resharded.py FOLDER CASES`. CASES is JSON,
+`{"STRATEGY": DEEPSPEED'S CONFIGURATION BY NUMBER OF RANKS, or null}`; the saves that `SAVES` names are FOLDER/STRATEGY/NAME.
 
 Ranks are forks of this process, which has imported everything.
 """
@@ -25,8 +23,14 @@ from llmtrain.run.strategies.zero import Zero
 from llmtrain.run.train import leave_process_groups, start_process_group
 
 CPU = torch.device("cpu")
-SAVES = [("2", 2, None), ("1", 1, ("2", 2)), ("3", 3, ("2", 2)), ("2-again", 2, ("1", 1))]
-OTHER_STAGE = [("of-zero2", 3, ("../zero2/2", 2))]
+# Name, number of ranks, and the save that they read with its number of ranks; without one, they take two steps.
+TWO_AND_ONE = [("2", 2, None), ("1", 1, ("2", 2))]
+AGAIN = [("2-again", 2, ("1", 1))]
+SAVES: dict[str, list[Any]] = {
+    "zero2": TWO_AND_ONE,
+    "zero3": [*TWO_AND_ONE, *AGAIN, ("3-of-zero2", 3, ("../zero2/2", 2))],
+    "fsdp": [*TWO_AND_ONE, *AGAIN],
+}
 
 
 def started(config: dict[str, Any] | None) -> Any:
@@ -60,7 +64,7 @@ def rank(number: int, size: int, folder: Path, config: dict[str, Any] | None, sa
 
 def main(folder: Path, cases: dict[str, Any]) -> int:
     for name, configs in cases.items():
-        for save, size, read in SAVES + OTHER_STAGE * (name == "zero3"):
+        for save, size, read in SAVES[name]:
             (folder / name / save).mkdir(parents=True)
             children = []
             for number in range(size):

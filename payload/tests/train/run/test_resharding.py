@@ -38,7 +38,7 @@ def configuration(model: Path, strategy: str, ranks: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def saves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The saves of each strategy."""
+    """The saves of each strategy, by the names in resharded.py."""
     folder = tmp_path_factory.mktemp("resharded")
     llama().save_pretrained(folder / "model")
     cases: dict[str, Any] = {
@@ -71,19 +71,19 @@ def joined(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("strategy", TESTED)
-@pytest.mark.parametrize("save", ["1", "3", "2-again"])
-def test_another_number_of_ranks_takes_over_weights_and_moments(
-    saves: Path, strategy: str, save: str
-) -> None:
-    saved, again = joined(saves / strategy / "2"), joined(saves / strategy / save)
-    assert saved.keys() == again.keys()
-    for name, tensor in saved.items():
-        assert torch.equal(tensor, again[name]), name
-
-
-def test_zero3_takes_over_what_zero2_saved(saves: Path) -> None:
-    saved, again = joined(saves / "zero2/2"), joined(saves / "zero3/of-zero2")
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("zero2/2", "zero2/1"),
+        ("zero3/2", "zero3/1"),
+        ("zero3/2", "zero3/2-again"),
+        ("zero2/2", "zero3/3-of-zero2"),
+        pytest.param("fsdp/2", "fsdp/1", marks=FSDP),
+        pytest.param("fsdp/2", "fsdp/2-again", marks=FSDP),
+    ],
+)
+def test_another_number_of_ranks_takes_over_weights_and_moments(saves: Path, first: str, then: str) -> None:
+    saved, again = joined(saves / first), joined(saves / then)
     assert saved.keys() == again.keys()
     for name, tensor in saved.items():
         assert torch.equal(tensor, again[name]), name
