@@ -27,7 +27,9 @@ from llmkeep.bundle import (
     gguf,
     lock,
     manifest,
+    notice,
     programs,
+    provenance,
     signing,
     wheels,
 )
@@ -122,6 +124,7 @@ def _build(
         print(f"{out}: serial {old.serial} is what lock and tree say, kept")
         return old
     escrow.load(keys.escrow)
+    begun = datetime.datetime.now(datetime.UTC)
     signing_key = unlocked.enter_context(signing.signer(keys.signing, passphrase_file))
     shutil.rmtree(aside, ignore_errors=True)
     with _step("downloads"):
@@ -148,16 +151,30 @@ def _build(
     with _step("apt repository"):
         aptrepo.repository(aside / "apt", pinned.debs, signing_key, format_datetime(expires, usegmt=True))
         sources |= {f"apt/pool/{deb.file}": deb for deb in pinned.debs.values()}
+    (aside / notice.NAME).write_text(notice.text(sources.values()))
     with _step("hashes and signature"):
         entries = _entries(aside, sources)
+        serial, signer = _serial(keys, entries), signing.fingerprint(keys.keyring)
+        made = provenance.Build(
+            profile=profile,
+            commit=revision(TREE),
+            lock_sha256=cache.sha256(aside / "tree" / "artifacts.lock.yml"),
+            inputs_sha256=inputs,
+            signer=signer,
+            begun=begun.strftime(manifest.TIME),
+            ended=moment.strftime(manifest.TIME),
+        )
+        statement = provenance.statement(made, entries, lock.carried(wanted, profile, pinned))
+        (aside / provenance.NAME).write_bytes(provenance.envelope(statement, signing_key, signer))
+        entries += _entries(aside, {}, [provenance.NAME])
         new = Manifest(
             type=manifest.BUNDLE,
-            serial=_serial(keys, entries),
+            serial=serial,
             profile=profile,
             created=moment.strftime(manifest.TIME),
             expires=expires.strftime(manifest.TIME),
-            signer=signing.fingerprint(keys.keyring),
-            lock_sha256=cache.sha256(aside / "tree" / "artifacts.lock.yml"),
+            signer=signer,
+            lock_sha256=made.lock_sha256,
             inputs_sha256=inputs,
             files=entries,
         )
@@ -343,9 +360,9 @@ def _model(folder: Path, name: str, entry: dict[str, Any], model: Model) -> dict
     return sources
 
 
-def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
-    """Hash every file. One that differs from the lock was damaged in the cache, and is removed from it."""
-    paths = sorted(manifest.walk(folder))
+def _entries(folder: Path, sources: dict[str, Artifact], chosen: list[str] | None = None) -> list[Entry]:
+    """Hash every file, or the CHOSEN ones. One that differs from the lock was damaged in the cache, and is removed from it."""
+    paths = sorted(chosen or manifest.walk(folder))
     entries, origin = [], revision(TREE)
     for path, digest in zip(
         paths, manifest.hashed(cache.sha256, [folder / path for path in paths]), strict=True

@@ -1,9 +1,10 @@
-"""`llmkeep bundle build | verify | list | split | delta | join`: everything that crosses the air gap, signed, in one directory.
+"""`llmkeep bundle build | verify | list | provenance | compare | split | delta | join`: everything that crosses the air gap,
+signed, in one directory.
 
 A bundle, a release or a candidate can also travel over several media (`split`), or as what a newer one has beyond an older one
 (`delta`). `join` puts the media together, in any order; for bundles, `bootstrap` does.
 
-Exit codes of `verify`, `split`, `delta` and `join`: 0 done, 1 refused, 3 unsigned, signed by an unknown key or as something
+Exit codes of all but `build`: 0 done, 1 refused (`compare`: they differ), 3 unsigned, signed by an unknown key or as something
 else, 4 damaged (a changed, missing or extra file, a list that lies), 5 an older serial than was accepted before, 6 expired,
 7 more media are needed, 8 a medium of something else, or a delta from something else, than what is here. `bootstrap` uses
 the same ones.
@@ -20,14 +21,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmkeep import escrow
-from llmkeep.bundle import cache, join, keys, manifest, media
+from llmkeep.bundle import cache, compare, join, keys, manifest, media, provenance
 from llmkeep.bundle.manifest import INCOMPLETE, BundleRefused
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep bundle build | verify | list | split | delta | join`."""
+    """`llmkeep bundle build | verify | list | provenance | compare | split | delta | join`."""
     verbs = subparsers.add_parser("bundle", help="what crosses the air gap").add_subparsers(required=True)
     parser = verbs.add_parser("build", help="build and sign it (needs the registries, or a warm cache)")
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
@@ -72,6 +73,27 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_list)
+    parser = verbs.add_parser(
+        "provenance",
+        help="the signed statement of what a bundle was built from (in-toto, SLSA)",
+        description=__doc__,
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--keyring",
+        type=Path,
+        default=Places().bundle_keyring,
+        help="the trusted keys (default: %(default)s)",
+    )
+    parser.set_defaults(run=_refusing(_provenance))
+    parser = verbs.add_parser(
+        "compare",
+        help="name each difference in content between two, such as of two teams",
+        description=__doc__,
+    )
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.set_defaults(run=_refusing(_compare))
     out = "folder for the media: OUT/1, OUT/2 …; hard links where it is on the same file system"
     units = "bytes that a medium holds: 900G, 4.7GB (powers of 1000), 900GiB (of 1024). Leave 2 %% of a disk to its file system"
     parser = verbs.add_parser(
@@ -161,6 +183,21 @@ def _verify(arguments: argparse.Namespace) -> None:
         raise LlmkeepError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
     seen = manifest.highest_serial(arguments.seen)
     print(media.verify(arguments.folder, arguments.keyring, manifest.BUNDLE, seen))
+
+
+def _provenance(arguments: argparse.Namespace) -> None:
+    print(json.dumps(provenance.verified(arguments.folder, arguments.keyring), indent=1))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    found = list(compare.differences(arguments.first, arguments.second))
+    if found:
+        raise LlmkeepError(f"their content differs in {len(found)} places:\n  {'\n  '.join(found)}")
+    serials = [manifest.read(folder).serial for folder in (arguments.first, arguments.second)]
+    print(
+        f"equal content: each byte but keys, signatures and dates; serials {serials[0]} and {serials[1]}\n"
+        "the signatures were not checked: `llmkeep bundle verify` does, each with its team's keyring"
+    )
 
 
 def _list(arguments: argparse.Namespace) -> int:
