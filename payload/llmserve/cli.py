@@ -17,6 +17,7 @@ from llmproof import cli as audit_cli
 from llmserve.access import api_keys_cli
 from llmserve.access.api_keys import KeyFileError
 from llmserve.access.oidc import read_jwks
+from llmserve.documents import cli as documents_cli
 from llmserve.engine import vllm
 from llmserve.engine.sandbox import unix_sockets_only
 from llmserve.engine.unsupported_models import refuse
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     developer.set_defaults(run=run_developer_command)
     api_keys_cli.add_commands(commands)
     feedback_cli.add_commands(commands)
+    documents_cli.add_commands(commands)
     audit = commands.add_parser("audit", help="verify or read the audit record; same as llm-audit")
     audit_cli.add_commands(audit.add_subparsers(required=True, metavar="COMMAND"))
     return top

@@ -266,6 +266,32 @@ class FeedbackJournal(Section):
     guarded: bool = False
 
 
+class Documents(Section):
+    """The organization's documents in Elasticsearch, which gateways search. `model`: of `engines`, for embeddings.
+
+    `key_credential`: the systemd credential that holds ID:SECRET of an Elasticsearch API key. `index`: an alias.
+    `least_similarity`: cosine of the nearest passage below which a question is not in the documents.
+    """
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/?#@]+$")]
+    tls: ClientTls | None = None
+    key_credential: str | None = None
+    index: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] = "llmkeep-documents"
+    model: ModelName
+    deadline_ms: Positive = 2000
+    least_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def nothing_in_clear(self) -> "Documents":
+        """Questions and documents leave this host over mutual TLS only."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise ValueError(f"{self.url} would send questions in clear text: use https, or 127.0.0.1")
+        if (parts.scheme == "https") != (self.tls is not None):
+            raise ValueError(f"{self.url}: 'tls' (ca, certificate and key) belongs to https, and only to it")
+        return self
+
+
 class GatewayConfig(Section):
     """`llm-serve gateway --config`. The first model answers requests that name none. `host`: this host's full name, by which
     gateways of several hosts agree on the instance that has a conversation's prefix.
@@ -282,8 +308,18 @@ class GatewayConfig(Section):
     redis: Redis | None = None
     quarantine: Path | None = None  # the file of `llm-gpu watch`, on hosts with GPUs
     feedback: FeedbackJournal | None = None  # without it no answer can be rated
+    documents: Documents | None = None  # without it there are no collections
     limits: Limits = Limits()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def documents_have_their_model(self) -> "GatewayConfig":
+        """Questions are embedded by an engine of this gateway."""
+        if self.documents and self.documents.model not in self.engines:
+            raise ValueError(
+                f"documents.model is '{self.documents.model}', which 'engines' does not have: add it"
+            )
+        return self
 
     @model_validator(mode="after")
     def certificates_come_from_the_edge(self) -> "GatewayConfig":

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,9 +26,9 @@ from llmserve.access.api_keys import (
 from llmserve.access.client_certificates import read_certificate
 from llmserve.access.key_handover import read_handover
 from llmserve.access.last_used import last_used_file, read_last_used
+from llmserve.credentials import SealedError, unsealed
 
 PEPPER = "llm-gateway.pepper"
-SEALED_PEPPER = Path("/etc/credstore.encrypted", PEPPER)
 KEYS_FILE = Path("/var/lib/llm-gateway/keys.json")
 NO_SUCH_KEY = 3
 HANDED_BYTES = 64 * 1024
@@ -135,20 +133,12 @@ def gateway_pepper(file: Path | None) -> bytes:
     """The pepper: from `file`, this unit's credentials, or, as root, the sealed credential. Raises KeyFileError."""
     if file is not None:
         return check_pepper(file.read_bytes(), str(file))
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder and Path(folder, PEPPER).exists():
-        return check_pepper(Path(folder, PEPPER).read_bytes(), f"the credential {PEPPER}")
-    if not SEALED_PEPPER.exists():
+    try:
+        return check_pepper(unsealed(PEPPER), f"the credential {PEPPER}")
+    except SealedError as error:
         raise KeyFileError(
-            f"there is no pepper: neither the credential {PEPPER} nor {SEALED_PEPPER}; "
-            "provision this host, or specify a file of random bytes with --pepper-file"
-        )
-    command = ["systemd-creds", "decrypt", f"--name={PEPPER}", str(SEALED_PEPPER), "-"]
-    opened = subprocess.run(command, capture_output=True, check=False)
-    if opened.returncode:
-        reason = opened.stderr.decode(errors="replace").strip()
-        raise KeyFileError(f"cannot unseal {SEALED_PEPPER} ({reason}): only root on this host can")
-    return check_pepper(opened.stdout, str(SEALED_PEPPER))
+            f"there is no pepper: {error}, or specify a file of random bytes with --pepper-file"
+        ) from None
 
 
 def shown(record: Record) -> dict[str, object]:

@@ -33,6 +33,7 @@ class Decision:
     `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from. `experiments`: those in which
     the tenant takes part, or, for the page about experiments, all. `reviews`: tenants whose badly rated answers the subject's
     tenant reviews. `roles`: the subject's, those of its groups included. `aliases`: by name, of models that it may use.
+    `collections`: whose documents it may read, all of the subject's own tenant.
     `id` identifies this evaluation in the audit record.
     """
 
@@ -50,6 +51,7 @@ class Decision:
     reviews: frozenset[str] = frozenset()
     roles: tuple[str, ...] = ()
     aliases: Mapping[str, Alias] = field(default_factory=dict)
+    collections: frozenset[str] = frozenset()
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
@@ -134,12 +136,18 @@ def parse_decision(answer: object) -> Decision:
     reviews = answer.get("reviews")
     if not isinstance(reviews, list) or not all(isinstance(tenant, str) for tenant in reviews):
         raise PolicyUnavailable("the decision's reviews are not a list of tenants")
-    # An estate's own rules may be older than these two; without them there are none.
-    roles, aliases = answer.get("roles", []), answer.get("aliases", {})
+    # An estate's own rules may be older than these; without them there are none.
+    roles, aliases, collections = (
+        answer.get("roles", []),
+        answer.get("aliases", {}),
+        answer.get("collections", []),
+    )
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise PolicyUnavailable("the decision's roles are not a list of names")
     if not isinstance(aliases, dict):
         raise PolicyUnavailable("the decision's aliases are not an object")
+    if not isinstance(collections, list) or not all(isinstance(name, str) for name in collections):
+        raise PolicyUnavailable("the decision's collections are not a list of names")
     return Decision(
         allow=True,
         reason=reason,
@@ -161,4 +169,5 @@ def parse_decision(answer: object) -> Decision:
         reviews=frozenset(reviews),
         roles=tuple(roles),
         aliases={name: parse_alias(each) for name, each in aliases.items()},
+        collections=frozenset(collections),
     )

@@ -210,6 +210,17 @@ class Sampling(Strict):
     max_tokens: Tokens | None = None
 
 
+Collections = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=64)]],
+    Field(
+        fail_fast=True,
+        min_length=1,
+        max_length=16,
+        description="Collections of documents, of which the policy lets the caller read each",
+    ),
+]
+
+
 class ChatBody(Sampling):
     """Body of POST /v1/chat/completions."""
 
@@ -218,6 +229,7 @@ class ChatBody(Sampling):
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Tokens | None = None
+    collections: Collections | None = None
 
 
 class CompletionBody(Sampling):
@@ -250,12 +262,15 @@ class EmbeddingBody(Strict):
 
 @dataclass(slots=True)
 class Call:
-    """A validated request: the model, the engine's request, and what the client wants in the response."""
+    """A validated request: the model, the engine's request, and what the client wants in the response. `collections`: of
+    documents, from which alone it is to be answered.
+    """
 
     model: str | None
     generate: Generate
     include_usage: bool = False
     dimensions: int | None = None
+    collections: tuple[str, ...] = ()
 
 
 def parse_body[T: BaseModel](kind: type[T], body: bytes) -> T:
@@ -505,7 +520,7 @@ def chat_call(request: ChatBody, granted: int) -> Call:
         generate = sampling(request, longest, granted, "max_completion_tokens")
     generate.messages = [message.plain() for message in request.messages]
     usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Call(request.model, generate, usage)
+    return Call(request.model, generate, usage, collections=tuple(request.collections or ()))
 
 
 def completion_call(request: CompletionBody, granted: int) -> Call:

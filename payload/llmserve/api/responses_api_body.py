@@ -27,6 +27,7 @@ INSTEAD = {
     "access_programs": "programs of a provider do not exist here: remove it",
     "background": f"{NO_STORE} to be fetched later: set 'stream', or wait for the answer",
     "background_options": f"{NO_STORE} to be fetched later: remove it",
+    "collections": "ask /v1/chat/completions, which answers from documents",
     "context_management": "conversations are not compacted here: send a shorter 'input'",
     "conversation": WHOLE_INPUT,
     "function_call": "send 'tool_choice'",

@@ -1,7 +1,6 @@
 """The hot routes: plain ASGI callables that answer prompts and embed texts."""
 
 import asyncio
-import re
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -17,17 +16,25 @@ from llmserve.api.responses_api_answer import ResponsesRendering
 from llmserve.api.responses_api_request import ResponsesCall, renamed
 from llmserve.asgi import Exchange, Receive, Scope, Send, header, respond
 from llmserve.cache.exact import Kept, cache_wish
+from llmserve.documents.rendering import GroundedRendering
 from llmserve.gateway import parsed_requests
 from llmserve.gateway.answer_source import AnswerSource, failure
 from llmserve.gateway.http_protocol import Peer
-from llmserve.gateway.parsed_requests import ParsedRequest, ParsedRequests, Read
+from llmserve.gateway.parsed_requests import (
+    BYTES_A_TOKEN,
+    ParsedRequest,
+    ParsedRequests,
+    Read,
+    read_body,
+    seconds_allowed,
+)
+from llmserve.gateway.search import Search
 from llmserve.gateway.shadows import Shadows
 from llmserve.gateway.state import State, no_such_model
 from llmserve.protocol import Choices, Delta, Done, Event, Failed, Generate, Hello
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
-BYTES_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
 LARGE_TEXT = 128 * 1024  # characters
 UNDISCLOSED = "undisclosed"  # in place of an arm's revision, which would tell the arm
 LAST_WORD_SECONDS = 5.0  # time to send the error event that ends a broken stream
@@ -36,31 +43,6 @@ EVENT_STREAM = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """The whole body, already limited by the middleware. The time that the client takes to send it is not overhead."""
-    before = time.monotonic()
-    message = await receive()
-    parts = [message.get("body", b"")]
-    while message.get("more_body", False):
-        message = await receive()
-        parts.append(message.get("body", b""))
-    scope["llm"].waited += time.monotonic() - before
-    return b"".join(parts)
-
-
-def seconds_allowed(scope: Scope, limit: float) -> float:
-    """Time limit of this answer: `x-llm-deadline-ms` if the client sends it, at most `limit`; raises ApiError 400."""
-    requested = header(scope, b"x-llm-deadline-ms")
-    if requested is None:
-        return limit
-    if not re.fullmatch(rb"[1-9][0-9]{0,8}", requested):
-        name = "x-llm-deadline-ms"
-        seen = requested[:20].decode("latin-1")
-        message = f"the header '{name}' is {seen!r}: send milliseconds as a positive integer"
-        raise ApiError(400, "invalid_value", message, name)
-    return min(limit, int(requested) / 1000)
 
 
 def collect(exchange: Exchange, text: str) -> None:
@@ -105,6 +87,7 @@ class Completions:
         self.state = state
         self.parser = ParsedRequests(state.recorder.proof, state.cache_secret)
         self.shadows = Shadows(state)
+        self.search = Search(state)
 
     def parse(self, scope: Scope, read: Read, sent: bytes) -> ParsedRequest:
         exchange: Exchange = scope["llm"]
@@ -113,19 +96,45 @@ class Completions:
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        await self.openai(True, parsed_requests.chat, scope, receive, send)
+        parsed = self.parse(scope, parsed_requests.chat, await read_body(scope, receive))
+        if parsed.call.collections:
+            await self.grounded(scope, send, parsed)
+        else:
+            await self.openai(True, parsed, scope, send)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        await self.openai(False, parsed_requests.completion, scope, receive, send)
+        parsed = self.parse(scope, parsed_requests.completion, await read_body(scope, receive))
+        await self.openai(False, parsed, scope, send)
 
-    async def openai(self, is_chat: bool, read: Read, scope: Scope, receive: Receive, send: Send) -> None:
-        parsed = self.parse(scope, read, await read_body(scope, receive))
+    async def openai(self, is_chat: bool, parsed: ParsedRequest, scope: Scope, send: Send) -> None:
         routed, hello = self.route(scope, parsed.call)
         rendering = OpenAiRendering(
             is_chat, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage, blind(scope)
         )
         await self.answer(scope, send, parsed, routed, rendering)
+
+    async def grounded(self, scope: Scope, send: Send, parsed: ParsedRequest) -> None:
+        """Answer a chat from documents alone; where they have nothing like the question, no model is asked."""
+        call = parsed.call
+        routed, hello = self.route(scope, call)
+        grounding, about = await self.search.grounding(scope, call, routed)
+        rendering = GroundedRendering(
+            self.issue(scope), hello.model, hello.revision, call.include_usage, blind(scope), grounding
+        )
+        if grounding.hits:
+            await self.answer(scope, send, parsed.grounded(grounding), routed, rendering, about)
+            return
+        exchange: Exchange = scope["llm"]
+        await self.state.recorder.intent(exchange, None, parsed.content, parsed.proof, about)
+        done = Done(0, grounding.absent, "stop", 0, 0)
+        if not call.generate.stream:
+            await respond(send, 200, rendering.whole(done))
+            return
+        exchange.streaming = True
+        await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+        body = rendering.first() + rendering.piece(done.text) + rendering.last(done)
+        await send({"type": "http.response.body", "body": body})
 
     async def responses(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/responses: a chat in other words, also in what errors call its fields."""
@@ -222,9 +231,15 @@ class Completions:
         return exchange.response_id
 
     async def answer(
-        self, scope: Scope, send: Send, parsed: ParsedRequest, routed: RoutedRequest, rendering: Rendering
+        self,
+        scope: Scope,
+        send: Send,
+        parsed: ParsedRequest,
+        routed: RoutedRequest,
+        rendering: Rendering,
+        about: dict[str, object] | None = None,
     ) -> None:
-        """Answer from the cache or from the engine, whole or streamed."""
+        """Answer from the cache or from the engine, whole or streamed. `about`: further fields of the record."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
@@ -237,7 +252,7 @@ class Completions:
         exchange.hurried = seconds < self.state.limits.answer_seconds
         if len(parsed.text) > LARGE_TEXT:
             await asyncio.sleep(0)  # answers of others come between its validation and its redaction
-        await self.state.recorder.intent(exchange, routed.model, parsed.content, parsed.proof)
+        await self.state.recorder.intent(exchange, routed.model, parsed.content, parsed.proof, about)
         texts = len(call.generate.inputs or (1,))
         prompt_tokens = min(max(1, len(parsed.text.encode()) // BYTES_A_TOKEN), texts * routed.hello.context)
         expected = prompt_tokens + answer_tokens(call.generate)

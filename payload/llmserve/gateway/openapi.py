@@ -95,8 +95,10 @@ def describe(cold: FastAPI, plain: list[PlainRoute]) -> dict[str, Any]:
             fine = {"description": "Success", "headers": EVERY_ANSWER, "content": answered}
             paths[route.path] = {"get": {"security": [], "responses": {"200": fine}}}
             continue
-        answered["text/event-stream"] = {"schema": EVENT}
-        described = "The answer; server-sent events if 'stream' is true"
+        described = "The answer"
+        if "stream" in route.body.model_fields:
+            answered["text/event-stream"] = {"schema": EVENT}
+            described += "; server-sent events if 'stream' is true"
         fine = {"description": described, "headers": TEXT_ANSWER, "content": answered}
         schema = known(route.body)
         paths[route.path] = {

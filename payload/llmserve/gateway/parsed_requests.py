@@ -5,11 +5,14 @@ other. Tenants share none, so that response times do not reveal what other tenan
 memoized: their answers are in the cache anyway, so no prompt stays in memory that would not be stored elsewhere.
 """
 
+import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic_core import to_json
 
+from llmserve.api.errors import ApiError
 from llmserve.api.requests import (
     Call,
     ChatBody,
@@ -25,13 +28,41 @@ from llmserve.api.requests import (
 )
 from llmserve.api.responses_api_body import ResponsesBody
 from llmserve.api.responses_api_request import responses_call
+from llmserve.asgi import Receive, Scope, header
 from llmserve.cache.exact import cache_key
+from llmserve.documents.grounding import Grounding
 from llmserve.protocol import Generate, Hello
 
 # Requests. Together with KEPT_BYTES: at most 1 MiB of bodies, and a few times as much of parsed objects.
 KEPT = 256
 KEPT_BYTES = 4096  # per memoized request; parsing is a small part of the cost of a longer one
+BYTES_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
 Read = Callable[[bytes, int], Call]  # of a body or query, and the answer's length that the policy grants
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body, already limited by the middleware. The time that the client takes to send it is not overhead."""
+    before = time.monotonic()
+    message = await receive()
+    parts = [message.get("body", b"")]
+    while message.get("more_body", False):
+        message = await receive()
+        parts.append(message.get("body", b""))
+    scope["llm"].waited += time.monotonic() - before
+    return b"".join(parts)
+
+
+def seconds_allowed(scope: Scope, limit: float) -> float:
+    """Time limit of this answer: `x-llm-deadline-ms` if the client sends it, at most `limit`; raises ApiError 400."""
+    requested = header(scope, b"x-llm-deadline-ms")
+    if requested is None:
+        return limit
+    if not re.fullmatch(rb"[1-9][0-9]{0,8}", requested):
+        name = "x-llm-deadline-ms"
+        seen = requested[:20].decode("latin-1")
+        message = f"the header '{name}' is {seen!r}: send milliseconds as a positive integer"
+        raise ApiError(400, "invalid_value", message, name)
+    return min(limit, int(requested) / 1000)
 
 
 def chat(body: bytes, granted: int) -> Call:
@@ -81,20 +112,32 @@ def text_of(generate: Generate) -> str:
 class ParsedRequest:
     """A parsed request. Identical requests share it, so `call` must not be changed.
 
-    `text`: its content as one text. `proof`: the audit record's hash of `text`.
-    `secret`: of names in the cache.
+    `text`: its content as one text. `proof`: the audit record's hash of what the client sent.
+    `secret`: of names in the cache. `sent`: the client's own request, where passages were added to it.
     """
 
     call: Call
     text: str
     proof: str
     secret: bytes = field(repr=False)
+    sent: Generate | None = field(default=None, repr=False)
     keyed: tuple[tuple[str, int, Hello], str] | None = field(default=None, repr=False)
 
     @property
     def content(self) -> object:
-        """The prompt, messages or inputs, for the audit record."""
-        return content_of(self.call.generate)
+        """The prompt, messages or inputs of the client, for the audit record."""
+        return content_of(self.sent or self.call.generate)
+
+    def grounded(self, grounding: Grounding) -> "ParsedRequest":
+        """The request with passages, and with a grammar that allows no citation but of these."""
+        generate = self.call.generate
+        asked = replace(
+            generate,
+            messages=grounding.messages(generate.messages or ()),
+            extra=generate.extra | {"structured_outputs": grounding.grammar},
+        )
+        call = replace(self.call, generate=asked)
+        return ParsedRequest(call, text_of(asked), self.proof, self.secret, sent=generate)
 
     def key(self, tenant: str, revision: int, hello: Hello) -> str:
         """Its name in the cache; `revision` is that of the policy."""

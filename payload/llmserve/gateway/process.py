@@ -4,7 +4,6 @@ import asyncio
 import gc
 import hmac
 import logging
-import os
 import socket
 import time
 from collections.abc import Iterator, Sized
@@ -31,6 +30,8 @@ from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.credentials import credential
+from llmserve.documents.retrieval import Retrieval
 from llmserve.feedback.halts import Halts
 from llmserve.feedback.handover import DEADLINE_MS, Handover
 from llmserve.feedback.journal import Journal
@@ -84,13 +85,6 @@ def server(app: App) -> Server:
             timeout_graceful_shutdown=3,
         )
     )
-
-
-def credential(name: str) -> bytes | None:
-    """Content of the systemd credential `name`, or None."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = Path(folder, name) if folder else None
-    return path.read_bytes() if path and path.exists() else None
 
 
 def listening(listener: Listener) -> socket.socket:
@@ -205,7 +199,22 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         if config.feedback
         else OwnRecords(None, None),
         handover=open_handover(config, ratings, shared_keys),
+        documents=open_documents(config),
     )
+
+
+def open_documents(config: GatewayConfig) -> Retrieval | None:
+    """The client of the documents' index, or None; raises ConfigError if its key is missing."""
+    documents = config.documents
+    if documents is None:
+        return None
+    key = credential(documents.key_credential) if documents.key_credential else None
+    if documents.key_credential and key is None:
+        raise ConfigError(
+            f"documents.key_credential is '{documents.key_credential}', but there is no such credential: run this in the "
+            "unit that loads it (LoadCredentialEncrypted=)"
+        )
+    return Retrieval(documents, key.decode() if key else None)
 
 
 def open_ratings(config: GatewayConfig, keys: Ring, metrics: Metrics) -> Ratings:

@@ -16,6 +16,7 @@ from llmserve.gateway.completions import Completions
 from llmserve.gateway.health import Health
 from llmserve.gateway.middleware import AccessLog, Authentication, BodyLimit, ErrorEnvelope, RequestContext
 from llmserve.gateway.route import PlainRoute, Route
+from llmserve.gateway.search import Passages, Search, SearchBody
 from llmserve.gateway.state import State
 
 
@@ -53,6 +54,7 @@ def routing_table(state: State) -> list[Route]:
         Route("/v1/responses", {"POST": completions.responses}, hot=ResponsesBody, answer=ResponseObject),
         Route("/generate", making, hot=GenerateBody, answer=Generated),
         Route("/v1/embeddings", {"POST": completions.embeddings}, hot=EmbeddingBody, answer=Embeddings),
+        Route("/v1/search", {"POST": Search(state)}, hot=SearchBody, answer=Passages),
         Route("/v1/feedback", {"POST": cold, "GET": cold, "DELETE": cold}),
         Route("/v1/models", {"GET": cold}),
         Route("/v1/models/", {"GET": cold}),

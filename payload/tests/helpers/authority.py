@@ -60,10 +60,13 @@ def signed_bundle(
     tenants: dict[str, dict[str, object]] | None = None,
     experiments: dict[str, dict[str, object]] | None = None,
     aliases: dict[str, dict[str, str]] | None = None,
+    collections: dict[str, dict[str, object]] | None = None,
 ) -> bytes:
-    """The tree's policy as a bundle, signed with `key`. `tenants`, `experiments`, `aliases`: its data about them."""
+    """The tree's policy as a bundle, signed with `key`. `tenants`, `experiments`, `aliases`, `collections`: its data about
+    them.
+    """
     about: dict[str, object] = {"llm/tenants": tenants or {}, "llm/experiments": experiments or {}}
-    about |= {"llm/aliases": aliases or {}, "llm/groups": GROUPS}
+    about |= {"llm/aliases": aliases or {}, "llm/groups": GROUPS, "llm/collections": collections or {}}
     source = replace(tree_policy(), data=tree_policy().data | about)
     return policy_source.pack(source, revision, datetime.now(UTC) + lifetime, key)
 

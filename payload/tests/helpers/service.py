@@ -129,6 +129,8 @@ class Service:
     tenants: dict[str, dict[str, object]] = field(default_factory=dict)  # what the policy says of them
     experiments: dict[str, dict[str, object]] = field(default_factory=dict)  # of the policy
     aliases: dict[str, dict[str, str]] = field(default_factory=dict)  # of the policy
+    collections: dict[str, dict[str, object]] = field(default_factory=dict)  # of the policy
+    documents: dict[str, Any] | None = None
     listen: dict[str, Any] | None = None  # default: the socket http.sock
     engine_options: dict[str, Any] = field(default_factory=dict)
     engine_environment: dict[str, str] = field(default_factory=dict)
@@ -226,6 +228,8 @@ class Service:
             config["redis"] = self.redis
         if self.feedback:
             config["feedback"] = self.feedback
+        if self.documents:
+            config["documents"] = self.documents
         if self.quarantine:
             config["quarantine"] = str(self.quarantine)
         file = self.folder / "gateway.yaml"
@@ -241,7 +245,12 @@ class Service:
     def embedded(self) -> dict[str, Any]:
         """The tree's own policy, signed for this test."""
         bundle = self.folder / "bundle.tar.gz"
-        policy = signed_bundle(tenants=self.tenants, experiments=self.experiments, aliases=self.aliases)
+        policy = signed_bundle(
+            tenants=self.tenants,
+            experiments=self.experiments,
+            aliases=self.aliases,
+            collections=self.collections,
+        )
         bundle.write_bytes(policy)
         return {"engine": "embedded", "bundle": str(bundle)}
 

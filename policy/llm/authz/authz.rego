@@ -47,6 +47,7 @@ granted := {
 	"reviews": sort(reviews),
 	"roles": sort(held),
 	"aliases": aliases,
+	"collections": sort(collections),
 	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
 }
 
@@ -120,6 +121,14 @@ permitted(model) if model in named_models
 aliases[name] := alias if {
 	some name, alias in data.llm.aliases
 	permitted(alias.model)
+}
+
+# Those whose documents the subject may read, whatever route it asks.
+collections contains name if {
+	some name, collection in data.llm.collections
+	collection.tenant == input.tenant
+	some role in collection.readers
+	role in held
 }
 
 # Where two classes have one rank, the later name counts: any order, but always the same.

@@ -63,6 +63,7 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"reviews": [],
 		"roles": ["reader"],
 		"aliases": {},
+		"collections": [],
 		"log_prompt": false,
 	}
 }
@@ -83,6 +84,7 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"reviews": [],
 		"roles": ["recorded", "writer"],
 		"aliases": {},
+		"collections": [],
 		"log_prompt": true,
 	}
 }
@@ -159,6 +161,25 @@ test_the_order_and_number_of_roles_make_no_difference if {
 }
 
 aliases := {"default": {"model": "large"}, "tiny": {"model": "small", "deprecated": "2026-11-01"}}
+
+collections := {
+	"handbook": {"tenant": "corp", "readers": ["reader", "writer"]},
+	"payroll": {"tenant": "corp", "readers": ["recorded"]},
+	"theirs": {"tenant": "other", "readers": ["reader", "writer", "recorded"]},
+}
+
+test_a_subject_reads_the_collections_of_its_tenant_that_name_a_role_of_its if {
+	reader := decided(asks(["reader"], "GET /generate")) with data.llm.collections as collections
+	reader.collections == ["handbook"]
+	both := decided(asks(["writer", "recorded"], "POST /generate")) with data.llm.collections as collections
+	both.collections == ["handbook", "payroll"]
+}
+
+test_a_subject_of_another_tenant_reads_none_of_them if {
+	question := object.union(asks(["reader", "writer", "recorded"], "GET /generate"), {"tenant": "third"})
+	decision := decided(question) with data.llm.collections as collections
+	decision.collections == []
+}
 
 test_a_subject_has_the_aliases_of_models_that_it_may_use if {
 	decision := with_data(asks(["writer"], "POST /generate"), {}, aliases)

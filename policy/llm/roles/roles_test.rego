@@ -11,6 +11,7 @@ generation := {
 	"POST /v1/completions",
 	"POST /v1/embeddings",
 	"POST /v1/responses",
+	"POST /v1/search",
 }
 
 models := {"GET /v1/models", "GET /v1/models/*"}

@@ -1,5 +1,5 @@
 # METADATA
-# title: What is wrong with roles, rates, groups, tenants, aliases and experiments
+# title: What is wrong with roles, rates, groups, tenants, aliases, collections and experiments
 # description: |
 #   `llmkeep policy build` signs nothing while `data.llm.validate.problems` has an entry. Each is a sentence that names
 #   the place.
@@ -27,6 +27,7 @@ actions := {
 	"POST /v1/embeddings",
 	"POST /v1/feedback",
 	"POST /v1/responses",
+	"POST /v1/search",
 }
 
 count_of := {"type": "integer", "minimum": 1}
@@ -105,6 +106,16 @@ aliases_schema := {
 	}},
 }
 
+collections_schema := {
+	"type": "object",
+	"maxProperties": 256,
+	"additionalProperties": false,
+	"patternProperties": {"^[a-z0-9][a-z0-9-]{0,63}$": closed({
+		"tenant": {"type": "string", "minLength": 1},
+		"readers": object.union(words, {"minItems": 1}),
+	})},
+}
+
 # A share of answers, of 0 to 0.5 but not 0, which would halt an equal candidate.
 share := {"type": "number", "minimum": 0.0001, "maximum": 0.5}
 
@@ -159,6 +170,10 @@ default aliases := {}
 
 aliases := data.llm.aliases
 
+default collections := {}
+
+collections := data.llm.collections
+
 # METADATA
 # description: Empty when the data can be signed.
 # entrypoint: true
@@ -184,6 +199,17 @@ problems contains sprintf("llm/tenants: %s: its prompts are not kept, so there i
 	some tenant, said in data.llm.tenants
 	said.reviewed_by
 	not said.keep_prompts == true
+}
+
+problems contains sprintf("llm/collections: %s: %s", [error.field, error.desc]) if {
+	some error in json.match_schema(collections, collections_schema)[1]
+}
+
+problems contains sprintf("llm/collections: %s: llm/roles has no role %s", [name, role]) if {
+	is_object(collections)
+	some name, collection in collections
+	some role in collection.readers
+	not data.llm.roles[role]
 }
 
 problems contains "llm/groups: it is no object with a name for each entry" if not is_object(groups)

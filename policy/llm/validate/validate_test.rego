@@ -23,6 +23,31 @@ with_aliases(role_patch, rate_patch, aliases) := found if {
 		with data.llm.aliases as aliases
 }
 
+# The problems of these collections, beside the role `reader`.
+collected(collections) := found if {
+	found := problems({}, {}) with data.llm.collections as collections
+}
+
+test_a_collection_belongs_to_a_tenant_and_names_roles_that_there_are if {
+	collected({"handbook": {"tenant": "corp", "readers": ["reader"]}}) == set()
+	collected({"handbook": {"tenant": "corp", "readers": ["auditor"]}}) == {"llm/collections: handbook: llm/roles has no role auditor"}
+}
+
+test_a_collection_of_the_wrong_kind_is_named if {
+	every wrong in [
+		{"handbook": {"readers": ["reader"]}},
+		{"handbook": {"tenant": "corp"}},
+		{"handbook": {"tenant": "", "readers": ["reader"]}},
+		{"handbook": {"tenant": "corp", "readers": []}},
+		{"handbook": {"tenant": "corp", "readers": ["reader"], "writers": ["reader"]}},
+		{"Hand Book": {"tenant": "corp", "readers": ["reader"]}},
+		["handbook"],
+	] {
+		some problem in collected(wrong)
+		startswith(problem, "llm/collections: ")
+	}
+}
+
 test_what_is_right_has_no_problems if problems({}, {}) == set()
 
 test_a_value_of_the_wrong_kind_is_named_with_its_place if {

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from llmserve import credentials
 from llmserve.access import api_keys_cli
 from llmserve.access.api_keys import Record, edited, read_keys
 from llmserve.cli import main, parser
@@ -183,9 +184,10 @@ def test_no_certificate_and_an_expired_one_are_refused(cli: Cli, file: Path) -> 
 def test_the_pepper_comes_from_the_units_credentials_or_is_unsealed(
     cli: Cli, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sealed = file.parent / "credentials", file.parent / "sealed"
+    folder, sealed = file.parent / "credentials", file.parent / "sealed" / "llm-gateway.pepper"
+    sealed.parent.mkdir()
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    monkeypatch.setattr(api_keys_cli, "SEALED_PEPPER", sealed)
+    monkeypatch.setattr(credentials, "SEALED", sealed.parent)
     refused(cli("add", *WHO, pepper=False), "there is no pepper", str(sealed), "llm-gateway.pepper")
     program = file.parent / "systemd-creds"
     program.write_text('#!/bin/sh\n[ "$1 $2 $4" = "decrypt --name=llm-gateway.pepper -" ] && cat "$3"\n')
@@ -194,7 +196,7 @@ def test_the_pepper_comes_from_the_units_credentials_or_is_unsealed(
     sealed.write_bytes(b"of the sealed credential")
     assert api_keys_cli.gateway_pepper(None) == b"of the sealed credential"
     sealed.write_bytes(b"short")
-    refused(cli("add", *WHO, pepper=False), f"from {sealed} has 5 bytes")
+    refused(cli("add", *WHO, pepper=False), "from the credential llm-gateway.pepper has 5 bytes")
     program.write_text("#!/bin/sh\necho 'no such key' >&2; exit 1\n")
     refused(cli("add", *WHO, pepper=False), f"cannot unseal {sealed} (no such key)")
     folder.mkdir()

@@ -20,6 +20,7 @@ ROUTES = [
     ("POST", "/v1/responses"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
+    ("POST", "/v1/search"),
     ("POST", "/v1/feedback"),
     ("GET", "/v1/feedback"),
     ("DELETE", "/v1/feedback"),
@@ -36,6 +37,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"model": "echo", "input": "x"},
     "/v1/completions": {"model": "echo", "prompt": "x"},
     "/v1/embeddings": {"model": "echo", "input": "x"},
+    "/v1/search": {"query": "x", "collections": ["handbook"]},
     "/v1/feedback": {"id": "x", "thumb": "up"},
     "/generate": {"prompt": "x"},
 }

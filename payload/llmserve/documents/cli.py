@@ -1,0 +1,185 @@
+"""`llm-serve documents add | list | remove`: the organization's documents, which gateways search for those who may read them."""
+
+import argparse
+import json
+import logging
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcore.config import ConfigError, load
+from llmgpu.record import RecordError, record
+from llmserve.access.api_keys_cli import word
+from llmserve.client_tls import ClientContext
+from llmserve.credentials import SealedError, unsealed
+from llmserve.documents.collection import CollectionError, Document, DocumentCollection
+from llmserve.documents.embedding import EmbeddingError, connected
+from llmserve.settings import Documents, GatewayConfig
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
+
+CONFIG = Path("/opt/llmkeep/current/etc/gateway-1.yaml")
+KEY = "elasticsearch.documents"  # credential: ID:SECRET of a key that may write the index
+TEXT_BYTES = 16 * 1024 * 1024
+SUFFIXES = {".md", ".markdown", ".txt", ".text"}
+NO_SUCH_DOCUMENT = 3
+
+
+def add_commands(commands: Any) -> None:
+    """Add `documents` and its subcommands to the parser of llm-serve."""
+    documents = commands.add_parser("documents", help="the organization's documents, which gateways search")
+    verbs = documents.add_subparsers(dest="verb", required=True)
+    adding = verbs.add_parser("add", help="add or replace documents; doing it again changes nothing")
+    adding.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text or Markdown in UTF-8")
+    adding.set_defaults(run=add_command)
+    listing = verbs.add_parser("list", help="the documents of the collection")
+    listing.add_argument("--json", action="store_true", help="a JSON object a line")
+    listing.set_defaults(run=list_command)
+    removing = verbs.add_parser("remove", help="remove documents by the ids that `list` prints")
+    removing.add_argument("ids", nargs="+", metavar="ID")
+    removing.set_defaults(run=remove_command)
+    for each in adding, listing, removing:
+        each.add_argument(
+            "--collection", type=word, required=True, help="as the policy's llm/collections names it"
+        )
+        each.add_argument("--tenant", type=word, required=True, help="to which the collection belongs")
+        each.add_argument("--config", type=Path, default=CONFIG, help=f"gateway.yaml (default {CONFIG})")
+
+
+@contextmanager
+def client_of(documents: Documents) -> "Iterator[Elasticsearch]":
+    """Elasticsearch's own client, by the key that may write; raises ConfigError."""
+    from elasticsearch import Elasticsearch
+
+    options: dict[str, Any] = {"request_timeout": 60}
+    try:
+        if documents.key_credential:
+            identifier, _, secret = unsealed(KEY).decode("ascii").partition(":")
+            options["api_key"] = (identifier, secret)
+    except (SealedError, UnicodeDecodeError) as error:
+        raise ConfigError(str(error)) from None
+    if documents.tls:
+        context: ssl.SSLContext = ClientContext(documents.tls, documents.url).get()
+        options["ssl_context"] = context
+    logging.getLogger("elastic_transport").setLevel(logging.WARNING)  # else a line for each request
+    with Elasticsearch(documents.url, **options) as client:
+        yield client
+
+
+@contextmanager
+def collection(options: argparse.Namespace) -> Iterator[tuple[DocumentCollection, GatewayConfig, Documents]]:
+    """The collection that the command names; raises ConfigError where the index is not reached."""
+    from elasticsearch import ApiError, TransportError
+
+    config = load(options.config, GatewayConfig)
+    if config.documents is None:
+        raise ConfigError(
+            f"{options.config} has no key 'documents': set the group `rag` for this host, or the key"
+        )
+    with client_of(config.documents) as client:
+        try:
+            documents = DocumentCollection(client, config.documents.index, options.tenant, options.collection)
+            yield documents, config, config.documents
+        except (ApiError, TransportError) as error:
+            raise ConfigError(
+                f"{config.documents.url} refuses, or is not reached ({str(error)[:300]}): see elasticsearch.service there"
+            ) from None
+
+
+def text_of(file: Path) -> str:
+    """The text of a file; raises CollectionError with the reason where it cannot be read as text."""
+    if file.suffix.lower() not in SUFFIXES:
+        raise CollectionError(
+            f"{file} is '{file.suffix}', of which no text is taken: add {', '.join(sorted(SUFFIXES))}"
+        )
+    with file.open("rb") as content:
+        taken = content.read(TEXT_BYTES + 1)
+    if len(taken) > TEXT_BYTES:
+        raise CollectionError(f"{file} has more than {TEXT_BYTES >> 20} MiB: divide it")
+    try:
+        return taken.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CollectionError(
+            f"{file} is no UTF-8 (byte {error.start}): convert it, by iconv for example"
+        ) from None
+
+
+def on_record(config: GatewayConfig, action: str, options: argparse.Namespace, document: Document) -> None:
+    """Put a change on the host's record; raises ConfigError."""
+    fields: dict[str, object] = {
+        "organization.id": options.tenant,
+        "llmkeep.documents.collection": options.collection,
+        "llmkeep.documents.document": document.id,
+        "llmkeep.documents.revision": document.revision,
+        "llmkeep.documents.count": document.passages,
+    }
+    if config.audit is None:
+        raise ConfigError("key 'audit' is missing: what is not recorded is not changed; set it")
+    try:
+        record(config.audit.socket, action, fields)
+    except RecordError as error:
+        raise ConfigError(str(error)) from None
+
+
+def add_command(options: argparse.Namespace) -> int:
+    """Each file by itself: those that cannot be read are named, and the others added. 1 where one was refused."""
+    refused = 0
+    with collection(options) as (documents, config, settings):
+        sockets = config.engines[settings.model].socket
+        if not sockets:
+            raise ConfigError(f"the engine of '{settings.model}' is on another host: add documents there")
+        for file in options.files:
+            try:
+                text = text_of(file)
+                with connected(sockets[0]) as embedder:
+                    addition = documents.add(file.name, text, embedder)
+            except (CollectionError, EmbeddingError, OSError) as error:
+                print(f"llm-serve: {error}", file=sys.stderr)
+                refused += 1
+                continue
+            if addition.outcome != "unchanged":
+                on_record(config, f"document.{addition.outcome}", options, addition.document)
+            print(
+                f"{addition.document.id}  {addition.outcome}  {addition.document.passages} passages  {file.name}"
+            )
+    return 1 if refused else 0
+
+
+def list_command(options: argparse.Namespace) -> int:
+    with collection(options) as (documents, *_):
+        for document in documents.documents():
+            row = {
+                "id": document.id,
+                "name": document.name,
+                "revision": document.revision,
+                "passages": document.passages,
+            }
+            print(
+                json.dumps(row)
+                if options.json
+                else f"{document.id}  {document.passages} passages  {document.name}"
+            )
+    return 0
+
+
+def remove_command(options: argparse.Namespace) -> int:
+    """A removal is on record before it begins."""
+    missing = 0
+    with collection(options) as (documents, config, _):
+        known = {document.id: document for document in documents.documents()}
+        for name in options.ids:
+            if name not in known:
+                print(
+                    f"llm-serve: there is no document {name!r}: `llm-serve documents list` shows ids",
+                    file=sys.stderr,
+                )
+                missing += 1
+                continue
+            on_record(config, "document.removed", options, known[name])
+            documents.remove(name)
+            print(f"{name}  removed")
+    return NO_SUCH_DOCUMENT if missing else 0

@@ -1,0 +1,183 @@
+"""A tenant's collection in the index: documents are added, listed and removed. Each of these can be repeated."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmserve.documents.embedding import Embedder, TooLong
+from llmserve.documents.index import document_id, entry, mapping, readable
+from llmserve.documents.passages import LETTERS_A_TOKEN, TOKENS, Passage, normalized, passages
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
+
+MOST_DOCUMENTS = 10_000  # in one list
+
+
+class CollectionError(Exception):
+    """The index did not take or return documents; the message says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document in the index. `revision`: SHA-256 of its text; `passages`: how many it has."""
+
+    id: str
+    name: str
+    revision: str
+    passages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the index has of a document: passages by revision, of which there are two where replacing it was interrupted, and
+    how many the document has as a whole.
+    """
+
+    revisions: dict[str, int]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What adding a document changed."""
+
+    document: Document
+    outcome: Literal["added", "replaced", "unchanged"]
+
+
+def embedded(text: str, embedder: Embedder) -> tuple[list[Passage], list[list[float]]]:
+    """The passages of a text with their vectors, shorter ones where a text has more tokens than were estimated; raises
+    EmbeddingError.
+    """
+    for limit in (TOKENS, TOKENS // 2):
+        pieces = list(passages(text, limit))
+        try:
+            return pieces, embedder.vectors([piece.text for piece in pieces])
+        except TooLong:
+            continue
+    # Where each letter is a token, as in a table of keys.
+    pieces = list(passages(text, TOKENS // LETTERS_A_TOKEN))
+    return pieces, embedder.vectors([piece.text for piece in pieces])
+
+
+class DocumentCollection:
+    """One collection of one tenant, by Elasticsearch's own client."""
+
+    def __init__(self, client: "Elasticsearch", alias: str, tenant: str, name: str) -> None:
+        self.client = client
+        self.alias = alias
+        self.tenant = tenant
+        self.name = name
+
+    @property
+    def filter(self) -> list[dict[str, Any]]:
+        return readable(self.tenant, [self.name])
+
+    def make_index(self, dimensions: int) -> None:
+        """Make the index of all collections where there is none; raises CollectionError where it is for other vectors."""
+        if not self.client.indices.exists_alias(name=self.alias):
+            settings = mapping(dimensions) | {"aliases": {self.alias: {}}}
+            self.client.options(ignore_status=400).indices.create(index=f"{self.alias}-1", **settings)
+        fields = self.client.indices.get_mapping(index=self.alias)
+        for index in fields.values():
+            has = index["mappings"]["properties"]["vector"]["dims"]
+            if has != dimensions:
+                raise CollectionError(
+                    f"the index {self.alias} has vectors of {has} dimensions, and documents.model gives {dimensions}: "
+                    "name the model that it was made with"
+                )
+
+    def stored(self, document: str) -> Stored:
+        """What the index has of a document."""
+        answer = self.client.search(
+            index=self.alias,
+            size=1,
+            query={"bool": {"filter": [*self.filter, {"term": {"document": document}}]}},
+            source={"includes": ["total"]},
+            aggregations={"revisions": {"terms": {"field": "revision"}}},
+        )
+        hits = answer["hits"]["hits"]
+        buckets = answer["aggregations"]["revisions"]["buckets"]
+        return Stored(
+            {each["key"]: each["doc_count"] for each in buckets}, hits[0]["_source"]["total"] if hits else 0
+        )
+
+    def add(self, name: str, content: str, embedder: Embedder) -> Addition:
+        """Add or replace the document of this name. The old revision is found until the new one is there as a whole.
+
+        Raises CollectionError for a text without letters, EmbeddingError, or the client's errors.
+        """
+        from elasticsearch.helpers import bulk
+
+        text = normalized(content)
+        if not text.strip():
+            raise CollectionError(f"{name} has no text")
+        self.make_index(embedder.hello.dimensions)
+        revision = sha256(text.encode()).hexdigest()
+        document = document_id(self.tenant, self.name, name)
+        before = self.stored(document)
+        if before.revisions == {revision: before.total}:
+            return Addition(Document(document, name, revision, before.total), "unchanged")
+        pieces, vectors = embedded(text, embedder)
+        shared = {
+            "tenant": self.tenant,
+            "collection": self.name,
+            "document": document,
+            "revision": revision,
+            "name": name,
+            "total": len(pieces),
+            "added": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        actions: Iterator[dict[str, Any]] = (
+            {
+                "_index": self.alias,
+                "_id": f"{document}-{revision[:16]}-{piece.number}",
+                "_source": entry(shared, piece, vector),
+            }
+            for piece, vector in zip(pieces, vectors, strict=True)
+        )
+        bulk(self.client, actions, refresh=True)
+        self.delete(document, but=revision)
+        added = Document(document, name, revision, len(pieces))
+        return Addition(added, "replaced" if before.revisions else "added")
+
+    def delete(self, document: str, but: str | None = None) -> None:
+        """Delete the passages of a document, but for those of one revision."""
+        query: dict[str, Any] = {"filter": [*self.filter, {"term": {"document": document}}]}
+        if but:
+            query["must_not"] = {"term": {"revision": but}}
+        answer = self.client.delete_by_query(
+            index=self.alias, query={"bool": query}, refresh=True, conflicts="proceed"
+        )
+        if answer["failures"] or answer["version_conflicts"]:
+            raise CollectionError(f"not all passages of {document} were deleted: run this again")
+
+    def remove(self, document: str) -> bool:
+        """Remove a document by its id; False where there is none. Raises CollectionError while a passage is left."""
+        if not self.stored(document).revisions:
+            return False
+        self.delete(document)
+        if left := self.stored(document).revisions:
+            raise CollectionError(f"{sum(left.values())} passages of {document} are left: run this again")
+        return True
+
+    def documents(self) -> list[Document]:
+        """The documents of the collection, by name."""
+        if not self.client.indices.exists_alias(name=self.alias):
+            return []
+        answer = self.client.search(
+            index=self.alias,
+            size=MOST_DOCUMENTS,
+            query={"bool": {"filter": [*self.filter, {"term": {"number": 0}}]}},
+            source={"includes": ["document", "name", "revision", "total"]},
+        )
+        return sorted(
+            (
+                Document(source["document"], source["name"], source["revision"], source["total"])
+                for source in (hit["_source"] for hit in answer["hits"]["hits"])
+            ),
+            key=lambda document: document.name,
+        )

@@ -1,0 +1,119 @@
+"""Passages for a caller, from Elasticsearch: both searches in one request, both with the caller's tenant and collections."""
+
+import asyncio
+import base64
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmserve.api.errors import ApiError, unavailable
+from llmserve.documents.index import by_vector, by_words, fused
+from llmserve.fast_json import parse, serialize
+from llmserve.http_client import BadAnswer, HttpClient, Lost
+from llmserve.settings import Documents
+
+log = logging.getLogger("llmserve.documents")
+ANSWER_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that answers a query. `id`: of the passage; `score`: by rank fusion, comparable within one answer only."""
+
+    id: str
+    score: float
+    collection: str
+    document: str
+    name: str
+    page: int
+    start: int
+    end: int
+    hash: str
+    revision: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The best passages, and the cosine similarity of the nearest one to the query; -1 without any."""
+
+    hits: list[Hit]
+    similarity: float
+
+
+class ForeignPassage(Exception):
+    """The index returned what its filter excludes."""
+
+
+def ranked(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The hits of one search, the best first, ties by id; none where no document was ever added. Raises KeyError, TypeError or
+    ValueError where it is incomplete.
+    """
+    if answer["status"] == 404 and answer["error"]["type"] == "index_not_found_exception":
+        return []
+    if answer["status"] != 200 or answer["timed_out"] or answer["_shards"]["failed"]:
+        raise ValueError("a search did not reach all shards")
+    hits: list[dict[str, Any]] = answer["hits"]["hits"]
+    return sorted(hits, key=lambda hit: (-hit["_score"], hit["_id"]))
+
+
+def result(
+    answers: Sequence[dict[str, Any]], tenant: str, collections: Collection[str], size: int
+) -> SearchResult:
+    """The best of both searches, of which the second is by vector; raises ForeignPassage, so that a fault of the index never
+    shows another tenant's text.
+    """
+    rankings = [ranked(answer) for answer in answers]
+    sources = {hit["_id"]: hit["_source"] for ranking in rankings for hit in ranking}
+    for source in sources.values():
+        if source.pop("tenant") != tenant or source["collection"] not in collections:
+            raise ForeignPassage
+    best = fused([[hit["_id"] for hit in ranking] for ranking in rankings])[:size]
+    # Elasticsearch's score is (1 + cosine) / 2.
+    nearest = rankings[1][0]["_score"] * 2 - 1 if rankings[1] else -1.0
+    return SearchResult([Hit(id=name, score=score, **sources[name]) for name, score in best], nearest)
+
+
+def away() -> ApiError:
+    """503: the answer says that documents were not searched, instead of saying that there are none."""
+    return unavailable(
+        "documents_unavailable", "the documents cannot be searched now: retry later", retry_after=5
+    )
+
+
+class Retrieval:
+    """The gateway's client of the index."""
+
+    def __init__(self, settings: Documents, key: str | None) -> None:
+        """`key`: ID:SECRET of an Elasticsearch API key that may only read this index."""
+        self.settings = settings
+        self.http = HttpClient(settings.url, settings.tls, None)
+        self.headers = {"authorization": f"ApiKey {base64.b64encode(key.encode()).decode()}"} if key else {}
+
+    async def search(
+        self, tenant: str, collections: Collection[str], query: str, vector: Sequence[float], size: int
+    ) -> SearchResult:
+        """The best passages of these collections, which policy lets the caller read; raises ApiError 503."""
+        searches = by_words(tenant, collections, query), by_vector(tenant, collections, vector)
+        body = b"".join(b"{}\n" + serialize(search) + b"\n" for search in searches)
+        try:
+            async with (
+                asyncio.timeout(self.settings.deadline_ms / 1000),
+                self.http.request("POST", f"/{self.settings.index}/_msearch", body, self.headers) as response,
+            ):
+                content = await response.whole(ANSWER_BYTES)
+            if response.status != 200:
+                raise ValueError(f"it returned {response.status}")
+            return result(parse(content)["responses"], tenant, collections, size)
+        except ForeignPassage:
+            log.critical(
+                "the index returned a passage of another tenant or collection; nothing of it was passed on"
+            )
+            raise away() from None
+        except (OSError, TimeoutError, Lost, BadAnswer, ValueError, KeyError, TypeError) as error:
+            log.error(
+                "documents were not searched",
+                extra={"fields": {"error": type(error).__name__, "reason": str(error)[:200]}},
+            )
+            raise away() from None
