@@ -92,6 +92,8 @@ def judge_rights(
             wanted |= {(*each, namespace) for each in READS}
         if declared.has_record(manifest):
             wanted |= {(*each, namespace) for each in EXECUTES}
+        if declared.runtime_class(manifest):
+            wanted.add(("node.k8s.io", "runtimeclasses", "list", ""))
     asked = [
         {
             "apiVersion": "authorization.k8s.io/v1",
@@ -121,6 +123,19 @@ def judge_rights(
         raise Refused(
             f"the user of {cluster.kubeconfig} has no right to {', '.join(lacking)}."
             " Bind its user to a ClusterRole with these rights (docs/operate/kubernetes.md)"
+        )
+
+
+def judge_runtimes(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
+    """Refuse pods of a runtime class that the cluster lacks: it would store their workload, and refuse each of them."""
+    naming = {name: each for each in manifests if (name := declared.runtime_class(each))}
+    if not naming:
+        return
+    present = {each["metadata"]["name"] for each in cluster.objects("get", "runtimeclasses")}
+    for name in sorted(naming.keys() - present):
+        raise Refused(
+            f"{declared.shown(naming[name])} has the runtime class {name}, and the cluster has"
+            f" {', '.join(sorted(present)) or 'none'}. Make it; for GPUs, install NVIDIA's container toolkit on their nodes first"
         )
 
 

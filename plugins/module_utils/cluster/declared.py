@@ -162,6 +162,11 @@ def containers(manifest: Manifest) -> Iterator[dict[str, Any]]:
         yield from spec.get(kind) or []
 
 
+def runtime_class(manifest: Manifest) -> str:
+    """Name of the runtime class of an object's pods; empty where it is the cluster's default."""
+    return str((template(manifest).get("spec") or {}).get("runtimeClassName") or "")
+
+
 def has_record(manifest: Manifest) -> bool:
     """Whether the pods of a workload write audit records, which outlive them (llmkeep.record.pods reads the same)."""
     return manifest["kind"] == "StatefulSet" and any(each["name"] == "audit" for each in containers(manifest))

@@ -40,6 +40,7 @@ def deployed(
     capacity.judge_rights(cluster, manifests, kinds)
     before = rollout.live(cluster, manifests)
     judge_owners(before)
+    capacity.judge_runtimes(cluster, manifests)
     capacity.judge_gpus(cluster, manifests, list(before.values()))
     capacity.judge_weights(cluster, manifests)
     made = [each for each in manifests if each["kind"] == "Namespace" and identity(each) not in before]

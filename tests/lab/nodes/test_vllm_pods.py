@@ -74,15 +74,20 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         real_nodes(folder / "cluster", REPLICAS, pause, {PAUSE_IMAGE: folder / "oci"}) as (cluster, nodes),
         registry(folder, nodes, built) as images,
     ):
-        own = [one(kustomized("overlays/gpu"), "Namespace"), RUNTIME_CLASS]
+        own = [one(kustomized("overlays/gpu"), "Namespace")]
         own += [*secrets(given), *volumes(nodes, weights)]
         cluster.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(own))
         yield Serving(cluster, nodes, given, folder, images, built, "gpu", ASKED)
 
 
+def make_runtime_class(serving: Serving) -> None:
+    serving.cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(RUNTIME_CLASS))
+
+
 @pytest.fixture
 def deployed(serving: Serving) -> Serving:
     """Our replicas on nodes that have a GPU each, ready."""
+    make_runtime_class(serving)
     for node in serving.nodes:
         advertise(serving, node.name, 1)
     serving.deploy()
@@ -98,7 +103,12 @@ def refused(serving: Serving) -> str:
     return str(problem.value)
 
 
+def test_a_cluster_without_nvidias_runtime_is_refused_before_anything_changes(serving: Serving) -> None:
+    assert "has the runtime class nvidia, and the cluster has none" in refused(serving)
+
+
 def test_nodes_without_gpus_are_refused_before_anything_changes(serving: Serving) -> None:
+    make_runtime_class(serving)
     said = refused(serving)
     assert f"asks for 1 {GPU} a pod, and no node has more than 0 allocatable" in said
 

@@ -77,6 +77,12 @@ def test_gpus_for_an_image_that_does_not_compute_on_them_are_refused(estate: Est
     assert estate.untouched()
 
 
+def test_a_runtime_class_that_the_cluster_lacks_is_refused(estate: Estate) -> None:
+    estate.pod["runtimeClassName"] = "nvidia"
+    assert "has the runtime class nvidia, and the cluster has none. Make it" in estate.refused()
+    assert estate.untouched()
+
+
 def volume(name: str, storage_class: str, node: str) -> Manifest:
     """The verified release on a node."""
     hosts = [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]
