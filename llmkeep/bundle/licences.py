@@ -40,7 +40,8 @@ def spdx(stated: str) -> str:
     text = PACKAGE.sub("", " ".join(stated.split()))
     if not text or text.upper() in (UNSTATED, "NONE"):
         return UNSTATED
-    if rendered := _parsed(text):
+    of_debian = " AND " in text and OR.search(text.replace(" OR ", " "))
+    if not of_debian and (rendered := _parsed(text)):
         return rendered
     parts = [
         part

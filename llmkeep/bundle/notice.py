@@ -9,7 +9,7 @@ NAME = "NOTICE"
 HEADER = """\
 llmkeep, Apache-2.0: see tree/LICENSE.
 
-This bundle has the following of others. Left, the licence as an SPDX expression; LicenseRef-… and NOASSERTION: see the artifact.
+This bundle has the following of others, by licence as an SPDX expression; for LicenseRef-… and NOASSERTION see the artifact.
 The texts are in the artifacts: a Debian package's in usr/share/doc/NAME/copyright, a wheel's in NAME.dist-info, a model's and a
 script's beside it.
 """

@@ -17,6 +17,7 @@ POLICY = Policy(["SSPL-*"], ["AGPL-*", "*nvidia*"], ["*nvidia*"])
         ("GFDL-NIV-1.3+", "GFDL-1.3-no-invariants-or-later"),
         ("Expat AND BSD-3-clause AND Expat", "MIT AND BSD-3-Clause"),
         ("BSD-3-clause or GPL-2 AND MIT/X11", "(BSD-3-Clause OR GPL-2.0-only) AND MIT"),
+        ("Apache-2.0 AND MIT AND MIT or Apache-2.0", "Apache-2.0 AND MIT AND (MIT OR Apache-2.0)"),
         ("GPL-2+ or AFL-2.1, and Expat", "(GPL-2.0-or-later OR AFL-2.1) AND MIT"),
         ("GPL-2 with Linux-syscall-note exception", "GPL-2.0-only WITH Linux-syscall-note"),
         ("MIT License AND Apache Software License", "MIT AND Apache-2.0"),
