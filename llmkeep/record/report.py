@@ -19,7 +19,17 @@ from llmkeep.durable import write
 from llmkeep.errors import LlmkeepError, printable
 from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, memory
-from llmkeep.record import report_html, report_oscal, runs, standards, verification, witness
+from llmkeep.record import (
+    report_html,
+    report_oscal,
+    report_vulnerabilities,
+    runs,
+    software,
+    standards,
+    verification,
+    witness,
+)
+from llmkeep.vulnerabilities import database
 from llmproof import heads
 from llmproof.archive import ArchiveRefused, packed
 from llmproof.heads import HeadError, Signer, Verifier
@@ -115,15 +125,19 @@ def results(
     }
 
 
-def archive(document: dict[str, Any], verifier: Verifier, seed: bytes, now: datetime) -> bytes:
-    """The signed report of DOCUMENT, as JSON, as pages in two languages, and in OSCAL."""
+def archive(
+    document: dict[str, Any], scan: dict[str, Any], verifier: Verifier, seed: bytes, now: datetime
+) -> bytes:
+    """The signed report of DOCUMENT and of the SCAN for vulnerabilities, as JSON, as pages in two languages, in OSCAL and VEX."""
     verdicts = judged(document)
     files = {
         RESULTS: _json(document),
         VERDICTS: _json(verdicts),
-        **{f"report.{language}.html": report_html.page(document, verdicts, language).encode()
+        **{f"report.{language}.html": report_html.page(
+               document, verdicts, language, report_vulnerabilities.section(scan, language)).encode()
            for language in report_html.LANGUAGES},
         "oscal.json": _json(report_oscal.results(document, verdicts, now)),
+        **report_vulnerabilities.files(scan),
     }  # fmt: skip
     return packed(files, Signer(verifier.scoped(PURPOSE).name, seed), now)
 
@@ -153,8 +167,10 @@ def make(given: argparse.Namespace) -> int:
         if not path.exists():
             raise LlmkeepError("the checks could not be run to their end, so there is no report")
         document = results(tree, standard, json.loads(path.read_text()), inventories, begun)
+    bundle, limit = PLACES.bundles / "current", database.DAYS
+    scan = software.scan(tree, inventories, given, bundle, limit, PLACES.waivers)
     now = datetime.now(UTC)
-    content = archive(document, own_verifier(), runs.seed(), now)
+    content = archive(document, scan, own_verifier(), runs.seed(), now)
     digest = hashlib.sha256(content).hexdigest()
     name = f"{given.standard}-{now.strftime('%Y%m%dT%H%M%S')}-{digest[:8]}.tar"
     shown = _counted(_verified(content, own_verifier(), name))

@@ -1,6 +1,7 @@
 """A report as a page without scripts, for people and for paper. Each value passes `text`: hosts wrote some of them."""
 
 import html
+from collections.abc import Callable
 from typing import Any
 
 from llmkeep.errors import printable
@@ -23,6 +24,12 @@ CHINESE = {
     "met": "符合", "partly": "部分", "not met": "不符合", "not shown": "未证明", "no check": "无检查",
     "organisation": "由组织回答", "unreviewed": "未审阅", "ok": "通过", "failed": "失败", "accepted": "清单已接受",
     "error": "错误", "not enforceable": "内核无法强制", "skipped": "未运行", "undeclared": "未要求",
+    "Vulnerabilities": "漏洞", "Vulnerability": "漏洞", "Database": "漏洞库", "As of": "截至",
+    "Problem": "问题", "Unknown": "未知", "Waiver": "豁免", "until": "有效期至", "expired": "已过期",
+    "Something is unknown, so no host counts as free of vulnerabilities.": "存在未知项，任何主机均不得视为无漏洞。",
+    "Package": "软件包", "Fixed version": "修复版本", "Running in": "运行于",
+    "cannot be seen": "无法观察", "critical": "严重", "high": "高", "medium": "中", "low": "低", "unassigned": "未评级",
+    "undetermined": "未判定",
 }  # fmt: skip
 STYLE = (
     "body{font:14px/1.5 sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#111;background:#fff}"
@@ -38,12 +45,14 @@ def text(value: object) -> str:
     return html.escape(printable(str(value)))
 
 
-def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str) -> str:
-    """The page in one of LANGUAGES."""
+def spoken(language: str) -> Callable[[str], str]:
+    """Our own words in one of LANGUAGES, for a page."""
+    return lambda words: text(CHINESE.get(words, words) if language == "zh" else words)
 
-    def say(words: str) -> str:
-        return text(CHINESE.get(words, words) if language == "zh" else words)
 
+def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str, *sections: str) -> str:
+    """The page in one of LANGUAGES, with further SECTIONS in it before the evidence."""
+    say = spoken(language)
     standard, hosts = results["standard"], results["hosts"]
     title = f"{text(standard['title'])} {text(standard['version'])}"
     numbers = {name: number for number, name in enumerate(sorted(hosts))}
@@ -65,9 +74,9 @@ def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str)
         f"<p>{say("The standard's text was not compared; nothing here counts as met.")}</p>"
         if standard.get("unreviewed")
         else "",
-        _table([], [[say(label), value] for label, value in facts]),
+        table([], [[say(label), value] for label, value in facts]),
         f"<h2>{say('Summary')}</h2>",
-        _table(
+        table(
             [say("Verdict"), say("Number")],
             [[say(name), str(sum(each["verdict"] == name for each in verdicts))] for name in VERDICT_NAMES],
         ),
@@ -86,13 +95,14 @@ def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str)
         lines = [f"{say('Not shown here')}: {limit}" for limit in limits]
         about = "<br>".join([text(control.get("title", "")), *lines])
         rows.append([text(control["id"]), about, say(each["verdict"]), checks])
-    parts.append(_table([say(name) for name in ("Control", "About", "Verdict", "Checks on hosts")], rows))
+    parts.append(table([say(name) for name in ("Control", "About", "Verdict", "Checks on hosts")], rows))
+    parts += sections
     parts.append(f"<h2>{say('Evidence')}</h2>")
     for name, number in numbers.items():
         silent = "" if hosts[name]["answers"] else f" ({say('did not answer')})"
         parts.append(f'<h3 id="h{number}">{text(name)}{silent}</h3>')
         parts.append(
-            _table(
+            table(
                 [say(label) for label in ("Check", "State", "Expected", "Observed")],
                 [
                     [
@@ -109,11 +119,11 @@ def page(results: dict[str, Any], verdicts: list[dict[str, Any]], language: str)
         heads = [
             [text(name), f"<pre>{text(note)}</pre>"] for name, note in results["witnessed_heads"].items()
         ]
-        parts += [f"<h2>{say("Heads of hosts' records")}</h2>", _table([], heads)]
+        parts += [f"<h2>{say("Heads of hosts' records")}</h2>", table([], heads)]
     return "\n".join([*filter(None, parts), "</body></html>", ""])
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     """A table of cells that are HTML already."""
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"] if head else []
     lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]

@@ -9,14 +9,27 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import bundle_with_advisories
 import pytest
+import scanned_estate
 import sealing_double
 
 from llmkeep import cli, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
 from llmkeep.record import commands as audit
-from llmkeep.record import report, report_html, report_oscal, runs, standards, verification, witness
+from llmkeep.record import (
+    report,
+    report_html,
+    report_oscal,
+    report_vulnerabilities,
+    runs,
+    software,
+    standards,
+    verification,
+    witness,
+)
+from llmkeep.vulnerabilities.waivers import Waiver
 from llmproof import cli as proof
 from llmproof.archive import ArchiveRefused
 from llmproof.heads import Signer, Verifier
@@ -81,6 +94,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     runs.append({"event.action": "begun"})
     runs.SERIAL.write_text("7\n")
     observe(monkeypatch, verification_report())
+    monkeypatch.setattr(software, "read", lambda *_: {"llm1": scanned_estate.text(), "ops1": None})
     return root
 
 
@@ -101,6 +115,16 @@ def made(out: Path) -> Path:
     assert cli.main(["audit", "report", "--standard", "small", "-i", "hosts.yml", "--out", str(out)]) == 0
     (path,) = set(out.glob("*.tar")) - before
     return path
+
+
+def scanned(folder: Path | None = None, *waivers: Waiver) -> dict[str, Any]:
+    """A scan of a host by the databases of a bundle in FOLDER, or without any, and of one that does not answer."""
+    bundle = folder and bundle_with_advisories.write(
+        folder, scanned_estate.NOW, more=(scanned_estate.MARKED,)
+    )
+    scan = scanned_estate.scan(bundle, *waivers, llm1=scanned_estate.text(), ops1=None)
+    document: dict[str, Any] = json.loads(json.dumps(scan))
+    return document
 
 
 def verifier() -> Verifier:
@@ -360,7 +384,7 @@ def test_diff_compares_no_report_that_does_not_verify(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("node")
 def test_a_report_that_another_key_signed_is_refused() -> None:
     other = Signer(verifier().name, bytes(32)).verifier
-    content = report.archive(small(), other, bytes(32), NOW)
+    content = report.archive(small(), scanned(), other, bytes(32), NOW)
     with pytest.raises(ArchiveRefused, match="it is signed by"):
         verified(content, verifier())
 
@@ -368,5 +392,43 @@ def test_a_report_that_another_key_signed_is_refused() -> None:
 @pytest.mark.usefixtures("node")
 def test_the_same_results_make_the_same_archive() -> None:
     document = small()
-    first, second = (report.archive(document, verifier(), runs.seed(), NOW) for _ in range(2))
+    first, second = (report.archive(document, scanned(), verifier(), runs.seed(), NOW) for _ in range(2))
     assert first == second
+
+
+def test_a_report_has_the_state_of_vulnerabilities(node: Path, tmp_path: Path) -> None:
+    bundle_with_advisories.write(tmp_path / "srv/llmkeep/bundle/current", datetime.now(UTC))
+    found = verified(made(node.parent / "out").read_bytes(), verifier())
+    scan = json.loads(found.files["vulnerabilities.json"])
+    assert {each["id"] for each in scan["hosts"]["llm1"]["findings"]} >= {"CVE-2099-0001", "CVE-2099-0010"}
+    assert scan["hosts"]["ops1"]["unknown"] == ["it did not answer"]
+    assert json.loads(found.files["vulnerabilities.vex.json"])["bomFormat"] == "CycloneDX"
+    assert b"CVE-2099-0001" in found.files["report.en.html"]
+    assert "存在未知项".encode() in found.files["report.zh.html"]
+
+
+@pytest.mark.parametrize("language", report_html.LANGUAGES)
+def test_no_value_of_a_scan_becomes_markup(language: str, tmp_path: Path) -> None:
+    plain = scanned(
+        tmp_path, scanned_estate.waiver("2099-03-01"), scanned_estate.waiver("2099-01-01", "CVE-2099-0002")
+    )
+    bad = hostile(plain)
+    for host in bad["hosts"].values():
+        for finding, original in zip(
+            host["findings"],
+            plain["hosts"]["llm1"]["findings"] if host["findings"] else [],
+            strict=True,
+        ):
+            finding |= {name: original[name] for name in ("severity", "state")}
+    bad["hosts"] = {f"{name}{HOSTILE}": host for name, host in bad["hosts"].items()}
+    written = report_vulnerabilities.section(bad, language)
+    assert Page(written).tags == Page(report_vulnerabilities.section(plain, language)).tags
+    assert not Page(written).attributes
+    assert not {"\x1b", "\u202e", "\0"} & set(written)
+
+
+def test_the_chinese_section_has_a_word_for_each_word_of_the_english_one(tmp_path: Path) -> None:
+    scan = scanned(tmp_path, scanned_estate.waiver("2099-03-01"))
+    pair = (Page(report_vulnerabilities.section(scan, each)).text for each in report_html.LANGUAGES)
+    same = {text.strip() for text, other in zip(*pair, strict=True) if text == other}
+    assert same & report_html.CHINESE.keys() == set()
