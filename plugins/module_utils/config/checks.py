@@ -1,7 +1,8 @@
 """A check: a command with its expected exit status and output, a named finding of a program, or a limit of units.
 
-If a host's kernel cannot enforce a limit, the result is neither a pass nor a failure: `ok` is false, and `not_enforceable`
-says why. So it is where the inventory accepts a failure, by `accepted`. A reader of `ok` alone takes both for failures.
+If a host's kernel cannot enforce a limit, or the program of a named finding says why its host cannot have what it asks for, the
+result is neither a pass nor a failure: `ok` is false, and `not_enforceable` says why. So it is where the inventory accepts a
+failure, by `accepted`. A reader of `ok` alone takes both for failures.
 """
 
 from __future__ import annotations
@@ -110,6 +111,14 @@ def ended_with(code: int, out: str, err: str) -> str:
     return f"exit {code}, output {shortened(out)!r}" + (f", error output {shortened(err)!r}" if err else "")
 
 
+def lacking(check: dict[str, Any], seen: str | tuple[int, str, str]) -> dict[str, str]:
+    """`not_enforceable`, where a program gives a reason why this host cannot have what its finding asks for."""
+    try:
+        return {"not_enforceable": str(json.loads(seen[1])["checks"][check["named"]]["not_enforceable"])}
+    except (ValueError, KeyError, TypeError, IndexError):
+        return {}
+
+
 def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
     """One of the findings in a program's JSON, which is evidence and never shortened."""
     try:
@@ -164,5 +173,5 @@ def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if check["named"] is not None:
             told[argv] = seen
         observed, ok = judged(check, seen)
-        results.append(result(check, observed, ok))
+        results.append(result(check, observed, ok) | ({} if ok else lacking(check, seen)))
     return results

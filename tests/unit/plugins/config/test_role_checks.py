@@ -50,6 +50,26 @@ def test_passes_only_what_is_as_expected(code: str, parts: dict[str, Any], ok: b
     assert check(code, **parts)["ok"] is ok
 
 
+NOT_HERE = (
+    'print(\'{"checks": {"part": {"ok": %s, "observed": "off", "not_enforceable": "a container cannot"}}}\')'
+)
+
+
+def test_a_finding_that_its_host_cannot_have_is_neither_a_pass_nor_a_failure() -> None:
+    result = check(NOT_HERE % "false", named="part")
+    assert (result["ok"], result["not_enforceable"]) == (False, "a container cannot")
+    assert not checks.has_failed(result)
+
+
+def test_a_finding_that_holds_is_a_pass_whatever_reason_it_gives() -> None:
+    assert "not_enforceable" not in check(NOT_HERE % "true", named="part")
+
+
+@pytest.mark.parametrize("name", ["another", ""])
+def test_no_reason_of_another_finding_excuses_one(name: str) -> None:
+    assert checks.has_failed(check(NOT_HERE % "false", named=name))
+
+
 def test_a_probe_that_hangs_fails_and_is_ended_with_its_children() -> None:
     begun = time.monotonic()
     result = check("import subprocess; subprocess.run(['sleep', '60'])", timeout=1)
