@@ -20,17 +20,26 @@ class Section(BaseModel):
 def load[T: BaseModel](path: Path, kind: type[T]) -> T:
     """Read the YAML file `path` as a `kind`; raises ConfigError, which lists every wrong key with its value."""
     try:
-        content: Any = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
+    return parse(text, str(path), kind)
+
+
+def parse[T: BaseModel](text: str, name: str, kind: type[T]) -> T:
+    """Read YAML as a `kind`; raises ConfigError, in which `name` is where it is from."""
+    try:
+        content: Any = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must contain a mapping, not {type(content).__name__}")
+        raise ConfigError(f"{name} must contain a mapping, not {type(content).__name__}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in describe(error))) from error
+        raise ConfigError("\n".join(f"{name}: {line}" for line in describe(error))) from error
 
 
 def describe(error: ValidationError) -> list[str]:

@@ -1,4 +1,4 @@
-"""llm-train: data, describe, plan, run, compare, publish, feedback, annotate.
+"""llm-train: data, describe, plan, run, submit, compare, publish, feedback, annotate.
 
 Exit codes are listed in `exits.py`.
 """
@@ -23,6 +23,7 @@ from llmtrain.planning import architecture
 from llmtrain.planning import command as planning
 from llmtrain.publish import command as publish
 from llmtrain.run import command as run
+from llmtrain.run import submission
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     architecture.add_command(commands)
     planning.add_command(commands)
     run.add_command(commands)
+    submission.add_commands(commands)
     compare.add_command(commands)
     publish.add_command(commands)
     feedback.add_command(commands)

@@ -92,7 +92,8 @@ class Preference(Section):
 class Job(Section):
     """One training run. It writes to `output` alone."""
 
-    name: str = Field(pattern=r"[a-z0-9][a-z0-9-]{0,62}")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    owner: str | None = None  # the user who submitted it, as `llm-train submit` found out
     model: Path  # local; safetensors only
     manifest: Path | None = None  # of the model, in the format of sha256sum; default: MODEL.sha256 beside it
     method: Lora | Full = Field(discriminator="kind")

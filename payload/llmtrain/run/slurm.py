@@ -17,7 +17,7 @@ ENDED = (DONE, USAGE, NO_FIT, ALTERED, UNHEALTHY)  # what another start does not
 # The submitter's environment stays where it is (--export=NIL). The first node, where this runs, is where the others meet it.
 SCRIPT = """#!/bin/sh
 export PATH=/usr/local/bin:/usr/bin:/bin HOME=/nonexistent PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-srun --export=ALL --kill-on-bad-exit=1 {run} --rendezvous "$SLURMD_NODENAME:{port}"
+srun --export=ALL --kill-on-bad-exit=1 {run} --rendezvous "$SLURMD_NODENAME:{port}"{inline}
 code=$?
 case $code in {ended}) exit $code ;; esac
 # Stopped with a save, or failed: queued again, it goes on from its last good checkpoint.
@@ -51,16 +51,17 @@ def starts_here(environment: Mapping[str, str]) -> bool:
     return "SLURM_STEP_ID" in environment and "SLURM_NODEID" in environment
 
 
-def script(options: argparse.Namespace) -> str:
-    """The batch script, which starts `llm-train run` once on each node."""
-    run = ["llm-train", "run", str(options.job.resolve()), "--launcher", "slurm"]
+def script(options: argparse.Namespace, text: str = "") -> str:
+    """The batch script, which starts `llm-train run` once on each node: with the job file, or with `text`, a line of JSON."""
+    run = ["llm-train", "run", "/dev/stdin" if text else str(options.job.resolve()), "--launcher", "slurm"]
     for name in ("prepare", "key_file"):
         if path := getattr(options, name):
             run += [f"--{name.replace('_', '-')}", str(path.resolve())]
     if options.traffic:
         run += ["--traffic", options.traffic]
     run += ["--restarts", str(options.restarts)]
-    return SCRIPT.format(run=shlex.join(run), port=PORT, ended="|".join(map(str, ENDED)))
+    inline = f" <<'JOB'\n{text}\nJOB" if text else ""  # srun gives it to each node
+    return SCRIPT.format(run=shlex.join(run), port=PORT, inline=inline, ended="|".join(map(str, ENDED)))
 
 
 def sbatch(options: argparse.Namespace, job: Job, nodes: int) -> list[str]:
@@ -83,6 +84,14 @@ def submit(options: argparse.Namespace, job: Job, nodes: int) -> int:
     if options.dry_run:
         print(f"{shlex.join(command)} <<'END'\n{text}END")
         return DONE
+    number = hand_over(job, command, text)
+    print(message(job, number), file=sys.stderr)
+    print(number)
+    return DONE
+
+
+def hand_over(job: Job, command: list[str], text: str) -> str:
+    """Hand a script to Slurm; returns the job's number. Raises Refusal."""
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -91,13 +100,12 @@ def submit(options: argparse.Namespace, job: Job, nodes: int) -> int:
         ) from error
     if done.returncode:
         raise Refusal(f"Slurm did not take {job.name}: {done.stderr.strip()}", FAILED)
-    number = done.stdout.strip().partition(";")[0]
+    return done.stdout.strip().partition(";")[0]
+
+
+def message(job: Job, number: str) -> str:
     log = Path(f"{job.output}.slurm-{number}.log")
-    print(
-        f"llm-train: {job.name} is Slurm's job {number}; its log is {log} on its first node", file=sys.stderr
-    )
-    print(number)
-    return DONE
+    return f"llm-train: {job.name} is Slurm's job {number}; its log is {log} on its first node"
 
 
 def take_place(options: argparse.Namespace) -> None:

@@ -168,6 +168,48 @@ def test_however_a_job_is_stopped_it_saves_and_goes_on_after_that_step(cluster: 
     within(60, "no job is left", lambda: cluster.on("ops1", "squeue --noheader") == "")
 
 
+def test_a_users_job_runs_as_the_trainer_in_the_users_name(cluster: Lab) -> None:
+    """Submitted on one node, run on the other."""
+    owned = {
+        **ALONE,
+        "name": "owned",
+        "data": {"train": f"{HERE}/jobs/of-ada/rows"},
+        "output": f"{HERE}/owners/ada/owned",
+        "optim": {"steps": 5, "lr": 0.001},
+    }
+    files = {
+        "owned": owned,
+        "elsewhere": {**owned, "output": f"{HERE}/jobs/alone"},
+        "data": {**PREPARE, "work": f"{HERE}/jobs/work-of-ada", "output": f"{HERE}/jobs/of-ada/rows"},
+    }
+    for host in HOSTS:
+        cluster.on(host, "id ada || useradd --create-home ada")
+        for name, content in files.items():
+            cluster.on(host, f"cat > /tmp/{name}.yaml", given=json.dumps(content))
+        cluster.on(host, "runuser -u llm-train -- llm-train data run --config /tmp/data.yaml")
+
+    def submitted(user: str, name: str) -> str:
+        command = f"runuser -u {user} -- llm-train submit /tmp/{name}.yaml --hosts train1"
+        return cluster.on("ops1", f"{command} 2>&1; echo it ended with $?")
+
+    assert f"output is {HERE}/jobs/alone: a job of ada writes below" in submitted("ada", "elsewhere")
+    assert "nobody may submit no jobs here" in submitted("nobody", "owned")
+    assert cluster.on("ops1", "squeue --noheader") == ""
+    said = submitted("ada", "owned")
+    assert "it ended with 0" in said, said
+    number = re.search(r"^(\d+)$", said, re.MULTILINE)[1]  # type: ignore[index]
+    record = f"{owned['output']}/model/training.json"
+    within(600, "the job's end", lambda: cluster.on("train1", f"cat {record}", check=False) != "")
+    assert json.loads(cluster.on("train1", f"cat {record}"))["job"]["owner"] == "ada"
+    ends = f"grep 'JobId={number} ' /var/lib/slurm/slurmctld/jobs"
+    within(60, "it is in the books", lambda: "Account=ada" in cluster.on("ops1", ends, check=False))
+    assert "UserId=llm-train" in cluster.on("ops1", ends)
+    journal = cluster.on("ops1", "journalctl --unit='llm-train-submit@*' --output=cat")
+    assert re.search(rf"ada \(uid \d+\) submitted owned, sha256 [0-9a-f]{{64}}: job {number}", journal)
+    assert "nobody (uid 65534) was refused" in journal
+    assert cluster.on("train1", "runuser -u ada -- ls /srv/llmkeep/training/owners/ada", check=False) == ""
+
+
 def test_datatroves_slurm_executor_cleans_as_ours_does(cluster: Lab) -> None:
     """Paragraphs of licences in two files, one a task, each on a host of its own."""
     raw = f"""
