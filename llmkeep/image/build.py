@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmkeep.bundle import cache, manifest, signing
+from llmkeep.bundle import bill, cache, manifest, signing
 from llmkeep.bundle.build import Keys, swap
 from llmkeep.bundle.manifest import Manifest
 from llmkeep.durable import readable
@@ -67,8 +67,8 @@ def _write(target: Layout, made: list[Made], given: contents.Source, variant: st
     described = [target.add_layer(each.layer, each.blob) for each in made]
     labels = _labels(given, variant)
     image = target.add_image(described, _config(made, verified, labels))
-    bill = sbom.document(given, [each.tree for each in made], image["digest"], verified.created)
-    referrer = target.add_referrer(image, layout.encoded(bill), sbom.MEDIA_TYPE)
+    document = sbom.document(given, [each.tree for each in made], image["digest"], verified.created)
+    referrer = target.add_referrer(image, layout.encoded(document), bill.MEDIA_TYPE)
     target.end(NAMED, image, referrer)
     return Record(
         type=IMAGE,

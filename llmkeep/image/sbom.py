@@ -3,19 +3,18 @@
 Third-party scripts of the pages, which our own wheel carries, are components, too.
 """
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
+from llmkeep.bundle import bill
 from llmkeep.bundle.manifest import Entry
 from llmkeep.bundle.wheels import canonical
 from llmkeep.errors import LlmkeepError
 from llmkeep.image import contents
 from llmkeep.image.contents import Source
 
-MEDIA_TYPE = "application/vnd.cyclonedx+json"
 STATUS = "var/lib/dpkg/status"
 
 
@@ -28,19 +27,9 @@ def document(given: Source, trees: list[Path], digest: str, created: str) -> dic
         if entry.purl.startswith("pkg:npm/") and entry.path.endswith(".js")
     ]
     entries = [*_packages(given, trees[0]), *_wheels(given, trees), *programs, *scripts]
+    image = bill.Component("llmkeep", digest, sha256=digest.removeprefix("sha256:"), kind=bill.CONTAINER)
     # Environments share distributions, and the bill has each once.
-    found = {each["bom-ref"]: each for each in map(_component, entries)}
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, digest)}",
-        "version": 1,
-        "metadata": {
-            "timestamp": created,
-            "component": {"type": "container", "name": "llmkeep", "version": digest, "bom-ref": digest},
-        },
-        "components": [found[name] for name in sorted(found)],
-    }
+    return bill.document(image, map(bill.of_entry, entries), created)
 
 
 def _packages(given: Source, debian: Path) -> list[Entry]:
@@ -80,23 +69,3 @@ def _release(name: str) -> tuple[str, str]:
 def _tail(purl: str) -> str:
     """Name, version and qualifiers."""
     return purl.rsplit("/", 1)[-1]
-
-
-def _component(entry: Entry) -> dict[str, Any]:
-    purl = entry.purl or _own(entry)
-    name, version = _tail(purl).split("?")[0].split("@")
-    return {
-        "type": "application" if entry.path == contents.OPA else "library",
-        "bom-ref": purl,
-        "name": name,
-        "version": unquote(version),
-        "purl": purl,
-        "licenses": [{"license": {"name": entry.licence}}],
-        "hashes": [{"alg": "SHA-256", "content": entry.sha256}],
-    }
-
-
-def _own(entry: Entry) -> str:
-    """The purl of a wheel of ours, which no registry has."""
-    name, version = Path(entry.path).name.split("-")[:2]
-    return f"pkg:generic/{name.replace('_', '-')}@{version}"

@@ -12,6 +12,7 @@ from llmkeep.image import contents, sbom
 from llmkeep.image.contents import Source
 from llmkeep.source_tree import TREE
 
+DIGEST, TIME = f"sha256:{'1' * 64}", "2026-12-02T08:57:07Z"
 PACKAGE = Entry("apt/pool/base.deb", 1, "0" * 64, "", "MIT", "deb", "pkg:deb/debian/base@1?arch=all")
 
 
@@ -23,12 +24,12 @@ def test_scripts_of_the_pages_are_components_as_npm_publishes_them(tmp_path: Pat
     status = tmp_path / "debian" / sbom.STATUS
     status.parent.mkdir(parents=True)
     status.write_text("Package: base\nVersion: 1\nArchitecture: all\n")
-    bill = sbom.document(Source(tmp_path, signed, [], [], 0), [tmp_path / "debian"], "sha256:0", "")
+    bill = sbom.document(Source(tmp_path, signed, [], [], 0), [tmp_path / "debian"], DIGEST, TIME)
     scripts = {each["purl"]: each for each in bill["components"] if each["purl"] != PACKAGE.purl}
     assert list(scripts) == ["pkg:npm/dompurify@3.5.0", "pkg:npm/marked@18.2.1"]
     marked = scripts["pkg:npm/marked@18.2.1"]
     assert (marked["name"], marked["version"]) == ("marked", "18.2.1")
-    assert marked["licenses"] == [{"license": {"name": "MIT"}}]
+    assert marked["licenses"] == [{"license": {"id": "MIT"}}]
     (script,) = (entry for entry in entries if entry.path.endswith("/marked.esm.js"))
     assert marked["hashes"] == [{"alg": "SHA-256", "content": script.sha256}]
 
@@ -58,8 +59,8 @@ def two_environments(tmp_path: Path) -> Source:
 
 
 def test_what_two_environments_share_is_one_component(two_environments: Source) -> None:
-    bill = sbom.document(two_environments, [two_environments.bundle / "tree"], "sha256:0", "")
-    purls = [each["bom-ref"] for each in bill["components"] if each["bom-ref"] != PACKAGE.purl]
+    bill = sbom.document(two_environments, [two_environments.bundle / "tree"], DIGEST, TIME)
+    purls = [each["purl"] for each in bill["components"] if each["purl"] != PACKAGE.purl]
     assert purls == ["pkg:pypi/shared@1", "pkg:pypi/torch@2", "pkg:pypi/torch@3"]
 
 
@@ -67,4 +68,4 @@ def test_refuses_a_version_that_only_the_other_environment_has(two_environments:
     tree = two_environments.bundle / "tree"
     (tree / contents.VENVS["vllm"] / "lib/python3/site-packages/torch-2.dist-info").mkdir()
     with pytest.raises(LlmkeepError, match=r"torch-2\.dist-info, which is no wheel of"):
-        sbom.document(two_environments, [tree], "sha256:0", "")
+        sbom.document(two_environments, [tree], DIGEST, TIME)
