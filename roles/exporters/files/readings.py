@@ -5,9 +5,9 @@ Ends of certificates and of the revocation list, failed units, time servers, whe
 that are not what the last run wrote, the last backup, whether Prometheus runs where it should, and which of the addresses that
 edges share this host has.
 On the control node also the bundle's serial and age, the serial that was applied last, when bundle, releases and images end,
-the last verification, volumes' recovery keys and their drills, the time of the witness's last look, the newest heads that it
-has, and the alterations that it found; when logs were last compared, and what was missing. Where logs are kept the time of
-their last snapshot, and when their space is used up as they grow.
+the last verification, open vulnerabilities and the age of their databases, volumes' recovery keys and their drills, the time of
+the witness's last look, the newest heads that it has, and the alterations that it found; when logs were last compared, and what
+was missing. Where logs are kept the time of their last snapshot, and when their space is used up as they grow.
 """
 
 import hashlib
@@ -40,6 +40,9 @@ LOGS = Path("/var/lib/llmkeep/logs-check.json")
 KEPT = Path("/var/lib/llmkeep-logs/kept.json")  # by elasticsearch-keep
 APPLIED = Path("/var/lib/llmkeep/applied.json")  # these two are of llmkeep/record/runs.py
 VERIFIED = Path("/var/lib/llmkeep/verified.json")
+VULNERABLE = Path("/var/lib/llmkeep/vulnerable.json")
+# As llmkeep/bundle/databases.py names their files.
+DATABASES = {"debian": "debian.json", "npm": "npm.zip", "pypi": "pypi.zip"}
 VOLUMES = Path("/var/lib/llmkeep/storage")  # the register of llmkeep.estate.luks_escrow
 RECORD = Path("/var/log/llm-audit")
 BACKUP = Path("/var/lib/llmkeep-backup/done")  # whatever backs up a host's record touches it when it is done
@@ -178,6 +181,22 @@ def signed_content() -> Iterator[str]:
             yield f'llmkeep_content_expiry_seconds{{kind="{kind}",name={name}}} {ends}'
 
 
+def vulnerabilities() -> Iterator[str]:
+    """When each database in the bundle was what its source had, 0 for one that is not there; and the last scan's numbers."""
+    if BUNDLE.exists():
+        purls = {entry["path"]: entry["purl"] for entry in json.loads(BUNDLE.read_bytes()).get("files", ())}
+        for name, file in DATABASES.items():
+            date = purls.get(f"vulnerabilities/{file}", "").rpartition("@")[2]
+            yield f'llmkeep_cve_database_seconds{{database="{name}"}} {seconds(date) if date else 0}'
+        yield f"llmkeep_cve_seconds {last_change(VULNERABLE)}"
+    if VULNERABLE.exists():
+        for name, host in json.loads(VULNERABLE.read_bytes())["hosts"].items():
+            label = f"host={quoted(name)}"
+            yield f"llmkeep_cve_unknown{{{label}}} {host['unknown']}"
+            for severity, number in host["open"].items():
+                yield f"llmkeep_cve_open{{{label},severity={quoted(severity)}}} {number}"
+
+
 def control_node() -> Iterator[str]:
     if SERIAL.exists():
         yield f"llmkeep_bundle_serial {int(SERIAL.read_text())}"
@@ -226,6 +245,7 @@ def main() -> None:
                 *volumes(),
                 *control_node(),
                 *signed_content(),
+                *vulnerabilities(),
                 *logs(),
                 "",
             ]

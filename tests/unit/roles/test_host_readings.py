@@ -257,3 +257,26 @@ def test_the_control_node_tells_what_was_applied_verified_and_witnessed(tmp_path
         'llmkeep_audit_head_seconds{host="llm1"} 1700000000',
         'llmkeep_audit_head_seconds{host="main.llm-0"} 1700000000',
     } <= set(read(tmp_path))
+
+
+def test_the_control_node_tells_of_open_vulnerabilities_and_of_databases(tmp_path: Path) -> None:
+    bundle = tmp_path / "srv/bundle/current"
+    bundle.mkdir(parents=True)
+    entry = {"path": "vulnerabilities/debian.json", "purl": "pkg:generic/x@2023-11-14T22:13:20Z"}
+    manifest = {"serial": 7, "created": "2023-11-14T22:13:20Z", "expires": "2030-01-01T00:00:00Z"}
+    (bundle / "MANIFEST.json").write_text(json.dumps(manifest | {"files": [entry]}))
+    lines = set(read(tmp_path))
+    assert {
+        'llmkeep_cve_database_seconds{database="debian"} 1700000000',
+        'llmkeep_cve_database_seconds{database="npm"} 0',
+        "llmkeep_cve_seconds 0",
+    } <= lines
+    scan = {"hosts": {"llm1": {"open": {"critical": 0, "high": 2}, "unknown": 3}}}
+    (tmp_path / "vulnerable.json").write_text(json.dumps(scan))
+    os.utime(tmp_path / "vulnerable.json", (1700000000, 1700000000))
+    assert {
+        'llmkeep_cve_open{host="llm1",severity="high"} 2',
+        'llmkeep_cve_open{host="llm1",severity="critical"} 0',
+        'llmkeep_cve_unknown{host="llm1"} 3',
+        "llmkeep_cve_seconds 1700000000",
+    } <= set(read(tmp_path))
