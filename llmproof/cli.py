@@ -163,6 +163,8 @@ def run_verify_report(options: argparse.Namespace) -> int:
     print(", ".join(f"{number} {name}" for name, number in counts.items() if number))
     for name in silent:
         print(printable(f"{name} did not answer"))
+    installed = sbom.lines(report.installed)[0] if report.installed else "none was made"
+    print(printable(f"SBOM of the hosts: {installed}"))
     for each in report.verdicts:
         if each["verdict"] in (NOT_MET, NOT_SHOWN):
             rows = [
@@ -183,11 +185,11 @@ def run_verify_sbom(options: argparse.Namespace) -> int:
     key = Path(options.verifier)
     verifier = Verifier(key.read_text() if key.is_file() else options.verifier)
     try:
-        found = sbom.verified(options.archive.read_bytes(), verifier)
+        found, head = sbom.verified(options.archive.read_bytes(), verifier)
     except ArchiveRefused as error:
         print(printable(f"{options.archive}: {error}"))
         return ALTERED
-    print(printable(f"{options.archive}: as signed by {verifier.text} at {found.head.time}"))
+    print(printable(f"{options.archive}: as signed by {verifier.text} at {head.time}"))
     for line in sbom.lines(found):
         print(printable(line))
     return 0 if found.complete else 1

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from llmproof import archive
+from llmproof import archive, sbom
 from llmproof.archive import ArchiveRefused
 from llmproof.heads import Head, HeadError, Verifier
 
@@ -23,13 +23,14 @@ SKIPPED = "skipped"
 
 @dataclass(frozen=True)
 class Report:
-    """A verified report. `head`: over its files, with the time of its signature."""
+    """A verified report. `head`: over its files, with the time of its signature; `installed`: None where no SBOM was made."""
 
     results: dict[str, Any]
     verdicts: list[dict[str, Any]]
     files: dict[str, bytes]
     head: Head
     verifier: str
+    installed: sbom.Sbom | None
 
     def counts(self) -> dict[str, int]:
         """The number of controls by verdict, each verdict named."""
@@ -100,4 +101,7 @@ def _consistent(files: dict[str, bytes], head: Head, verifier: Verifier) -> Repo
         raise ArchiveRefused(f"it is signed, and no report ({type(error).__name__}: {error})") from error
     except HeadError as error:
         raise ArchiveRefused(f"the head of the record in {RESULTS}: {error}") from error
-    return Report(results, verdicts, files, head, verifier.text)
+    components = {name: content for name, content in files.items() if sbom.is_file(name)}
+    return Report(
+        results, verdicts, files, head, verifier.text, sbom.read(components) if components else None
+    )

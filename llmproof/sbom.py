@@ -20,12 +20,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Sbom:
-    """A verified archive. `documents`: CycloneDX, by host; `head`: over its files, with the time of its signature."""
+    """What hosts had installed, verified. `documents`: CycloneDX, by host; `files`: as they were signed."""
 
     summary: dict[str, Any]
     documents: dict[str, dict[str, Any]]
-    head: Head
-    content: bytes
+    files: dict[str, bytes]
 
     @property
     def complete(self) -> bool:
@@ -37,6 +36,11 @@ class Sbom:
 def file_of(host: str) -> str:
     """Name of a host's document in the archive."""
     return f"hosts/{host}.cdx.json"
+
+
+def is_file(name: str) -> bool:
+    """Whether a file of an archive is one of an SBOM."""
+    return name == SUMMARY or name.startswith(file_of("").removesuffix(".cdx.json"))
 
 
 def origin(component: dict[str, Any]) -> str:
@@ -52,19 +56,24 @@ def unknown(document: dict[str, Any]) -> list[str]:
     )
 
 
-def verified(content: bytes, verifier: Verifier) -> Sbom:
-    """The SBOMs in an archive with this CONTENT; ArchiveRefused unless each byte is as the owner of VERIFIER signed it.
+def verified(content: bytes, verifier: Verifier) -> tuple[Sbom, Head]:
+    """The SBOMs in an archive with this CONTENT, and the head over it.
 
-    VERIFIER: the key of the record. The summary has to follow from the documents.
+    ArchiveRefused unless each byte is as the owner of VERIFIER signed it, the key of the record.
     """
     files, head = archive.opened(content, verifier.scoped(PURPOSE))
+    return read(files), head
+
+
+def read(files: dict[str, bytes]) -> Sbom:
+    """The SBOMs in FILES that were signed; ArchiveRefused unless their summary follows from the documents."""
     try:
-        return _consistent(files, head, content)
+        return _consistent(files)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArchiveRefused(f"it is signed, and no SBOM ({type(error).__name__}: {error})") from error
 
 
-def _consistent(files: dict[str, bytes], head: Head, content: bytes) -> Sbom:
+def _consistent(files: dict[str, bytes]) -> Sbom:
     summary = json.loads(files[SUMMARY])
     if summary["format"] != FORMAT:
         raise ArchiveRefused(f"it has format {summary['format']}, and this program reads {FORMAT}")
@@ -78,7 +87,7 @@ def _consistent(files: dict[str, bytes], head: Head, content: bytes) -> Sbom:
         counted = len(document.get("components", []))
         if (host["sha256"], host["components"], host["unknown"]) != (digest, counted, unknown(document)):
             raise ArchiveRefused(f"{SUMMARY} does not follow from {file_of(name)}")
-    return Sbom(summary, documents, head, content)
+    return Sbom(summary, documents, files)
 
 
 def lines(found: Sbom) -> list[str]:

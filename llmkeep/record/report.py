@@ -22,6 +22,7 @@ from llmkeep.playbooks import inventory_path, memory
 from llmkeep.record import (
     report_html,
     report_oscal,
+    report_sboms,
     report_vulnerabilities,
     runs,
     software,
@@ -42,6 +43,7 @@ from llmproof.report import (
     judged,
     verified,
 )
+from llmproof.sbom import Sbom
 
 PLACES = Places()
 INVENTORY = "/etc/llmkeep/inventory"
@@ -126,18 +128,25 @@ def results(
 
 
 def archive(
-    document: dict[str, Any], scan: dict[str, Any], verifier: Verifier, seed: bytes, now: datetime
+    document: dict[str, Any],
+    scan: dict[str, Any],
+    installed: Sbom | None,
+    verifier: Verifier,
+    seed: bytes,
+    now: datetime,
 ) -> bytes:
-    """The signed report of DOCUMENT and of the SCAN for vulnerabilities, as JSON, as pages in two languages, in OSCAL and VEX."""
+    """The signed report of DOCUMENT, of the SCAN for vulnerabilities and of what is INSTALLED, for programs and for people."""
     verdicts = judged(document)
     files = {
         RESULTS: _json(document),
         VERDICTS: _json(verdicts),
         **{f"report.{language}.html": report_html.page(
-               document, verdicts, language, report_vulnerabilities.section(scan, language)).encode()
+               document, verdicts, language, report_vulnerabilities.section(scan, language),
+               report_sboms.section(installed, language)).encode()
            for language in report_html.LANGUAGES},
         "oscal.json": _json(report_oscal.results(document, verdicts, now)),
         **report_vulnerabilities.files(scan),
+        **(installed.files if installed else {}),
     }  # fmt: skip
     return packed(files, Signer(verifier.scoped(PURPOSE).name, seed), now)
 
@@ -159,6 +168,7 @@ def make(given: argparse.Namespace) -> int:
         raise runs.RecordError("reports are signed by the key of the record, which is not here: "
                                "run it on the control node, after `llmkeep audit init`")  # fmt: skip
     runs.seed()  # before checks are run in vain
+    installed = report_sboms.newest(PLACES, own_verifier())
     inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
     begun = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
@@ -170,7 +180,7 @@ def make(given: argparse.Namespace) -> int:
     bundle, limit = PLACES.bundles / "current", database.DAYS
     scan = software.scan(tree, inventories, given, bundle, limit, PLACES.waivers)
     now = datetime.now(UTC)
-    content = archive(document, scan, own_verifier(), runs.seed(), now)
+    content = archive(document, scan, installed, own_verifier(), runs.seed(), now)
     digest = hashlib.sha256(content).hexdigest()
     name = f"{given.standard}-{now.strftime('%Y%m%dT%H%M%S')}-{digest[:8]}.tar"
     shown = _counted(_verified(content, own_verifier(), name))

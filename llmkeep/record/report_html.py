@@ -30,6 +30,9 @@ CHINESE = {
     "Package": "软件包", "Fixed version": "修复版本", "Running in": "运行于",
     "cannot be seen": "无法观察", "critical": "严重", "high": "高", "medium": "中", "low": "低", "unassigned": "未评级",
     "undetermined": "未判定",
+    "Installed components": "已安装组件", "Components": "组件数", "Of no bundle": "不属于任何软件包", "Missing": "缺少",
+    "No SBOM was made, so it is not known what hosts have installed.": "尚未生成 SBOM，各主机已安装的内容未知。",
+    "A host did not answer, so this is not complete.": "有主机无应答，清单不完整。",
 }  # fmt: skip
 STYLE = (
     "body{font:14px/1.5 sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#111;background:#fff}"

@@ -19,7 +19,7 @@ def paths(places: Places) -> list[Path]:
 def opened(path: Path, verifier: Verifier) -> Sbom:
     """An archive that verifies; LlmkeepError with the reason for any other."""
     try:
-        return verified(path.read_bytes(), verifier)
+        return verified(path.read_bytes(), verifier)[0]
     except ArchiveRefused as error:
         raise LlmkeepError(f"{path}: {error}") from error
 

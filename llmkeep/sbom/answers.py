@@ -12,7 +12,7 @@ MOST, LONGEST = 200_000, 4096  # rows of a host, characters of a text
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,126}")
 VERSION = re.compile(r"[A-Za-z0-9.+~:-]{1,256}")
 ARCHITECTURE = re.compile(r"[a-z0-9-]{1,32}")
-WIDTHS = {"packages": 5, "python": 4, "programs": 2, "scripts": 2, "models": 2, "modules": 3}
+WIDTHS = {"packages": 5, "python": 5, "programs": 2, "scripts": 2, "models": 2, "modules": 3}
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ class Package:
 
 @dataclass(frozen=True)
 class Distribution:
-    """One of Python's. `record`: SHA-256 of what its record shares with the wheel's, empty where it has none."""
+    """One of Python's. `record`: SHA-256 of what its record shares with the wheel's, empty where it has none.
+
+    `package`: of Debian, whose wheel it was unpacked from.
+    """
 
     name: str
     version: str
     place: str
     record: str
+    package: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def read(text: str) -> Answer:
         name: [_file(*row) for row in rows[name]] for name in ("programs", "scripts", "models", "modules")
     }
     python = [
-        Distribution(name, version, place, _digest(record)) for name, version, place, record in rows["python"]
+        Distribution(name, version, place, _digest(record), package)
+        for name, version, place, record, package in rows["python"]
     ]
     return Answer(packages=packages, python=python, loaded=loaded, skipped=skipped, **files)
 

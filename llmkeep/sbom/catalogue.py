@@ -95,7 +95,7 @@ class Catalogue:
         return lock.load(self.current.folder / "tree").roles if self.current else {}
 
     def record(self, wheel: Carried) -> str:
-        """What `record_digest` of module_utils.bundle.components is of a wheel; empty for a file that is none."""
+        """What `wheel_digest` of module_utils.bundle.components is of a wheel; empty for a file that is none."""
         if wheel.entry.sha256 not in self.records:
             self.records[wheel.entry.sha256] = _record(wheel.folder / wheel.entry.path)
         return self.records[wheel.entry.sha256]
@@ -105,8 +105,7 @@ def _record(path: Path) -> str:
     components: Any = source_tree.plugin("module_utils.bundle.components")
     try:
         with zipfile.ZipFile(path) as archive:
-            (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/RECORD"))
-            return str(components.record_digest(archive.read(name).decode(errors="replace")))
+            return str(components.wheel_digest(archive))
     except (OSError, ValueError, zipfile.BadZipFile):
         return ""
 

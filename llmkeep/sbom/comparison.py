@@ -1,6 +1,6 @@
 """A host's components: each with where it came from, as a CycloneDX document, and what the host lacks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmkeep.bundle import bill
@@ -24,12 +24,15 @@ def document(host: str, answer: Answer, catalogue: Catalogue, created: str) -> d
 def components(answer: Answer, catalogue: Catalogue) -> Iterator[Component]:
     """What a host has installed, each with its origin."""
     yield from _packages(answer, catalogue)
-    for each in answer.python:
-        yield _distribution(each, catalogue)
+    installed = {
+        each.name: catalogue.packages.get((each.name, each.version, each.architecture))
+        for each in answer.packages
+    }
+    yield from (_distribution(each, catalogue, installed.get(each.package)) for each in answer.python)
     yield from (_file(each, catalogue, APPLICATION) for each in answer.programs)
     yield from (_file(each, catalogue, LIBRARY) for each in answer.scripts)
     yield from (_model(each, catalogue) for each in answer.models)
-    yield from _modules(answer, catalogue)
+    yield from _modules(answer, installed)
 
 
 def _packages(answer: Answer, catalogue: Catalogue) -> Iterator[Component]:
@@ -46,13 +49,20 @@ def _packages(answer: Answer, catalogue: Catalogue) -> Iterator[Component]:
         )
 
 
-def _distribution(each: Distribution, catalogue: Catalogue) -> Component:
-    """Known by name, version and record: a wheel of that name whose modules are others is none of the bundle's."""
+def _distribution(each: Distribution, catalogue: Catalogue, package: Carried | None) -> Component:
+    """Known by name, version and record: a wheel of that name whose modules are others is none of the bundle's.
+
+    `package`: the bundle's, whose wheel it was unpacked from.
+    """
     wheels = catalogue.wheels.get((canonical(each.name), each.version), [])
     carried = next(
         (wheel for wheel in wheels if each.record and catalogue.record(wheel) == each.record), None
     )
-    origin = None if carried or not wheels else f"{UNKNOWN}: {wheels[0].origin} has one with other modules"
+    origin = None
+    if not carried and package:
+        origin = f"unpacked on the host from {each.package} of {package.origin}"
+    elif not carried and wheels:
+        origin = f"{UNKNOWN}: {wheels[0].origin} has one with other modules"
     return Component(
         name=each.name,
         version=each.version,
@@ -94,14 +104,10 @@ def _model(each: File, catalogue: Catalogue) -> Component:
     )
 
 
-def _modules(answer: Answer, catalogue: Catalogue) -> Iterator[Component]:
+def _modules(answer: Answer, installed: Mapping[str, Carried | None]) -> Iterator[Component]:
     """Those that DKMS built are as known as the package with their sources."""
-    carried = {
-        each.name: catalogue.packages.get((each.name, each.version, each.architecture))
-        for each in answer.packages
-    }
     for each in answer.modules:
-        source = carried.get(each.package)
+        source = installed.get(each.package)
         origin = f"built on the host from {each.package} of {source.origin}" if source else UNKNOWN
         yield Component(
             each.path, sha256=each.sha256, kind=DRIVER, place=each.path, properties={ORIGIN: origin}

@@ -29,6 +29,7 @@ msg: {description: The components as JSON., returned: always, type: str}
 """
 
 import json
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def main() -> None:
     module = AnsibleModule(argument_spec={"root": {"type": "path", "default": "/"}}, supports_check_mode=True)
     try:
         installed = components.read(Path(module.params["root"]), upgrades.run)
-    except (Failed, Refused, OSError) as problem:
+    except (Failed, Refused, OSError, ValueError, zipfile.BadZipFile) as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=False, msg=json.dumps(asdict(installed), separators=(",", ":")))
 

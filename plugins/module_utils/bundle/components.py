@@ -13,6 +13,7 @@ import io
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refu
 
 FORMAT = "${db:Status-Abbrev}\\t${Package}\\t${Version}\\t${Architecture}\\t${source:Package}\\t${source:Version}\\n"
 SHOW = ("dpkg-query", "--show", "--showformat=" + FORMAT)
+WHEELS = "usr/share/python-wheels"  # of packages; `venv` unpacks pip's
 FOLDERS = ("home", "opt", "root", "srv", "usr/local")
 PROGRAMS = "/opt/llmkeep/programs"  # each file there is a program's, ELF or not
 SITE = re.compile(r".*?/(?:site|dist)-packages(?=/|$)")
@@ -48,9 +50,9 @@ class Installed:
     """What was read, as rows. `skipped`: file systems that were not searched.
 
     packages: name, version, architecture, source, its version. python: name, version, folder, SHA-256 of its record (see
-    `record_digest`). programs, scripts: path, SHA-256. models: folder, SHA-256 of its sums, empty where it has none.
-    modules: path, SHA-256, the package that it was built from. loaded: modules of others that the
-    kernel runs and no file brought; None where that is another host's kernel.
+    `record_digest`), the package whose wheel it was unpacked from. programs, scripts: path, SHA-256. models: folder, SHA-256 of
+    its sums, empty where it has none. modules: path, SHA-256, the package that it was built from. loaded: modules of others that
+    the kernel runs and no file brought; None where that is another host's kernel.
     """
 
     packages: list[list[str]] = field(default_factory=list)
@@ -68,6 +70,8 @@ def read(root: Path, call: Call) -> Installed:
     owners = owned(root / "var/lib/dpkg/info")
     found = Installed(packages=packages(call), skipped=networks(root))
     search(root, owners, found)
+    unpacked = wheels(root, owners)
+    found.python = [[*row, unpacked.get(row[3], "")] for row in found.python]
     found.modules = modules(root, owners)
     if not (root / "run/systemd/container").exists():
         found.loaded = loaded(root, owners, (row[0] for row in found.modules))
@@ -81,8 +85,10 @@ def packages(call: Call) -> list[list[str]]:
 
 
 def owned(info: Path) -> dict[str, str]:
-    """The package by the path of its file, of those below FOLDERS and of kernel modules and their sources."""
-    prefixes = tuple(f"/{folder}/" for folder in (*FOLDERS, "usr/lib/modules", "lib/modules", "usr/src"))
+    """The package by the path of its file, of those below FOLDERS, of wheels, and of kernel modules and their sources."""
+    prefixes = tuple(
+        f"/{folder}/" for folder in (*FOLDERS, WHEELS, "usr/lib/modules", "lib/modules", "usr/src")
+    )
     owners = {}
     for path in sorted(info.glob("*.list")):
         package = path.name.removesuffix(".list").partition(":")[0]
@@ -202,6 +208,22 @@ def distributions(descriptor: int, here: str, site: str, names: list[str]) -> It
         fields = email.parser.HeaderParser().parsestr(text(descriptor, name))
         record = text(descriptor, "RECORD")
         yield [str(fields["Name"]), str(fields["Version"]), site, record_digest(record) if record else ""]
+
+
+def wheels(root: Path, owners: dict[str, str]) -> dict[str, str]:
+    """The package of each wheel that packages brought, by the SHA-256 of its record."""
+    packages = {}
+    for path in sorted((root / WHEELS).glob("*.whl")):
+        if package := owners.get(f"/{path.relative_to(root)}"):
+            with zipfile.ZipFile(path) as archive:
+                packages[wheel_digest(archive)] = package
+    return packages
+
+
+def wheel_digest(wheel: zipfile.ZipFile) -> str:
+    """`record_digest` of a wheel; ValueError for a file that is none. Below, a wheel may have the records of others."""
+    (name,) = (each for each in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/RECORD", each))
+    return record_digest(wheel.read(name).decode(errors="replace"))
 
 
 def record_digest(record: str) -> str:

@@ -1,5 +1,6 @@
 """A report counts a control as met only where each check held on each host, and each byte of it is signed."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -139,6 +140,39 @@ def files(document: dict[str, Any] | None = None) -> dict[str, bytes]:
 def archive(contents: dict[str, bytes] | None = None, signer: Signer | None = None) -> bytes:
     signer = signer or Signer("llmkeep-audit/ops1/report", SEED)
     return packed(files() if contents is None else contents, signer, TIME)
+
+
+def with_sbom(unknown: list[str]) -> dict[str, bytes]:
+    """A report's files with what one host has installed: a program of no bundle. UNKNOWN: what the summary says of it."""
+    document = {
+        "components": [{"bom-ref": "miner", "properties": [{"name": "llmkeep:origin", "value": "unknown"}]}]
+    }
+    content = json.dumps(document).encode()
+    host = {
+        "answers": True,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "components": 1,
+        "unknown": unknown,
+    }
+    summary = {
+        "format": 1, "begun": "", "ended": "", "bundle_serial": 1,
+        "hosts": {"llm1": host | {"problem": "", "missing": [], "skipped": []}},
+    }  # fmt: skip
+    return {**files(), "sbom.json": json.dumps(summary).encode(), "hosts/llm1.cdx.json": content}
+
+
+def test_a_report_has_what_hosts_installed() -> None:
+    found = verified(archive(with_sbom(["miner"])), RECORD.verifier)
+    assert found.installed is not None
+    assert (found.installed.complete, list(found.installed.documents)) == (True, ["llm1"])
+    assert verified(archive(), RECORD.verifier).installed is None
+
+
+def test_a_report_whose_summary_hides_a_component_is_refused() -> None:
+    assert "sbom.json does not follow from hosts/llm1.cdx.json" in refusal(archive(with_sbom([])))
+    lacking = with_sbom(["miner"])
+    del lacking["hosts/llm1.cdx.json"]
+    assert "its documents are not those of the hosts" in refusal(archive(lacking))
 
 
 def members(packed_: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:

@@ -384,7 +384,7 @@ def test_diff_compares_no_report_that_does_not_verify(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("node")
 def test_a_report_that_another_key_signed_is_refused() -> None:
     other = Signer(verifier().name, bytes(32)).verifier
-    content = report.archive(small(), scanned(), other, bytes(32), NOW)
+    content = report.archive(small(), scanned(), None, other, bytes(32), NOW)
     with pytest.raises(ArchiveRefused, match="it is signed by"):
         verified(content, verifier())
 
@@ -392,7 +392,9 @@ def test_a_report_that_another_key_signed_is_refused() -> None:
 @pytest.mark.usefixtures("node")
 def test_the_same_results_make_the_same_archive() -> None:
     document = small()
-    first, second = (report.archive(document, scanned(), verifier(), runs.seed(), NOW) for _ in range(2))
+    first, second = (
+        report.archive(document, scanned(), None, verifier(), runs.seed(), NOW) for _ in range(2)
+    )
     assert first == second
 
 
@@ -405,6 +407,13 @@ def test_a_report_has_the_state_of_vulnerabilities(node: Path, tmp_path: Path) -
     assert json.loads(found.files["vulnerabilities.vex.json"])["bomFormat"] == "CycloneDX"
     assert b"CVE-2099-0001" in found.files["report.en.html"]
     assert "存在未知项".encode() in found.files["report.zh.html"]
+
+
+def test_a_report_without_an_sbom_says_so(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = made(node.parent / "out")
+    assert b"No SBOM was made" in verified(path.read_bytes(), verifier()).files["report.en.html"]
+    assert proof.main(["verify-report", str(path), "--verifier", verifier().text]) == 0
+    assert "SBOM of the hosts: none was made" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("language", report_html.LANGUAGES)

@@ -15,10 +15,11 @@ from cyclonedx.validation.json import JsonStrictValidator
 from llmkeep import cli
 from llmkeep.bundle import bill, manifest
 from llmkeep.bundle.manifest import Entry, Manifest
+from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
 from llmkeep.playbooks import Heard
 from llmkeep.record import commands as audit
-from llmkeep.record import report, runs, witness
+from llmkeep.record import report, report_html, report_sboms, runs, witness
 from llmkeep.sbom import answers, catalogue, commands, hosts
 from llmproof import cli as proof
 from llmproof import sbom
@@ -40,6 +41,8 @@ def answer(**rows: Any) -> dict[str, Any]:
     empty: dict[str, Any] = {
         name: [] for name in ("python", "programs", "scripts", "models", "modules", "loaded", "skipped")
     }
+    if "python" in rows and all(len(row) == 4 for row in rows["python"]):
+        rows["python"] = [[*row, ""] for row in rows["python"]]
     return {**empty, "packages": [BASE], **rows}
 
 
@@ -50,6 +53,7 @@ class Node:
         self.places = Places(root)
         self.heard = Heard()
         self.answers: dict[str, Any] = {}
+        self.content = b""
         folder = self.places.bundles / "7"
         files = {
             "apt/pool/base-files.deb": ("1" * 64, "pkg:deb/debian/base-files@13.8?arch=amd64"),
@@ -84,7 +88,8 @@ class Node:
         self.answers = given
         code = cli.main(["sbom", "make"])
         (path,) = sorted(self.places.sboms.glob("*.tar"))[-1:]
-        made = sbom.verified(path.read_bytes(), Verifier((runs.FOLDER / "verifier").read_text()))
+        self.content = path.read_bytes()
+        made, _ = sbom.verified(self.content, Verifier((runs.FOLDER / "verifier").read_text()))
         assert code == (0 if made.complete else 1)
         return made
 
@@ -169,6 +174,15 @@ def test_a_module_that_dkms_built_is_as_known_as_its_package(node: Node) -> None
     assert origins(made.documents["llm1"])["/m/x.ko"] == "built on the host from base-files of bundle 7"
 
 
+def test_what_a_package_brought_as_a_wheel_is_as_known_as_the_package(node: Node) -> None:
+    rows = [["pip", "25", "/opt/x", "9" * 64, "base-files"], ["pip", "25", "/opt/y", "9" * 64, "nmap"]]
+    made = node.make(llm1=answer(python=rows))
+    assert made.summary["hosts"]["llm1"]["unknown"] == ["pkg:pypi/pip@25#/opt/y"]
+    assert "unpacked on the host from base-files of bundle 7" in map(
+        sbom.origin, made.documents["llm1"]["components"]
+    )
+
+
 def test_what_a_host_lacks_is_named_with_where_it_belongs(node: Node) -> None:
     made = node.make(llm1=answer(python=[["small", "1.0", f"{node.home}{SITE}", DIGEST]]))
     assert made.summary["hosts"]["llm1"]["missing"] == [
@@ -236,14 +250,14 @@ def test_hostile_names_are_escaped_and_unknown(node: Node, capsys: pytest.Captur
 def test_llmproof_alone_proves_it_and_refuses_an_altered_one(
     node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = node.make(llm1=answer(programs=[["/home/ann/miner", "9" * 64]]))
+    node.make(llm1=answer(programs=[["/home/ann/miner", "9" * 64]]))
     key = (runs.FOLDER / "verifier").read_text()
     archive = tmp_path / "sbom.tar"
-    archive.write_bytes(made.content)
+    archive.write_bytes(node.content)
     capsys.readouterr()
     assert proof.main(["verify-sbom", str(archive), "--verifier", key]) == 0
     assert "llm1: unknown: application:/home/ann/miner" in capsys.readouterr().out
-    archive.write_bytes(made.content.replace(b"/home/ann/miner", b"/home/ann/mined"))
+    archive.write_bytes(node.content.replace(b"/home/ann/miner", b"/home/ann/mined"))
     assert proof.main(["verify-sbom", str(archive), "--verifier", key]) == proof.ALTERED
     assert "has SHA-256" in capsys.readouterr().out
 
@@ -266,18 +280,18 @@ def test_a_summary_that_says_less_than_the_documents_is_refused(node: Node) -> N
 
 def test_a_report_is_no_sbom(node: Node) -> None:
     """They are signed by one key, under names of their own."""
-    made = node.make(llm1=answer())
+    node.make(llm1=answer())
     with pytest.raises(ArchiveRefused, match="it is signed by"):
-        verified(made.content, report.own_verifier())
+        verified(node.content, report.own_verifier())
 
 
 def test_it_is_an_event_of_the_record_and_listed(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    made = node.make(llm1=answer())
+    node.make(llm1=answer())
     (path,) = node.places.sboms.glob("*.tar")
     (text,) = runs.FOLDER.glob("*.jsonl")
     event = json.loads(text.read_text().splitlines()[-1])
     assert (event["event.action"], event["llmkeep.sbom.name"]) == ("sbom made", path.name)
-    assert event["llmkeep.sbom.sha256"] == hashlib.sha256(made.content).hexdigest()
+    assert event["llmkeep.sbom.sha256"] == hashlib.sha256(node.content).hexdigest()
     capsys.readouterr()
     assert cli.main(["sbom", "list"]) == 0
     assert f"{path.name}: complete: 1 of 1 hosts answered" in capsys.readouterr().out
@@ -327,3 +341,26 @@ def test_a_component_of_an_older_bundle_names_it(node: Node) -> None:
     made = node.make(llm1=answer())
     assert origins(made.documents["llm1"]) == {"base-files": "bundle 7"}
     assert made.summary["bundle_serial"] == 8
+
+
+@pytest.mark.parametrize("language", report_html.LANGUAGES)
+def test_a_report_has_a_row_for_each_host_and_no_markup_of_theirs(node: Node, language: str) -> None:
+    made = node.make(llm1=answer(python=[["</td><script>x</script>", "1", "/opt/<x>", ""]]), llm2=None)
+    written = report_sboms.section(made, language)
+    assert written.count("<tr>") == 3
+    assert "<script>" not in written
+    assert "&lt;x&gt;" not in written  # quoted in the component's name
+    assert ("A host did not answer" in written) == (language == "en")
+    assert ("llm2" in written, made.summary["hosts"]["llm1"]["sha256"] in written) == (True, True)
+
+
+def test_a_report_takes_the_newest_and_none_that_was_altered(node: Node) -> None:
+    assert report_sboms.newest(node.places, report.own_verifier()) is None
+    assert "No SBOM was made" in report_sboms.section(None, "en")
+    node.make(llm1=answer())
+    made = node.make(llm1=answer(), llm2=answer())
+    assert report_sboms.newest(node.places, report.own_verifier()) == made
+    path = sorted(node.places.sboms.glob("*.tar"))[-1]
+    path.write_bytes(node.content + b"x")
+    with pytest.raises(LlmkeepError, match="save it as evidence, and make another"):
+        report_sboms.newest(node.places, report.own_verifier())

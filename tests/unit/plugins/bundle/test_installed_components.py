@@ -105,12 +105,33 @@ def test_an_installed_wheel_has_the_record_of_the_wheel(tmp_path: Path) -> None:
         [*command, "--prefix", str(tmp_path / "usr/local"), "--no-warn-script-location", str(path)],
         check=True,
     )
-    (name, version, place, record) = read(tmp_path).python[0]
+    (name, version, place, record, package) = read(tmp_path).python[0]
+    assert package == ""
     assert (name, version, place.rpartition("/")[2]) == ("Small", "1.0", "site-packages")
     with zipfile.ZipFile(path) as archive:
         carried = archive.read("small-1.0.dist-info/RECORD").decode()
     assert record == components.record_digest(carried)
     assert record != components.record_digest(carried.replace(sha256(b"x = 1\n"), sha256(b"x = 2\n")))
+
+
+def test_a_wheel_that_a_package_brought_names_the_package(tmp_path: Path) -> None:
+    (tmp_path / "usr/share/python-wheels").mkdir(parents=True)
+    path = wheel(tmp_path / "usr/share/python-wheels")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "opt/venv/site-packages")
+    assert read(tmp_path).python[0][4] == ""
+    placed(tmp_path, "var/lib/dpkg/info/small-whl.list", f"/usr/share/python-wheels/{path.name}\n")
+    assert read(tmp_path).python[0][4] == "small-whl"
+
+
+def test_the_record_of_a_wheel_is_not_one_that_lies_below(tmp_path: Path) -> None:
+    path = wheel(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        before = components.wheel_digest(archive)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("small/_vendor/other-1.dist-info/RECORD", "other.py,sha256=1,1\n")
+    with zipfile.ZipFile(path) as archive:
+        assert components.wheel_digest(archive) == before
 
 
 def test_names_in_metadata_are_read_as_they_are(tmp_path: Path) -> None:
@@ -122,7 +143,7 @@ def test_names_in_metadata_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_metadata_without_a_name_are_listed_all_the_same(tmp_path: Path) -> None:
     placed(tmp_path, "opt/x/site-packages/x-1.dist-info/METADATA", "")
-    assert read(tmp_path).python == [["None", "None", "/opt/x/site-packages", ""]]
+    assert read(tmp_path).python == [["None", "None", "/opt/x/site-packages", "", ""]]
 
 
 def test_a_model_has_the_sha256_of_its_sums(tmp_path: Path) -> None:
