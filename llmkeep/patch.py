@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 
 from llmkeep import source_tree
+from llmkeep.errors import printable
 from llmkeep.playbooks import inventory_path, play
+from llmkeep.record import software
 from llmkeep.record.runs import recorded, whole_run
 
 INVENTORY = "/etc/llmkeep/inventory"
@@ -25,7 +27,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description=__doc__,
     )
     parser.add_argument("--hosts", dest="limit", metavar="HOST,HOST", help="only these")
-    parser.add_argument("--plan", action="store_true", help="say what would be done, and change nothing")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what would be done and which vulnerabilities that closes, and change nothing",
+    )
     parser.add_argument(
         "--back", action="store_true", help="go back to the packages that the last patch replaced"
     )
@@ -68,4 +74,7 @@ def _patch(given: argparse.Namespace) -> int:
     with recorded(tree, playbook, places, given) as outcome:
         outcome.code, heard = play(playbook, places, words)
         outcome.hosts, outcome.accepted = heard.hosts, heard.accepted
+    if given.plan and outcome.code == 0:
+        for line in software.plan(tree, places, given):
+            print(printable(line))
     return outcome.code

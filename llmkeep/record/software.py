@@ -1,15 +1,18 @@
 """A run that reads what hosts have installed, on record, and the scan of their answers."""
 
 import argparse
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmkeep.bundle import manifest
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
 from llmkeep.playbooks import play
 from llmkeep.record import runs
-from llmkeep.vulnerabilities import estate, waivers
+from llmkeep.vulnerabilities import database, estate, fixes, waivers
+from llmkeep.vulnerabilities.model import DEBIAN
 
 PLACES = Places()
 PRINTED = "Read what is installed"  # task of playbooks/vulnerabilities.yml
@@ -41,3 +44,24 @@ def scan(
     """Ask the hosts, and compare their answers with BUNDLE's databases and the waivers in FOLDER."""
     accepted = waivers.read(folder)  # before hosts are asked in vain
     return estate.scan(read(tree, inventories, given), bundle, datetime.now(UTC), days, accepted)
+
+
+def plan(tree: Path, inventories: list[Path], given: argparse.Namespace) -> Iterator[str]:
+    """Lines on what newer Debian packages of the bundle in use close, host by host."""
+    bundle = PLACES.bundles / "current"
+    if not (bundle / manifest.NAME).exists():
+        yield f"which vulnerabilities that closes is not known: there is no bundle at {bundle}"
+        return
+    document = scan(tree, inventories, given, bundle, database.DAYS, PLACES.waivers)
+    fixes.close(document, bundle, bundle, datetime.now(UTC))
+    for name, host in document["hosts"].items():
+        yield f"{name}: {_closes(host)}"
+
+
+def _closes(host: Mapping[str, Any]) -> str:
+    debian = [each for each in host["findings"] if estate.is_open(each) and each["ecosystem"] == DEBIAN]
+    closed = [f"{each['id']} ({each['package']}, {each['severity']})" for each in debian if each["closed"]]
+    unknown = len(host["unknown"]) + sum(map(estate.is_unknown, host["findings"]))
+    names = f": {', '.join(closed)}" if closed else ""
+    known = f"; {unknown} unknown, see `llmkeep cve`" if unknown else ""
+    return f"its packages close {len(closed)} of {len(debian)} open vulnerabilities{names}{known}"
