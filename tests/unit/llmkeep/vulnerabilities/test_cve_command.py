@@ -1,5 +1,6 @@
 """`llmkeep cve` and `llmkeep patch --plan`, with a real run of the playbook on this machine where hosts are asked."""
 
+import argparse
 import datetime
 import json
 from pathlib import Path
@@ -32,7 +33,15 @@ def words(tmp_path: Path) -> list[str]:
     """The command, with an inventory, a bundle and a folder of waivers."""
     bundle = bundle_with_advisories.write(tmp_path / "bundle", TODAY, more=(scanned_estate.MARKED,))
     (tmp_path / "hosts.yml").write_text(INVENTORY)
-    return ["cve", "-i", str(tmp_path / "hosts.yml"), "--database", str(bundle), "--waivers", str(tmp_path)]
+    return [
+        "cve",
+        "-i",
+        str(tmp_path / "hosts.yml"),
+        "--database",
+        str(bundle),
+        "--waivers",
+        str(tmp_path / "waivers"),
+    ]
 
 
 def hosts(monkeypatch: pytest.MonkeyPatch, **answers: str | None) -> None:
@@ -44,10 +53,9 @@ SAFE = [["libssl3t64", "3.5.1-1", "gnutls28", "3.5.1-1", []]]
 
 
 def test_a_host_is_asked_and_one_that_does_not_answer_is_unknown(
-    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "waived.yml").write_text("[]")
-    assert main([*words[:-1], str(tmp_path / "none"), "--json"]) == cve.UNKNOWN
+    assert main([*words, "--json"]) == cve.UNKNOWN
     document = json.loads(capsys.readouterr().out)
     assert document["hosts"]["away"]["unknown"] == ["it did not answer"]
     assert document["hosts"]["here"]["answers"]
@@ -56,10 +64,8 @@ def test_a_host_is_asked_and_one_that_does_not_answer_is_unknown(
 
 
 def test_open_findings_and_nothing_unknown_end_with_a_code_of_their_own(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "hosts.yml").rename(tmp_path / "hosts")
-    words[2] = str(tmp_path / "hosts")
     hosts(monkeypatch, llm1=scanned_estate.text(packages=SAFE, scripts=[]))
     assert main(words) == cve.VULNERABLE
     hosts(monkeypatch, llm1=scanned_estate.text(packages=SAFE, scripts=[], python=[]))
@@ -74,7 +80,7 @@ def test_lines_name_severity_hosts_units_waivers_and_what_covers_nothing(
     waivers.mkdir()
     (waivers / "a.yml").write_text(WAIVER)
     hosts(monkeypatch, llm1=scanned_estate.text(), llm2=scanned_estate.text())
-    assert main([*words[:-1], str(waivers), "--vex", str(tmp_path / "vex.json")]) == cve.UNKNOWN
+    assert main([*words, "--vex", str(tmp_path / "vex.json")]) == cve.UNKNOWN
     printed = capsys.readouterr().out
     assert (
         "high  CVE-2099-0001  openssl 3.5.1-1  fixed in 3.5.1-1+deb13u1  waived until 2999-01-01 by ops@example.org: "
@@ -98,7 +104,7 @@ def test_a_waiver_that_cannot_be_read_is_refused_before_hosts_are_asked(
     monkeypatch.setattr(software, "read", asked)
     (tmp_path / "waivers").mkdir()
     (tmp_path / "waivers/a.yml").write_text("- {id: CVE-1}")
-    assert main([*words[:-1], str(tmp_path / "waivers")]) == 1
+    assert main(words) == 1
     assert "a.yml: the waiver {'id': 'CVE-1'} has no package: write it" in capsys.readouterr().err
 
 
@@ -124,8 +130,7 @@ def test_a_plan_names_what_the_bundles_packages_close(
     bundle_with_advisories.write(tmp_path / "srv/llmkeep/bundle/current", TODAY, files)
     monkeypatch.setattr(software, "PLACES", Places(tmp_path))
     hosts(monkeypatch, llm1=scanned_estate.text(scripts=[]), llm2=None)
-    given = None
-    assert list(software.plan(tmp_path, [], given)) == [  # type: ignore[arg-type]
+    assert list(software.plan(tmp_path, [], argparse.Namespace())) == [
         "llm1: its packages close 1 of 2 open vulnerabilities: CVE-2099-0001 (openssl, high); 1 unknown, see `llmkeep cve`",
         "llm2: its packages close 0 of 0 open vulnerabilities; 1 unknown, see `llmkeep cve`",
     ]
@@ -133,5 +138,5 @@ def test_a_plan_names_what_the_bundles_packages_close(
 
 def test_without_a_bundle_a_plan_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "PLACES", Places(tmp_path))
-    (line,) = software.plan(tmp_path, [], None)  # type: ignore[arg-type]
+    (line,) = software.plan(tmp_path, [], argparse.Namespace())
     assert line.startswith("which vulnerabilities that closes is not known: there is no bundle at ")
