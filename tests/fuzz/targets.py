@@ -1,6 +1,8 @@
 """The control node's parsers of foreign bytes, and the refusals that each declares."""
 
+import hashlib
 import io
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from llmkeep.errors import LlmkeepError
 from llmkeep.models import contents
 from llmkeep.models.refusal import ModelRefused
 from llmkeep.record import witness
-from llmproof import cli, heads, policy_bundle, report, service, verify
+from llmkeep.sbom import answers, comparison
+from llmkeep.sbom.catalogue import Catalogue
+from llmproof import cli, heads, policy_bundle, report, sbom, service, verify
 from llmproof.archive import ArchiveRefused, packed
 from llmproof.chain import fields, file_name
 from llmproof.heads import Head, HeadError, Signer
@@ -141,6 +145,26 @@ def report_results(data: bytes) -> None:
     report.verified(packed(files, signer, datetime(2027, 1, 31, tzinfo=UTC)), VERIFIER)
 
 
+def host_components(data: bytes) -> None:
+    """What a host says that it has installed, up to its SBOM."""
+    answer = answers.read(data.decode(errors="replace"))
+    made = comparison.document("llm1", answer, Catalogue([]), "2027-01-31T00:00:00Z")
+    if len(sbom.unknown(made)) != len(made["components"]):
+        raise RuntimeError("a component of no bundle is not unknown")
+
+
+def sbom_summary(data: bytes) -> None:
+    """A host's document, under a summary that says what was counted of it before."""
+    host = {
+        "answers": True,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "components": 2,
+        "unknown": ["a", "b"],
+    }
+    summary = json.dumps({"format": sbom.FORMAT, "hosts": {"llm1": host}}).encode()
+    sbom.read({sbom.SUMMARY: summary, sbom.file_of("llm1"): data})
+
+
 def policy_archive(data: bytes) -> None:
     """The tarball, by both of its readers."""
     with suppress(PolicyRefused):
@@ -182,6 +206,8 @@ TARGETS = [
         ("medium", in_folder(medium), BundleRefused),
         ("report-archive", report_archive, ArchiveRefused),
         ("report-results", report_results, ArchiveRefused),
+        ("host-components", host_components, ValueError),
+        ("sbom-summary", sbom_summary, ArchiveRefused),
         ("policy-archive", policy_archive, Refused),
         ("policy-files", policy_files, Refused),
         ("policy-signatures", policy_signatures, Refused),
