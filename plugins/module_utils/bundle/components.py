@@ -6,6 +6,7 @@ wherever an operator may have put them, and the folders of kernels for modules t
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import email.parser
 import hashlib
@@ -13,9 +14,9 @@ import io
 import os
 import re
 import stat
+import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -28,7 +29,9 @@ FORMAT = "${db:Status-Abbrev}\\t${Package}\\t${Version}\\t${Architecture}\\t${so
 SHOW = ("dpkg-query", "--show", "--showformat=" + FORMAT)
 WHEELS = "usr/share/python-wheels"  # of packages; `venv` unpacks pip's
 FOLDERS = ("home", "opt", "root", "srv", "usr/local")
-PROGRAMS = "/opt/llmkeep/programs"  # each file there is a program's, ELF or not
+PROGRAM = re.compile(
+    r"/opt/llmkeep/programs/([^/]+)/[^/]+(?=/|$)"
+)  # a folder of module bundle_program, with the program's name
 SITE = re.compile(r".*?/(?:site|dist)-packages(?=/|$)")
 METADATA = (".dist-info", ".egg-info")
 SCRIPTS = "/llmweb/static/vendor"  # of the pages, below the folder of modules
@@ -115,6 +118,7 @@ def search(root: Path, owners: dict[str, str], found: Installed) -> None:
     """
     away = {mount.rpartition(" ")[0] for mount in found.skipped}
     models: list[str] = []
+    archived: set[str] = set()
     entries = 0
     for folder in filter(lambda name: (root / name).is_dir(), FOLDERS):
         for place, directories, names, descriptor in os.fwalk(root / folder, onerror=_raise):
@@ -139,12 +143,18 @@ def search(root: Path, owners: dict[str, str], found: Installed) -> None:
                 continue
             if SUMS in names or any(name.endswith(WEIGHTS) for name in names):
                 found.models += model(descriptor, here, names, models)
+            own = PROGRAM.match(here)
+            if own and here == own[0]:
+                archived = members(descriptor, own[1])
             programs = [
                 name
                 for name in names
                 if f"{here}/{name}" not in owners and is_program(descriptor, here, name)
             ]
-            found.programs += hashed(descriptor, here, programs)
+            # What a program that is an archive was unpacked to is that program.
+            found.programs += [
+                row for row in hashed(descriptor, here, programs) if not (own and row[1] in archived)
+            ]
 
 
 def _raise(error: OSError) -> None:
@@ -152,7 +162,7 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(descriptor: int, name: str) -> Iterator[BufferedReader | None]:
     """A plain file of the folder with this DESCRIPTOR; None for anything else, and for what is gone."""
     try:
@@ -179,14 +189,26 @@ def hashed(descriptor: int, here: str, names: list[str]) -> Iterator[list[str]]:
 
 
 def is_program(descriptor: int, here: str, name: str) -> bool:
-    """Whether a file is one of the estate's programs, or an executable in machine code."""
+    """Whether a file is one of the estate's programs or a part of one, or an executable in machine code."""
+    own = PROGRAM.match(here)
     with opened(descriptor, name) as file:
         if not file:
             return False
-        if here.startswith(f"{PROGRAMS}/"):
+        if own and (name.endswith(".jar") or (here, name) == (own[0], own[1])):
             return True
         executable = os.fstat(file.fileno()).st_mode & 0o111 and not re.search(r"\.so(\.|$)", name)
         return bool(executable) and file.read(4) == b"\x7fELF"
+
+
+def members(descriptor: int, name: str) -> set[str]:
+    """SHA-256 of the files in a tar archive; none for a file that is no archive."""
+    digests: set[str] = set()
+    with opened(descriptor, name) as file, contextlib.suppress(tarfile.TarError, EOFError):
+        if file:
+            archive = tarfile.TarFile(fileobj=file)
+            contents = (archive.extractfile(member) for member in archive if member.isreg())
+            digests.update(hashlib.sha256(each.read()).hexdigest() for each in contents if each)
+    return digests
 
 
 def model(descriptor: int, here: str, names: list[str], models: list[str]) -> Iterator[list[str]]:

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -52,6 +54,23 @@ def test_a_program_of_the_bundle_is_found_whatever_its_format(tmp_path: Path) ->
     placed(tmp_path, "opt/llmkeep/programs/search/0123/search", b"tar", 0o555)
     (path, digest) = read(tmp_path).programs[0]
     assert (path, digest) == ("/opt/llmkeep/programs/search/0123/search", sha256(b"tar"))
+
+
+def test_what_an_archive_was_unpacked_to_is_the_archive_unless_it_was_changed(tmp_path: Path) -> None:
+    home = "opt/llmkeep/programs/search/0123"
+    placed(tmp_path, f"{home}/unpacked/lib/search.jar", "jar")
+    placed(tmp_path, f"{home}/unpacked/bin/server", ELF, 0o755)
+    placed(tmp_path, f"{home}/unpacked/config/search.yml", "port: 1")
+    with tarfile.open(tmp_path / home / "search", "w") as archive:
+        archive.add(tmp_path / home / "unpacked", "search")
+    assert [path for path, _ in read(tmp_path).programs] == [f"/{home}/search"]
+    placed(tmp_path, f"{home}/unpacked/lib/search.jar", "other")
+    placed(tmp_path, f"{home}/unpacked/lib/more.jar", "more")
+    assert [path for path, _ in read(tmp_path).programs] == [
+        f"/{home}/search",
+        f"/{home}/unpacked/lib/more.jar",
+        f"/{home}/unpacked/lib/search.jar",
+    ]
 
 
 def test_a_program_of_a_package_is_the_packages(tmp_path: Path) -> None:
@@ -117,8 +136,7 @@ def test_an_installed_wheel_has_the_record_of_the_wheel(tmp_path: Path) -> None:
 def test_a_wheel_that_a_package_brought_names_the_package(tmp_path: Path) -> None:
     (tmp_path / "usr/share/python-wheels").mkdir(parents=True)
     path = wheel(tmp_path / "usr/share/python-wheels")
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(tmp_path / "opt/venv/site-packages")
+    shutil.unpack_archive(path, tmp_path / "opt/venv/site-packages", "zip")
     assert read(tmp_path).python[0][4] == ""
     placed(tmp_path, "var/lib/dpkg/info/small-whl.list", f"/usr/share/python-wheels/{path.name}\n")
     assert read(tmp_path).python[0][4] == "small-whl"
