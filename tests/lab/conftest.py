@@ -265,12 +265,16 @@ def estate(floor: Lab, suite: Lab, testrun_uid: str, standing: Standing) -> Lab:
 def logged(
     request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: str, standing: Standing
 ) -> Lab:
-    """The estate with logs: Elasticsearch on ops1, Filebeat on both. A file that uses it opens its own client of it."""
+    """The estate with logs and documents: Elasticsearch on ops1, Filebeat on both. A file that uses it opens its own client."""
     require_programs("elasticsearch", "filebeat")
 
     def make() -> None:
         estate: Lab = request.getfixturevalue("estate")
-        estate.on("ops1", f"llmkeep site {WITH_LOGS} --tags elasticsearch,filebeat", timeout=900)
+        estate.on(
+            "ops1",
+            f"llmkeep site {WITH_LOGS} --tags elasticsearch,documents,llm_serving,filebeat",
+            timeout=900,
+        )
 
     made = made_once(floor, suite, testrun_uid, "logged", make, standing)
     # Both start with their hosts, and take their time.
