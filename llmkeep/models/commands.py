@@ -5,7 +5,8 @@ GGUF file. Taken are safetensors, their index, tokenizer, chat template, configu
 printed. Code of a repository is never taken, and a pickle never opened. An interrupted run continues when it is run again.
 
 Exit codes: 0 done; 1 no model that can be taken (pickles, links, a class of its own, a name); 2 wrong usage; 3 the hub refuses or
-does not answer; 4 damaged or contradictory files; 5 the licence is not accepted; 6 not enough space; 130 interrupted.
+does not answer; 4 damaged or contradictory files,
+or others than the maker signed; 5 the licence is not accepted; 6 not enough space; 130 interrupted.
 """
 
 import argparse
@@ -21,11 +22,12 @@ from llmkeep import durable
 from llmkeep.bundle import gguf
 from llmkeep.bundle.cache import sha256
 from llmkeep.errors import LlmkeepError, printable
-from llmkeep.models import intake, licence
+from llmkeep.models import intake, licence, signature
 from llmkeep.models.folder import Folder
 from llmkeep.models.hub import Hub
 from llmkeep.models.licence import Licence
 from llmkeep.models.refusal import DAMAGED, LICENCE, UNFIT, ModelRefused
+from llmkeep.models.signature import Signature
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,6 +47,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--licence-file", type=Path, help="text of the licence, where the source has none")
     parser.add_argument(
         "--accept-licence", metavar="NAME", help="accept the licence with this name; a terminal is asked"
+    )
+    parser.add_argument(
+        "--maker-key",
+        type=Path,
+        metavar="PEM",
+        help="public key of the model's maker, whose signature by OpenSSF's model signing is demanded",
+    )
+    parser.add_argument(
+        "--signature", type=Path, help=f"that signature; default: {signature.NAME} in a directory"
     )
     parser.set_defaults(run=_add)
 
@@ -80,7 +91,22 @@ def _add_source(source: Hub | Folder, given: argparse.Namespace, stated: str | N
     def accept(found: Licence, text: str) -> dict[str, Any]:
         return _accepted(found, text, given.accept_licence)
 
-    return intake.add(source, given.into, given.name, accept, given.licence_file, stated)
+    return intake.add(source, given.into, given.name, accept, given.licence_file, stated, _signed(given))
+
+
+def _signed(given: argparse.Namespace) -> Signature | None:
+    """The signature of the model's maker, where the operator demands it."""
+    if not given.maker_key:
+        if given.signature:
+            raise ModelRefused(
+                UNFIT, f"{given.signature} proves nothing without its maker's key: give --maker-key"
+            )
+        return None
+    if given.source.endswith(".gguf"):
+        raise ModelRefused(
+            UNFIT, "a GGUF file is converted, so no maker signed what is made of it: leave --maker-key away"
+        )
+    return signature.read(given.signature or Path(given.source, signature.NAME), given.maker_key)
 
 
 def _add_gguf(file: Path, given: argparse.Namespace) -> intake.Taken:

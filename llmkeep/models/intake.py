@@ -22,6 +22,7 @@ from llmkeep.models.folder import Folder
 from llmkeep.models.hub import Hub
 from llmkeep.models.licence import Licence
 from llmkeep.models.refusal import DAMAGED, LICENCE, SPACE, UNFIT, ModelRefused
+from llmkeep.models.signature import Signature
 from llmkeep.resumable import Resumable, TooLong
 
 MARGIN = 64 << 20  # bytes of free space beyond the files
@@ -47,12 +48,13 @@ def add(
     accept: Callable[[Licence, str], dict[str, Any]],
     licence_file: Path | None = None,
     stated: str | None = None,
+    signed: Signature | None = None,
 ) -> Taken:
     """Make the candidate INTO of a source. `accept` gets the licence with its text, and returns the record of its acceptance.
 
     INTO appears whole or not at all. What an interrupted run copied lies in a hidden folder beside it, from where the next run
-    continues; a refused model leaves nothing. `stated`: the licence's name, where the source knows it.
-
+    continues; a refused model leaves nothing. `stated`: the licence's name, where the source knows it. `signed`: what its maker
+    says that the files are; another file is refused, and so is one that is missing.
     """
     name = name or re.sub(r"[^a-z0-9.-]", "-", source.name.lower())
     if not release.NAME.fullmatch(name) or ".." in name:
@@ -66,10 +68,14 @@ def add(
     found = source.files()
     texts = contents.texts(found)
     wanted = [*texts, *(file for file in found if contents.TENSORS.fullmatch(file.path))]
+    if signed:
+        signed.require_whole({file.path for file in found})
     with _working(into, source.source, wanted) as aside:
         model = aside / "models" / name
         _keep_only(wanted, aside, model)
         digests = dict(_copied(source, texts, model))
+        if signed:
+            signed.require(digests)
         changed = _without_code(model, digests)
         contents.check_class(contents.read_object(model / contents.CONFIG))
         index = contents.read_index(model / contents.INDEX) if contents.INDEX in digests else None
@@ -83,6 +89,8 @@ def add(
                 contents.check_weights(
                     stream, path, os.fstat(stream.fileno()).st_size, index[path] if index else None
                 )
+            if signed:
+                signed.require({path: digest})
             digests[path] = digest
         taken = {file.path for file in [*texts, *weights]}
         left_out = [file.path for file in found if file.path not in taken] + source.folders()
@@ -92,6 +100,7 @@ def add(
             "purl": source.purl,
             **source.facts,
             "checked_by": source.checked_by,
+            **({"maker": {"key": signed.key, "signature": signed.sha256}} if signed else {}),
             "licence": record,
             "left_out": left_out,
             "changed": changed,

@@ -1,0 +1,126 @@
+"""A model's signature by OpenSSF's model signing (OMS), with a key: who made a model says which files it has.
+
+The format is of model-signing 1.x (https://github.com/sigstore/model-transparency): a bundle of Sigstore's with a DSSE envelope
+around an in-toto statement. Signatures by certificates and by identities (Sigstore, Rekor) need roots and a log that an air gap
+does not have: they are refused.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from llmkeep.bundle.manifest import SHA256
+from llmkeep.errors import printable
+from llmkeep.models import contents
+from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused
+
+NAME = "model.sig"  # beside the files
+PAYLOAD = "application/vnd.in-toto+json"
+STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://model_signing/signature/v1.0"
+HASHES: dict[str, hashes.HashAlgorithm] = {
+    "secp256r1": hashes.SHA256(),
+    "secp384r1": hashes.SHA384(),
+    "secp521r1": hashes.SHA512(),
+}
+MOST = 64 << 20  # bytes of a signature
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a maker signed. `files`: SHA-256 by path; `key`: SHA-256 of the maker's public key in PEM, as OMS names it."""
+
+    name: str
+    files: dict[str, str]
+    key: str
+    sha256: str
+
+    def require_whole(self, paths: set[str]) -> None:
+        """ModelRefused where a file is missing that would be taken: without its configuration, a model is another one."""
+        for path in sorted(self.files.keys() - paths):
+            if contents.is_text(path) or contents.TENSORS.fullmatch(path):
+                raise ModelRefused(
+                    DAMAGED, f"{printable(path)} is missing, and its maker signed it: get the model again"
+                )
+
+    def require(self, digests: dict[str, str]) -> None:
+        """ModelRefused unless the maker signed all these files, by path and SHA-256."""
+        for path, digest in digests.items():
+            if self.files.get(path) != digest:
+                signed = self.files.get(path, "nothing of that name")
+                raise ModelRefused(
+                    DAMAGED,
+                    f"{path} has sha256 {digest}, its maker signed {signed}: get the model again from its maker",
+                )
+
+
+def read(file: Path, key: Path) -> Signature:
+    """The signature in FILE; ModelRefused unless the owner of the public KEY (PEM, on a NIST curve) made it."""
+    public = _public(key)
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    own = hashlib.sha256(pem).hexdigest()
+    if not file.is_file() or file.stat().st_size > MOST:
+        raise ModelRefused(DAMAGED, f"{file} is no signature: give the file that the model's maker published")
+    content = file.read_bytes()
+    try:
+        document = json.loads(content)
+        hint = document["verificationMaterial"].get("publicKey", {}).get("hint")
+        envelope = document["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        (signature,) = (base64.b64decode(each["sig"], validate=True) for each in envelope["signatures"])
+        kind = str(envelope["payloadType"])
+    except (binascii.Error, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelRefused(
+            DAMAGED, f"{file} is no signature of model signing ({error}): get it again"
+        ) from error
+    if hint != own:
+        raise ModelRefused(
+            DAMAGED, f"{file} is by the key {str(hint)[:80]}, and {key} is {own}: give its maker's key"
+        )
+    try:
+        encoded = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
+        public.verify(signature, encoded, ec.ECDSA(HASHES[public.curve.name]))
+    except InvalidSignature as error:
+        raise ModelRefused(DAMAGED, f"{file} was not signed by {key}: do not use the model") from error
+    try:
+        name, files = _files(json.loads(payload), kind)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelRefused(
+            UNFIT, f"{file} is signed, and says nothing that can be compared ({error})"
+        ) from error
+    return Signature(name, files, own, hashlib.sha256(content).hexdigest())
+
+
+def _public(key: Path) -> ec.EllipticCurvePublicKey:
+    try:
+        public = serialization.load_pem_public_key(key.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ModelRefused(UNFIT, f"{key} is no public key in PEM ({error}): give the maker's") from error
+    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in HASHES:
+        raise ModelRefused(
+            UNFIT, f"{key} is none of model signing's keys: it has to be on {', '.join(HASHES)}"
+        )
+    return public
+
+
+def _files(statement: dict[str, Any], kind: str) -> tuple[str, dict[str, str]]:
+    """Name and files of a statement; ValueError for one of another kind, or that contradicts itself."""
+    types = kind, statement["_type"], statement["predicateType"]
+    how, resources = statement["predicate"]["serialization"], statement["predicate"]["resources"]
+    (subject,) = statement["subject"]
+    if types != (PAYLOAD, STATEMENT, PREDICATE) or (how["method"], how["hash_type"]) != ("files", "sha256"):
+        raise ValueError(f"it is {types} by {how}, and files by sha256 are needed")
+    files = {each["name"]: each["digest"] for each in resources if each["algorithm"] == "sha256"}
+    if len(files) != len(resources) or not all(SHA256.fullmatch(digest) for digest in files.values()):
+        raise ValueError("a file is there twice, or not by sha256")
+    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in files.values())).hexdigest()
+    if subject["digest"]["sha256"] != root:
+        raise ValueError(f"its root is {subject['digest']['sha256']}, that of its files {root}")
+    return str(subject["name"]), files
