@@ -254,6 +254,28 @@ def test_entries_that_left_the_journal_before_they_were_shipped_are_named(logged
     within(60, "the gap is named", named)
 
 
+def test_each_component_of_both_hosts_is_the_bundles_and_a_planted_program_is_named(logged: Lab) -> None:
+    whole = logged.operate("sbom", "make")
+    assert "complete: 2 of 2 hosts answered" in whole
+    assert not [line for line in whole.splitlines() if ": unknown: " in line or ": missing: " in line]
+    logged.on("llm1", "cp /usr/bin/true /usr/local/bin/miner")
+    planted = logged.operate("sbom", "make")
+    logged.on("llm1", "rm /usr/local/bin/miner")
+    unknown = [line for line in planted.splitlines() if ": unknown: " in line]
+    assert unknown == ["llm1: unknown: application:/usr/local/bin/miner#/usr/local/bin/miner"]
+    names = logged.on("ops1", "ls /var/lib/llmkeep/sboms").split()
+    changes = logged.on("ops1", f"llmkeep sbom diff {' '.join(names[-2:])}").splitlines()
+    assert [line.split(" (")[0] for line in changes] == [
+        "llm1: + application:/usr/local/bin/miner#/usr/local/bin/miner"
+    ]
+    key = logged.on("ops1", "cat /var/log/llmkeep-audit/verifier").strip()
+    archive = f"/var/lib/llmkeep/sboms/{names[-1]}"
+    proved = logged.on(
+        "ops1", f"/opt/llmkeep/control/bin/python -m llmproof verify-sbom {archive} --verifier '{key}'"
+    )
+    assert f"as signed by {key}" in proved
+
+
 def test_the_copy_of_the_audit_record_is_what_the_host_signed_and_a_missing_line_is_named(
     logged: Lab, client: Client
 ) -> None:
