@@ -33,6 +33,7 @@ msg:
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config.rollout import Failed
@@ -46,7 +47,7 @@ def main() -> None:
         # Without those of this run.
         mapped = services.mapped(root / "proc", Path("/proc/self/cgroup").read_text())
         units, opt = software.users(mapped), root / "opt"
-        read = {
+        read: dict[str, Any] = {
             "release": software.release(root / "etc/os-release"),
             "kernel": kernel,
             "packages": software.packages(upgrades.run, root / "var/lib/dpkg/info", kernel, units),
@@ -54,6 +55,9 @@ def main() -> None:
             "scripts": software.scripts(opt),
             "replaced": software.replaced(mapped),
         }
+        if not software.visible(root / "proc"):
+            for row in (*read["packages"], *read["python"]):
+                row[-1] = None
     except (Failed, OSError, ValueError) as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=False, msg=json.dumps(read, separators=(",", ":")))

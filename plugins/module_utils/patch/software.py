@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import components
 from ansible_collections.llmkeep.estate.plugins.module_utils.config.debs import Call
 from ansible_collections.llmkeep.estate.plugins.module_utils.patch import services
 
-FORMAT = "${db:Status-Abbrev}\\t${Package}\\t${Version}\\t${source:Package}\\t${source:Version}\\n"
-SHOW = ("dpkg-query", "--show", "--showformat=" + FORMAT)
 # Before /usr was merged, dpkg's lists named /lib and /bin.
 UNMERGED = re.compile(r"^/(?=(?:lib\w*|s?bin)/)")
 # Files that a process maps where it uses them. A package without any is used by what cannot be seen here.
@@ -28,6 +27,14 @@ def release(path: Path) -> str:
     """`ID VERSION_CODENAME` of os-release, as `debian trixie`."""
     fields = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
     return " ".join(fields.get(name, "").strip("'\"") for name in ("ID", "VERSION_CODENAME")).strip()
+
+
+def visible(proc: Path) -> bool:
+    """Whether the files that other users' processes map can be read."""
+    try:
+        return bool((proc / "1/maps").read_text(errors="replace"))
+    except OSError:
+        return False
 
 
 def users(mapped: dict[str, set[tuple[str, bool]]]) -> dict[str, set[str]]:
@@ -45,22 +52,20 @@ def packages(call: Call, info: Path, running: str, units: dict[str, set[str]]) -
     INFO: dpkg's lists of files; RUNNING: the kernel's release.
     """
     used: dict[str, set[str]] = {}
-    visible: set[str] = set()
+    native: set[str] = set()
     for path in info.glob("*.list"):
         name = path.name.removesuffix(".list").partition(":")[0]
         for line in path.read_text(errors="replace").splitlines():
             file = UNMERGED.sub("/usr/", line)
             if file in units:
                 used.setdefault(name, set()).update(units[file])
-            elif name not in visible and NATIVE.search(file):
-                visible.add(name)
+            elif name not in native and NATIVE.search(file):
+                native.add(name)
     used.setdefault(f"linux-image-{running}", set()).add(KERNEL)
     rows: list[list[Any]] = []
-    for line in call([*SHOW]).splitlines():
-        status, *fields = line.split("\t")
-        if status[1:2] == "i":
-            seen = sorted(used.get(fields[0], ()))
-            rows.append([*fields, seen if seen or fields[0] in visible else None])
+    for name, version, _, source, own in components.packages(call):
+        seen = sorted(used.get(name, ()))
+        rows.append([name, version, source, own, seen if seen or name in native else None])
     return rows
 
 

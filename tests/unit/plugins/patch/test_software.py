@@ -43,8 +43,8 @@ def test_a_packages_units_are_those_that_map_a_file_of_it(tmp_path: Path) -> Non
     (info / "libssl3t64:amd64.list").write_text("/.\n/lib/x86_64-linux-gnu/libssl.so.3\n")
     (info / "gzip.list").write_text("/usr/bin/gzip\n")
     (info / "tzdata.list").write_text("/usr/share/zoneinfo/UTC\n")
-    lines = ["ii \tlibssl3t64\t3.5.1-1\topenssl\t3.5.1-1", "ii \tgzip\t1.13-1\tgzip\t1.13-1",
-             "hi \ttzdata\t2026b-0\ttzdata\t2026b-0", "rc \tvim\t9\tvim\t9"]  # fmt: skip
+    lines = ["ii \tlibssl3t64\t3.5.1-1\tamd64\topenssl\t3.5.1-1", "ii \tgzip\t1.13-1\tamd64\tgzip\t1.13-1",
+             "hi \ttzdata\t2026b-0\tamd64\ttzdata\t2026b-0", "rc \tvim\t9\tamd64\tvim\t9"]  # fmt: skip
     units = software.users(services.mapped(tmp_path / "proc"))
     assert software.packages(dpkg(*lines), info, "6.12", units) == [
         ["libssl3t64", "3.5.1-1", "openssl", "3.5.1-1", ["nginx.service"]],
@@ -54,7 +54,7 @@ def test_a_packages_units_are_those_that_map_a_file_of_it(tmp_path: Path) -> Non
 
 
 def test_the_kernel_that_runs_is_in_use(tmp_path: Path) -> None:
-    line = "ii \tlinux-image-6.12-amd64\t6.12.73-1\tlinux-signed-amd64\t6.12.73+1"
+    line = "ii \tlinux-image-6.12-amd64\t6.12.73-1\tamd64\tlinux-signed-amd64\t6.12.73+1"
     assert software.packages(dpkg(line), tmp_path, "6.12-amd64", {})[0][4] == ["kernel"]
 
 
@@ -122,3 +122,13 @@ def test_the_module_prints_what_dpkg_has_here(capsys: pytest.CaptureFixture[str]
     assert sorted([row[0], row[2]] for row in read["packages"]) == there
     assert (read["release"].split()[0], read["kernel"]) == ("debian", os.uname().release)
     assert not result["changed"]
+
+
+def test_use_is_unknown_where_other_users_processes_are_hidden(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/os-release").write_text('ID=debian\nVERSION_CODENAME="trixie"\n')
+    read = json.loads(called(host_software, {"root": str(tmp_path)}, capsys)["msg"])
+    assert read["release"] == "debian trixie"
+    assert {row[4] for row in read["packages"]} == {None}
