@@ -21,16 +21,22 @@ with_aliases(role_patch, rate_patch, aliases) := found if {
 		with data.llm.rates as {"slow": object.union(rate, rate_patch)}
 		with data.llm.groups as {}
 		with data.llm.aliases as aliases
+		with data.llm.collections as {}
 }
 
 # The problems of these collections, beside the role `reader`.
 collected(collections) := found if {
-	found := problems({}, {}) with data.llm.collections as collections
+	found := validate.problems with data.llm.roles as {"reader": role}
+		with data.llm.rates as {"slow": rate}
+		with data.llm.groups as {}
+		with data.llm.aliases as {}
+		with data.llm.collections as collections
 }
 
 test_a_collection_belongs_to_a_tenant_and_names_roles_that_there_are if {
 	collected({"handbook": {"tenant": "corp", "readers": ["reader"]}}) == set()
-	collected({"handbook": {"tenant": "corp", "readers": ["auditor"]}}) == {"llm/collections: handbook: llm/roles has no role auditor"}
+	unknown := collected({"handbook": {"tenant": "corp", "readers": ["auditor"]}})
+	unknown == {"llm/collections: handbook: llm/roles has no role auditor"}
 }
 
 test_a_collection_of_the_wrong_kind_is_named if {
@@ -307,6 +313,7 @@ grouped(groups) := found if {
 		with data.llm.rates as {"slow": rate}
 		with data.llm.groups as groups
 		with data.llm.aliases as {}
+		with data.llm.collections as {}
 }
 
 test_a_group_has_any_name_and_roles_that_there_are if {
@@ -342,6 +349,7 @@ test_a_role_that_lacks_a_limit_is_named if {
 			with data.llm.rates as {"slow": rate}
 			with data.llm.groups as {}
 			with data.llm.aliases as {}
+			with data.llm.collections as {}
 		some problem in found
 		contains(problem, key)
 	}
@@ -368,6 +376,7 @@ test_two_rate_classes_have_two_ranks if {
 		with data.llm.rates as {"slow": rate, "slower": rate}
 		with data.llm.groups as {}
 		with data.llm.aliases as {}
+		with data.llm.collections as {}
 	found == {"llm/rates: slow and slower: two classes have the rank 1"}
 }
 
@@ -377,6 +386,7 @@ test_a_name_is_a_plain_word if {
 			with data.llm.rates as {"slow": rate}
 			with data.llm.groups as {}
 			with data.llm.aliases as {}
+			with data.llm.collections as {}
 		count(found) > 0
 	}
 }
@@ -387,6 +397,7 @@ test_what_is_no_data_is_a_problem if {
 			with data.llm.rates as nothing
 			with data.llm.groups as {}
 			with data.llm.aliases as {}
+			with data.llm.collections as {}
 		found == {"llm/roles: there are no roles", "llm/rates: there are no rate classes"}
 	}
 }
@@ -396,5 +407,6 @@ test_data_without_entries_is_a_problem if {
 		with data.llm.rates as {}
 		with data.llm.groups as {}
 		with data.llm.aliases as {}
+		with data.llm.collections as {}
 	count(found) == 2
 }
