@@ -7,7 +7,7 @@ version cannot be compared, or a unit runs files that were replaced. Open ones a
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ PLACES = Places()
 INVENTORY = "/etc/llmkeep/inventory"
 CURRENT = PLACES.bundles / "current"
 VULNERABLE, UNKNOWN = 3, 4
-MOST_HOSTS = 6  # named on a line
+MOST_HOSTS, MOST_UNITS = 6, 3  # named on a line
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -75,11 +75,16 @@ def _cve(given: argparse.Namespace) -> int:
     scan = software.scan(tree, inventories, given, given.database, given.days, given.waivers)
     if given.fixed_by:
         fixes.close(scan, given.fixed_by, given.database, datetime.now(UTC))
-    if given.database == CURRENT:
+    # Numbers by another limit or other waivers are not the estate's.
+    if (given.database, given.days, given.waivers) == (CURRENT, database.DAYS, PLACES.waivers):
         runs.note(runs.VULNERABLE, tree, given, estate.summary(scan))
     if given.vex:
         durable.write(given.vex, vex.document(scan), 0o644)
-    print(json.dumps(scan, indent=1, ensure_ascii=False) if given.json else printable("\n".join(lines(scan))))
+    print(
+        json.dumps(scan, indent=1, ensure_ascii=False)
+        if given.json
+        else printable("\n".join(lines(scan, not given.limit)))
+    )
     if not estate.complete(scan):
         return UNKNOWN
     return VULNERABLE if any(sum(estate.counts(host).values()) for host in scan["hosts"].values()) else 0
@@ -91,8 +96,11 @@ def require_signed(bundle: Path) -> None:
         manifest.authentic(bundle, PLACES.bundle_keyring, manifest.BUNDLE)
 
 
-def lines(scan: dict[str, Any]) -> Iterator[str]:
-    """The scan for people: databases, findings with the hosts that have them, the worst first, and what is unknown."""
+def lines(scan: dict[str, Any], whole: bool) -> Iterator[str]:
+    """The scan for people: databases, findings with the hosts that have them, the worst first, and what is unknown.
+
+    WHOLE: whether all hosts of the inventory were asked.
+    """
     for name, each in scan["databases"].items():
         yield f"database {name}: {each['date'] or 'none'}"
     rows: dict[tuple[Any, ...], list[str]] = {}
@@ -101,11 +109,10 @@ def lines(scan: dict[str, Any]) -> Iterator[str]:
             if finding["state"] != "unimportant":
                 rows.setdefault(_row(finding), []).append(f"{host}{running(finding)}")
     for row, hosts in rows.items():
-        shown = ", ".join(hosts[:MOST_HOSTS]) + (
-            f" and {len(hosts) - MOST_HOSTS} more" if len(hosts) > MOST_HOSTS else ""
-        )
-        yield f"{'  '.join(row)}  on {shown}"
+        yield f"{'  '.join(row)}  on {shown(hosts, MOST_HOSTS)}"
     yield from summed(scan)
+    if whole and not any(host["unknown"] for host in scan["hosts"].values()):
+        yield from idle(scan)
 
 
 def _row(finding: dict[str, Any]) -> tuple[str, ...]:
@@ -129,14 +136,17 @@ def running(finding: dict[str, Any]) -> str:
     """Units that run it, in brackets; `(unseen)` where no use can be seen."""
     if finding["units"] is None:
         return " (unseen)"
-    return f" ({', '.join(finding['units'])})" if finding["units"] else ""
+    return f" ({shown(finding['units'], MOST_UNITS)})" if finding["units"] else ""
+
+
+def shown(names: Sequence[str], most: int) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def summed(scan: dict[str, Any]) -> Iterator[str]:
-    """Numbers for each host, what is unknown, waivers that cover nothing, and what no database covers."""
-    covered = {
-        json.dumps(finding["waiver"]) for host in scan["hosts"].values() for finding in host["findings"]
-    }
+    """Numbers for each host, what is unknown, and what no database covers."""
     for host, each in scan["hosts"].items():
         open_now = [finding for finding in each["findings"] if estate.is_open(finding)]
         numbers = ", ".join(f"{number} {name}" for name, number in estate.counts(each).items() if number)
@@ -150,8 +160,18 @@ def summed(scan: dict[str, Any]) -> Iterator[str]:
         yield from (f"{host}: UNKNOWN: {sentence}" for sentence in each["unknown"])
         if each["uncovered"]:
             yield f"{host}: no database covers {', '.join(each['uncovered'])}"
-    for waiver in scan["waivers"]:
-        if json.dumps(waiver) not in covered:
-            yield f"the waiver of {waiver['id']} in {waiver['package']} by {waiver['owner']} covers nothing: take it out"
     if scan["uncovered"]:
         yield f"no database covers {', '.join(scan['uncovered'])}"
+
+
+def idle(scan: dict[str, Any]) -> Iterator[str]:
+    """Waivers that cover nothing."""
+    covering = [
+        finding["waiver"]
+        for host in scan["hosts"].values()
+        for finding in host["findings"]
+        if finding["waiver"]
+    ]
+    for waiver in scan["waivers"]:
+        if waiver not in covering:
+            yield f"the waiver of {waiver['id']} in {waiver['package']} by {waiver['owner']} covers nothing: take it out"

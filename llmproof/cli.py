@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llmproof import heads, sbom
+from llmproof import heads, sbom, vulnerabilities
 from llmproof.archive import ArchiveRefused
 from llmproof.chain import ROTATE, UNSIGNED_SECONDS, Chain, ChainError, files, lines
 from llmproof.heads import HeadError, Verifier
@@ -145,6 +145,8 @@ def run_verify_report(options: argparse.Namespace) -> int:
     verifier = Verifier(key.read_text() if key.is_file() else options.verifier)
     try:
         report = verified(options.archive.read_bytes(), verifier)
+        scan = report.files.get(vulnerabilities.SCAN)
+        scanned = vulnerabilities.lines(scan) if scan else ["vulnerabilities: not in this report"]
     except ArchiveRefused as error:
         print(printable(f"{options.archive}: {error}"))
         return ALTERED
@@ -165,6 +167,8 @@ def run_verify_report(options: argparse.Namespace) -> int:
         print(printable(f"{name} did not answer"))
     installed = sbom.lines(report.installed)[0] if report.installed else "none was made"
     print(printable(f"SBOM of the hosts: {installed}"))
+    for line in scanned:
+        print(printable(line))
     for each in report.verdicts:
         if each["verdict"] in (NOT_MET, NOT_SHOWN):
             rows = [

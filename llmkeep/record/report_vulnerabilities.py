@@ -7,8 +7,9 @@ from typing import Any
 from llmkeep.record.report_html import spoken, table, text
 from llmkeep.vulnerabilities import estate, vex
 from llmkeep.vulnerabilities.model import OPEN, SEVERITIES, UNIMPORTANT, UNKNOWN
+from llmproof.vulnerabilities import SCAN
 
-SCAN, VEX = "vulnerabilities.json", "vulnerabilities.vex.json"
+VEX = "vulnerabilities.vex.json"
 
 
 def files(scan: dict[str, Any]) -> dict[str, bytes]:

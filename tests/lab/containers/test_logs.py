@@ -276,6 +276,20 @@ def test_each_component_of_both_hosts_is_the_bundles_and_a_planted_program_is_na
     assert f"as signed by {key}" in proved
 
 
+def test_without_a_database_vulnerabilities_of_both_hosts_are_unknown(logged: Lab) -> None:
+    printed = logged.on("ops1", f"{logged.command('cve', '--json')}; echo $?")
+    text, _, code = printed.rstrip().rpartition("\n")
+    assert code == "4"
+    scan = json.loads(text)
+    assert {name: (host["answers"], host["release"]) for name, host in scan["hosts"].items()} == {
+        "llm1": (True, "debian trixie"),
+        "ops1": (True, "debian trixie"),
+    }
+    for host in scan["hosts"].values():
+        assert "has no database of debian: its builder did not reach the source" in host["unknown"][0]
+        assert host["components"] > 200
+
+
 def test_the_copy_of_the_audit_record_is_what_the_host_signed_and_a_missing_line_is_named(
     logged: Lab, client: Client
 ) -> None:

@@ -31,6 +31,7 @@ from llmkeep.record import (
 )
 from llmkeep.vulnerabilities.waivers import Waiver
 from llmproof import cli as proof
+from llmproof import vulnerabilities
 from llmproof.archive import ArchiveRefused
 from llmproof.heads import Signer, Verifier
 from llmproof.report import MET, judged, verified
@@ -407,6 +408,28 @@ def test_a_report_has_the_state_of_vulnerabilities(node: Path, tmp_path: Path) -
     assert json.loads(found.files["vulnerabilities.vex.json"])["bomFormat"] == "CycloneDX"
     assert b"CVE-2099-0001" in found.files["report.en.html"]
     assert "存在未知项".encode() in found.files["report.zh.html"]
+
+
+def test_an_auditor_reads_what_is_open_and_who_accepted_what(
+    node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle_with_advisories.write(tmp_path / "srv/llmkeep/bundle/current", datetime.now(UTC))
+    (tmp_path / "etc/llmkeep/waivers").mkdir(parents=True)
+    (tmp_path / "etc/llmkeep/waivers/a.yml").write_text(
+        "- {id: CVE-2099-0001, package: openssl, reason: No such client., owner: ops@example.org, until: 2999-01-01}"
+    )
+    path = made(node.parent / "out")
+    capsys.readouterr()
+    assert proof.main(["verify-report", str(path), "--verifier", verifier().text]) == 0
+    printed = capsys.readouterr().out
+    assert "llm1: 2 vulnerabilities open, 1 unknown\nops1: 0 vulnerabilities open, 1 unknown\n" in printed
+    assert "llm1: CVE-2099-0001 in openssl accepted by ops@example.org until 2999-01-01\n" in printed
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"hosts": 3}', b'{"hosts": {"a": {"findings": [{}]}}}'])
+def test_a_scan_that_is_none_is_refused(content: bytes) -> None:
+    with pytest.raises(ArchiveRefused, match="is signed, and no scan"):
+        vulnerabilities.lines(content)
 
 
 def test_a_report_without_an_sbom_says_so(node: Path, capsys: pytest.CaptureFixture[str]) -> None:

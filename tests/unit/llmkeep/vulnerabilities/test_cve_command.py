@@ -95,6 +95,18 @@ def test_lines_name_severity_hosts_units_waivers_and_what_covers_nothing(
     assert json.loads((tmp_path / "vex.json").read_text())["bomFormat"] == "CycloneDX"
 
 
+def test_a_waiver_is_called_idle_only_where_all_hosts_were_asked_and_answered(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "waivers").mkdir()
+    (tmp_path / "waivers/a.yml").write_text(WAIVER)
+    hosts(monkeypatch, llm1=scanned_estate.text(), llm2=None)
+    main(words)
+    hosts(monkeypatch, llm1=scanned_estate.text())
+    main([*words, "--host", "llm1"])
+    assert "covers nothing" not in capsys.readouterr().out
+
+
 def test_a_waiver_that_cannot_be_read_is_refused_before_hosts_are_asked(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
