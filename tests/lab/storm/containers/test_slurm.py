@@ -204,6 +204,13 @@ def test_a_users_job_runs_as_the_trainer_in_the_users_name(cluster: Lab) -> None
     ends = f"grep 'JobId={number} ' /var/lib/slurm/slurmctld/jobs"
     within(60, "it is in the books", lambda: "Account=ada" in cluster.on("ops1", ends, check=False))
     assert "UserId=llm-train" in cluster.on("ops1", ends)
+    sacct = "sacct --noheader --parsable2 --allusers --allocations --accounts=ada --format=jobid,user,account,state"
+    books = f"{number}|llm-train|ada|COMPLETED"
+    within(60, "sacct has it", lambda: books in cluster.on("ops1", sacct).splitlines())
+    cluster.on("ops1", "systemctl restart mariadb.service slurmdbd.service slurmctld.service")
+    within(60, "and after a restart", lambda: books in cluster.on("ops1", sacct, check=False).splitlines())
+    cluster.on("ops1", "systemctl start llmkeep-slurm-dump.service")
+    assert "'ada'" in cluster.on("ops1", "cat /var/lib/llmkeep/slurm-accounting.sql")
     journal = cluster.on("ops1", "journalctl --unit='llm-train-submit@*' --output=cat")
     assert re.search(rf"ada \(uid \d+\) submitted owned, sha256 [0-9a-f]{{64}}: job {number}", journal)
     assert "nobody (uid 65534) was refused" in journal
