@@ -43,14 +43,22 @@ class PodHere:
     """Containers by name, in a network namespace with loopback alone."""
 
     def __init__(
-        self, folder: Path, given: dict[str, dict[str, bytes]], weights: Path, scraped_by: str = ""
+        self,
+        folder: Path,
+        given: dict[str, dict[str, bytes]],
+        weights: Path,
+        scraped_by: str = "",
+        overlay: str = "overlays/cpu",
+        standins: dict[str, Path] | None = None,
     ) -> None:
         """GIVEN: what ConfigMaps and Secrets hold that no manifest defines, by name. WEIGHTS: the folder of models.
-        SCRAPED_BY: with metrics, for a client whose certificate has this name.
+        SCRAPED_BY: with metrics, for a client whose certificate has this name. STANDINS: files by their path in each container,
+        libraries in /usr/local/lib.
         """
+        self.standins = standins or {}
         self.opa = capable()
         self.folder, self.weights = folder, weights
-        self.manifests = kustomized("overlays/cpu", scraped_by)
+        self.manifests = kustomized(overlay, scraped_by)
         self.spec: Manifest = pod(self.manifests)["spec"]
         self.group = self.spec["securityContext"]["fsGroup"]
         self.network = namespace()
@@ -113,6 +121,7 @@ class PodHere:
                 "/usr/local/bin/opa": str(self.opa),
                 "/usr/local/lib/llmkeep/serve-policy": str(files / "serve_policy.py"),
                 "/usr/local/lib/llmkeep/opa-query": str(files / "opa_query.py"),
+                **{place: str(file) for place, file in self.standins.items()},
             },
             "volumes": [
                 {
@@ -126,6 +135,7 @@ class PodHere:
             "command": container["command"],
             "environment": {
                 "PATH": "/usr/local/bin:/usr/bin:/usr/sbin",
+                **({"LD_LIBRARY_PATH": "/usr/local/lib"} if self.standins else {}),
                 **{each["name"]: each["value"] for each in container.get("env", [])},
             },
         }
@@ -175,10 +185,10 @@ class PodHere:
 
 @contextmanager
 def pod_here(
-    folder: Path, given: dict[str, dict[str, bytes]], weights: Path, scraped_by: str = ""
+    folder: Path, given: dict[str, dict[str, bytes]], weights: Path, scraped_by: str = "", **more: Any
 ) -> Iterator[PodHere]:
-    """A pod whose containers the test starts."""
-    made = PodHere(folder, given, weights, scraped_by)
+    """A pod whose containers the test starts. MORE: as PodHere takes it."""
+    made = PodHere(folder, given, weights, scraped_by, **more)
     try:
         yield made
     finally:
