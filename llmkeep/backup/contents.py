@@ -106,7 +106,15 @@ def paths(places: Places, more: list[str]) -> list[str]:
 
 def excluded() -> list[str]:
     """What restic leaves out of them: of bootstrap and of a restore what is theirs while they run."""
-    names = [*SCRATCH, "bootstrap.lock", "restoring.json", "apt.log", "copy.bytes", "copy.log", "bundle.sources"]
+    names = [
+        *SCRATCH,
+        "bootstrap.lock",
+        "restoring.json",
+        "apt.log",
+        "copy.bytes",
+        "copy.log",
+        "bundle.sources",
+    ]
     return [f"/var/lib/llmkeep/{name}" for name in names]
 
 
