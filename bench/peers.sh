@@ -51,7 +51,7 @@ environment() { # PEER
 
 for peer in "$@"; do
   case $peer in
-    firmware) lab/packages bench/peers/firmware.apt ;;
+    firmware | openscap) lab/packages "bench/peers/$peer.apt" ;;
     gpu) gpu_wheels ;;
     *) environment "$peer" ;;
   esac
