@@ -81,7 +81,9 @@ def test_a_removed_document_is_found_no_more_and_its_removal_is_on_record(
     body = {"query": MARKERS["handbook"], "collections": ["handbook"]}
     status, answer = request(client, "POST", "/v1/search", body, keys["handbook"])
     assert (status, json.loads(answer)["data"]) == (200, [])
-    assert document in logged.on("llm1", "llm-serve audit show | grep document.removed")
+    assert document in logged.on(
+        "llm1", "grep --no-filename document.removed /var/log/llm-audit/records-*.jsonl"
+    )
     assert "added" in add(logged, "handbook", RULE.format(MARKERS["handbook"]))
 
 
