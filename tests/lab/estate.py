@@ -284,9 +284,9 @@ def answers(client: Client, seconds: float = 120) -> str:
     return str(answered(client, "/generate", body, seconds)["response"])
 
 
-def verify(lab: Lab) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The report of `llmkeep verify`, and what was seen by those of its checks that fail."""
-    report: dict[str, Any] = json.loads(lab.operate("verify", "--json", check=False))
+def verify(lab: Lab, *options: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report of `llmkeep verify`, and what those of its checks that fail observed."""
+    report: dict[str, Any] = json.loads(lab.operate("verify", "--json", *options, check=False))
     checks = [check for checks in report["hosts"].values() for check in checks]
     return report, {
         check["id"]: check["observed"]
