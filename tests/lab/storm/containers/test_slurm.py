@@ -186,7 +186,7 @@ def test_a_users_job_runs_as_the_trainer_in_the_users_name(cluster: Lab) -> None
         cluster.on(host, "id ada || useradd --create-home ada")
         for name, content in files.items():
             cluster.on(host, f"cat > /tmp/{name}.yaml", given=json.dumps(content))
-        cluster.on(host, "runuser -u llm-train -- llm-train data run --config /tmp/data.yaml")
+        cluster.on(host, "cd / && runuser -u llm-train -- llm-train data run --config /tmp/data.yaml")
 
     def submitted(user: str, name: str) -> str:
         command = f"runuser -u {user} -- llm-train submit /tmp/{name}.yaml --hosts train1"
