@@ -31,7 +31,10 @@ def main() -> int:
     context = ssl.create_default_context(cafile=str(PKI / "root.pem"))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(PKI / "host.pem", PKI / "host.key")
-    headers = {"Content-Type": "application/json", "Authorization": f"ApiKey {base64.b64encode(key).decode()}"}
+    headers = {
+        "Content-Type": "application/json",
+        "Authorization": f"ApiKey {base64.b64encode(key).decode()}",
+    }
     for attempt, method, path, body in (
         ("search documents", "POST", f"/{INDEX}/_search{ABSENT}", NONE),
         ("write a document", "PUT", f"/{INDEX}/_doc/none?require_alias=true", {"unknown": 1}),

@@ -15,10 +15,9 @@ from questions import error
 from scripted_upstream import ScriptedUpstream, answer
 from service import Service, eventually, running
 
-from llmcore.manifest import write_manifest
-
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 EMBED = "/v1/embeddings"
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
