@@ -18,6 +18,9 @@ umount -l cgroup
 mkdir -p /run/systemd
 mount -t tmpfs -o mode=755 tmpfs /run/systemd
 
+# The host's own units mount its /tmp, with the options that it has there.
+export SYSTEMD_NSPAWN_TMPFS_TMP=0
+
 # systemd-nspawn ends with 133 where the container wants to be started again.
 code=133
 while [ $code = 133 ]; do

@@ -38,11 +38,19 @@ def here(places: Places) -> list[Path]:
     ]
 
 
+def mount_point(path: Path) -> Path:
+    """Where the file system of a path is mounted. A folder that is mounted on itself is one, of the same device."""
+    points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    resolved = path.resolve()
+    return next((each for each in (resolved, *resolved.parents) if str(each) in points), Path("/"))
+
+
 def linkable(path: Path, place: Path) -> bool:
-    """Whether a file may be linked into PLACE: it is on the same disk, and only this user can change it."""
+    """Whether a file may be linked into PLACE: it is on the same mount, and only this user can change it."""
     status = path.lstat()
     return (
         status.st_dev == place.stat().st_dev
+        and mount_point(path.parent) == mount_point(place)
         and status.st_uid == os.geteuid()
         and not status.st_mode & 0o022
         and stat.S_ISREG(status.st_mode)

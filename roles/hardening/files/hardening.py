@@ -53,7 +53,9 @@ def is_read_only(path: Path) -> bool:
 
 def kernel_parameters(expected: dict[str, str]) -> Finding:
     """A parameter that a container may not set is its machine's."""
-    wrong, foreign, absent = [], [], 0
+    wrong: list[str] = []
+    foreign: list[str] = []
+    absent = 0
     for name, value in expected.items():
         path = PROC / name.replace(".", "/")
         try:
@@ -93,7 +95,8 @@ def mounts(expected: dict[str, list[str]], partitions: list[str]) -> Finding:
     table = [line.split() for line in text("/proc/self/mountinfo").splitlines()]
     present = {words[4]: set(words[5].split(",")) for words in table}
     own = own_partitions() - set(partitions)
-    wrong, waiting = [], []
+    wrong: list[str] = []
+    waiting: list[str] = []
     for path in sorted(set(expected) - own):
         if path not in present:
             (waiting if any(other.startswith(f"{path}/") for other in present) else wrong).append(
@@ -195,7 +198,9 @@ def sudo() -> Finding:
         if "Binding" not in entry:
             for option in entry["Options"]:
                 options |= option
-    required = dict.fromkeys(("env_reset", "ignore_dot", "noexec", "requiretty", "use_pty"), True)
+    required: dict[str, Any] = dict.fromkeys(
+        ("env_reset", "ignore_dot", "noexec", "requiretty", "use_pty"), True
+    )
     required |= {"umask": "0077", "logfile": "/var/log/sudo.log"}
     wrong = [f"{name} is {options.get(name)}" for name in required if options.get(name) != required[name]]
     return verdict(wrong, "as declared")

@@ -29,7 +29,6 @@ def test_a_host_of_no_group_has_no_exception(tmp_path: Path) -> None:
     assert host["sysctl"]["net.ipv4.conf.all.arp_ignore"] == "2"
     assert host["sysctl"]["net.ipv6.conf.all.accept_ra"] == "0"
     assert "usb-storage" in host["modules"]
-    assert "/srv" in host["options"]
     assert "!requiretty" not in host["sudoers"]
 
 
@@ -48,10 +47,6 @@ def test_hosts_that_train_keep_their_ports(tmp_path: Path) -> None:
 
 def test_the_control_node_reads_media(tmp_path: Path) -> None:
     assert "usb-storage" not in made(tmp_path, {"control": ["llm1"]})["modules"]
-
-
-def test_volumes_keep_srv_as_it_is(tmp_path: Path) -> None:
-    assert "/srv" not in made(tmp_path, {"storage": ["llm1"]})["options"]
 
 
 def test_routers_are_heard_where_ipv6_is_used(tmp_path: Path) -> None:

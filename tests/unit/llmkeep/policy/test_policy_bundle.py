@@ -28,6 +28,7 @@ SIGNED = [
     ".manifest",
     "llm/aliases/data.json",
     "llm/authz/authz.rego",
+    "llm/collections/data.json",
     "llm/experiments/data.json",
     "llm/groups/data.json",
     "llm/meta/data.json",
@@ -272,7 +273,7 @@ def test_the_policy_of_a_bundle_is_what_its_files_say(places: Places) -> None:
     assert found.data == {
         "llm": {
             part: json.loads(files[f"llm/{part}/data.json"])
-            for part in ("aliases", "experiments", "groups", "meta", "rates", "roles", "tenants")
+            for part in ("aliases", "collections", "experiments", "groups", "meta", "rates", "roles", "tenants")
         }
     }
 
