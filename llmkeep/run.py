@@ -91,9 +91,14 @@ def _verify(given: argparse.Namespace) -> int:
     inventories = [inventory_path(place, root) for place in given.inventory]
     if given.limit:
         given.limit += ",localhost"  # who writes the report
+    chosen = {"verify_roles": given.tags, "verify_skipped_roles": given.skip_tags}
+    roles = {name: names.split(",") for name, names in chosen.items() if names}
+    # Not as tags, of which a role's checks have none.
+    words = _words(argparse.Namespace(**vars(given) | {"tags": None, "skip_tags": None}))
+    words += ["--extra-vars", json.dumps(roles)] if roles else []
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
         report = given.report.resolve() if given.report else Path(folder) / "report.json"
-        code, heard = verification.run(root, inventories, given, _words(given), report, quiet=given.json)
+        code, heard = verification.run(root, inventories, given, words, report, quiet=given.json)
         if given.json and report.exists():
             print(report.read_text(), end="")
         elif given.json:

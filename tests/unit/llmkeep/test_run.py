@@ -147,6 +147,18 @@ def test_verify_keeps_the_report_where_it_is_told(tree: Path) -> None:
     assert json.loads((tree.parent / "kept.json").read_text()) == {"ok": True}
 
 
+def test_verify_names_the_chosen_roles_to_its_playbook_and_no_tags(
+    tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = REPORT.replace(
+        '"ok": {good}',
+        '"only": {{{{ verify_roles | to_json }}}}, "not": {{{{ verify_skipped_roles | to_json }}}}',
+    )
+    (tree / "playbooks/verify.yml").write_text(chosen.format(good="true"))
+    assert cli.main(["verify", "-i", "inventory", "--json", "-t", "opa,edge", "--skip-tags", "base"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"only": ["opa", "edge"], "not": ["base"]}
+
+
 NAP = f"sleep 600.{os.getpid()}"  # of this test alone
 
 

@@ -54,17 +54,13 @@ def reported(
     (folder / "hosts.yml").write_text(
         yaml.safe_dump({"all": {"hosts": {"llm1": {"llmkeep_checks": checks, **(facts or {})}}}})
     )
+    return played(folder, "verify.yml", "-l", limit)
+
+
+def played(folder: Path, *words: str) -> tuple[int, str, dict[str, Any]]:
+    """Exit code and output of a playbook over hosts.yml, and the report that it wrote."""
     run = subprocess.run(
-        [
-            "ansible-playbook",
-            "-i",
-            "hosts.yml",
-            "-e",
-            f"verify_report={folder}/report.json",
-            "-l",
-            limit,
-            "verify.yml",
-        ],
+        ["ansible-playbook", "-i", "hosts.yml", "-e", f"verify_report={folder}/report.json", *words],
         cwd=folder,
         env=os.environ
         | {
@@ -145,3 +141,60 @@ def test_the_report_has_each_host_s_roles_and_those_whose_checks_ran_to_their_en
 def test_a_host_that_does_not_answer_has_no_roles(tmp_path: Path) -> None:
     _, _, report = reported(tmp_path, [HELD])
     assert (report["roles"], report["verified"]) == ({"llm1": []}, {"llm1": []})
+
+
+ROWS = [
+    {"role": "base", "hosts": "all"},
+    {"role": "edge", "hosts": "edge"},
+    {"role": "opa", "hosts": "serve"},
+]
+HOSTS: dict[str, dict[str, dict[str, dict[str, str]]]] = {
+    "edge": {"hosts": {"edge1": {}}},
+    "serve": {"hosts": {"llm1": {}}},
+}
+ONE_CHECK = [
+    {
+        "name": "Check",
+        "ansible.builtin.set_fact": {
+            "llmkeep_checks": "{{ llmkeep_checks | default([]) + [{'id': verified_role, 'ok': true}] }}",
+            "llmkeep_verified": "{{ llmkeep_verified | default([]) + [verified_role] }}",
+        },
+    }
+]
+
+
+def verified(folder: Path, **variables: list[str]) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, output and report of the playbook over two hosts, of whose roles each has one check, which holds."""
+    plays = yaml.safe_load((ROOT / "playbooks/verify.yml").read_text())
+    files = {
+        "playbooks/verify.yml": [plays[0] | {"gather_facts": False}, *plays[1:]],
+        "playbooks/tasks/verify_role.yml": ONE_CHECK,
+        "meta/features.yml": {"features": ROWS},
+        "hosts.yml": {"all": {"children": HOSTS, "vars": {"ansible_connection": "local"}}},
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
+    return played(folder, "playbooks/verify.yml", "-e", json.dumps(variables))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "roles"),
+    [
+        ({}, {"edge1": ["base", "edge"], "llm1": ["base", "opa"]}),
+        ({"verify_roles": ["opa"]}, {"edge1": [], "llm1": ["opa"]}),
+        ({"verify_skipped_roles": ["base"]}, {"edge1": ["edge"], "llm1": ["opa"]}),
+    ],
+    ids=["all", "one role", "all but one role"],
+)
+def test_the_checks_of_chosen_roles_run(
+    tmp_path: Path, chosen: dict[str, list[str]], roles: dict[str, list[str]]
+) -> None:
+    ended, output, report = verified(tmp_path, **chosen)
+    assert (ended, report["ok"], report["verified"]) == (0, True, roles), output
+
+
+def test_a_choice_of_roles_that_no_host_has_is_refused_with_those_that_hosts_have(tmp_path: Path) -> None:
+    ended, output, report = verified(tmp_path, verify_roles=["oap"])
+    assert (ended, report) == (2, {})
+    assert "The hosts have base, edge, opa." in " ".join(output.split())

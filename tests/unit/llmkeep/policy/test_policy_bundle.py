@@ -273,7 +273,16 @@ def test_the_policy_of_a_bundle_is_what_its_files_say(places: Places) -> None:
     assert found.data == {
         "llm": {
             part: json.loads(files[f"llm/{part}/data.json"])
-            for part in ("aliases", "collections", "experiments", "groups", "meta", "rates", "roles", "tenants")
+            for part in (
+                "aliases",
+                "collections",
+                "experiments",
+                "groups",
+                "meta",
+                "rates",
+                "roles",
+                "tenants",
+            )
         }
     }
 
