@@ -36,14 +36,14 @@ rm -rf "$cache"
 
 storm "$(kills 500)" . tests/unit/plugins/volumes/test_luks_storm.py -rP
 storm "$(kills 500)" . tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
-storm "$cuts" . tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py \
-  -k "lost_writes or power_cut" -rP
+storm "$cuts" . tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py -k lost_writes -rP
+storm "$cuts" . tests/lab/storm/kernels/test_power_cuts.py -rP
 storm "$cuts" . tests/lab/containers/test_lab.py -k killed -rP
 storm 1 . tests/lab/faults/test_image.py -k "builder or containerfile" -rs
 LAB_SYNC=1 STORM_MINUTES=60 storm "$(kills 50)" . tests/lab/faults/test_log_faults.py -rP
 storm "$cuts" . tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llmkeep/bundle/test_media.py -k kill -rP
 pytest . tests/lab/storm/containers -rP
-pytest . tests/lab/storm/kernels -rP
+pytest . tests/lab/storm/kernels --deselect tests/lab/storm/kernels/test_power_cuts.py -rP
 storm 1 . tests/unit/kubernetes/test_roll_out.py -k thousand -rs
 if_installed vllm "the real vLLM on a host" pytest . tests/lab/roles/test_roles.py -k vllm
 pytest . tests/unit/roles/test_logstash_role.py -k elastics_package -rs

@@ -1,11 +1,9 @@
 """The whole estate on kernels of its own, with encrypted volumes: what a container cannot show."""
 
-import os
-import random
 import time
 
 import pytest
-from estate import HOSTS, ROOT, Client, Lab, answered, answers, changed, drill, leaks, request, verify, within
+from estate import HOSTS, ROOT, Client, Lab, answered, changed, drill, leaks, request, verify, within
 
 
 @pytest.fixture(scope="module")
@@ -75,40 +73,6 @@ def test_an_engine_ends_at_a_flipped_byte_of_its_weights_instead_of_answering(
     finally:
         estate.on("llm1", flip, given=disk)
     answered(client, "/generate", sums[2], 60)
-
-
-# The suite cuts llm1 during one run, and ops1 during the run that would repair it; `make storm` sets how many more, each with a
-# run of its own and at a moment of its own, of all roles.
-BROKEN = {
-    "redis": "/etc/redis/redis.conf",
-    "llm_serving": "/opt/llmkeep/current",
-    "edge": "/etc/nginx/conf.d/llmkeep-edge.conf",
-}
-ROLES = "" if "STORM" in os.environ else f"--tags luks,{','.join(BROKEN)}"
-CUTS = [[(host, 15.0) for host in HOSTS[::-1]]]
-CUTS += [
-    [(host, random.Random(f"{host} {number}").uniform(2, 90))]  # noqa: S311 - moments, no secrets
-    for number in range(int(os.environ.get("STORM", "0")))
-    for host in HOSTS[::-1]
-]
-
-
-@pytest.mark.parametrize(
-    "cuts", CUTS, ids=lambda cuts: "-".join(f"{host}-{seconds:.1f}" for host, seconds in cuts)
-)
-def test_a_power_cut_during_site_converges_at_the_next_run(
-    estate: Lab, client: Client, cuts: list[tuple[str, float]]
-) -> None:
-    estate.on("llm1", f"rm -rf {' '.join(BROKEN.values())}")
-    for host, seconds in cuts:
-        run = f"systemd-run --quiet --collect --unit=site --setenv=HOME=/root {estate.site_command} {ROLES}"
-        estate.on("ops1", run)
-        time.sleep(seconds)
-        estate.run("power-off", host)
-        estate.run("power-on", host)
-        estate.on("ops1", "systemctl stop site.service", check=False)
-    estate.site(ROLES)
-    assert "Paris" in answers(client)
 
 
 def renewed_since(lab: Lab, moment: int, seconds: float = 240) -> None:
