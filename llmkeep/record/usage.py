@@ -181,8 +181,8 @@ def of_hosts(folders: Iterable[Path], by_key: dict[str, Path]) -> dict[str, tupl
     if not copies:
         host = min(kept.name for kept in by_key.values())
         raise LlmkeepError(
-            f"no record was given: the hosts keep theirs. Copy each one of {names}, or take its backup, such as by\n"
-            f"  mkdir -p records/{host} && ssh {host} sudo tar --sort=name -cC {witness.RECORD} . | tar -xC records/{host}\n"
+            f"no record was given: the hosts keep theirs. Copy each one of {names}, or take its backup; as root of this host:\n"
+            f"  mkdir -p records/{host} && ssh root@{host} tar --sort=name -cC {witness.RECORD} . | tar -xC records/{host}\n"
             "and name the folders: --record records/*"
         )
     return copies

@@ -292,7 +292,7 @@ def test_a_record_that_is_given_twice_is_refused(estate: Estate, capsys: pytest.
 
 def test_without_a_record_it_says_how_to_copy_one(estate: Estate, capsys: pytest.CaptureFixture[str]) -> None:
     assert estate.usage(hosts=()) == 1
-    assert "ssh llm1 sudo tar" in capsys.readouterr().err
+    assert "ssh root@llm1 tar" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
