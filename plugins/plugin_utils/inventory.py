@@ -22,6 +22,7 @@ from ansible_collections.llmkeep.estate.plugins.filter.cuda import (
     cuda_set_fault,
     mixed_set_fault,
 )
+from ansible_collections.llmkeep.estate.plugins.filter.operators import operator_faults
 from ansible_collections.llmkeep.estate.plugins.filter.serving import (
     DOMAIN,
     full_name,
@@ -356,6 +357,13 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         )
     if "prometheus" in mine and not (values.get("prometheus_webhook") or values.get("prometheus_mail")):
         yield "its alerts would reach no operator: set prometheus_webhook or prometheus_mail (docs/operate/metrics.md)"
+    if "operators" in mine:
+        accounts, breakglass = (
+            values.get("operators_accounts") or [],
+            values.get("operators_breakglass_keys") or [],
+        )
+        for fault in operator_faults(accounts, breakglass, bool(values.get("operators_plain_keys_allowed"))):
+            yield f"operators_accounts: {fault}"
     for group, name in (("prometheus", "prometheus_hosts"), ("softhsm", "softhsm_clients")):
         unknown = set(values.get(name) or []) - set(groups["all"]) if group in mine else set()
         if unknown:

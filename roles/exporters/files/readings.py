@@ -3,7 +3,7 @@
 
 Ends of certificates and of the revocation list, failed units, time servers, whether a newer kernel waits for a reboot, files
 that are not what the last run wrote, the last backup, whether Prometheus runs where it should, and which of the addresses that
-edges share this host has.
+edges share this host has, the last login of the break-glass account.
 On the control node also the bundle's serial and age, the serial that was applied last, when bundle, releases and images end,
 the last verification, open vulnerabilities and the age of their databases, volumes' recovery keys and their drills, the time of
 the witness's last look, the newest heads that it has, and the alterations that it found; when logs were last compared, and what
@@ -45,6 +45,7 @@ VULNERABLE = Path("/var/lib/llmkeep/vulnerable.json")
 DATABASES = {"debian": "debian.json", "npm": "npm.zip", "pypi": "pypi.zip"}
 VOLUMES = Path("/var/lib/llmkeep/storage")  # the register of llmkeep.estate.luks_escrow
 RECORD = Path("/var/log/llm-audit")
+BREAKGLASS = Path("/var/lib/llmkeep-breakglass/login")  # touched by role operators at each login
 BACKUP = Path("/var/lib/llmkeep-backup/done")  # whatever backs up a host's record touches it when it is done
 BACKUP_VERIFIED = Path("/var/lib/llmkeep/backup-verified.json")  # by `llmkeep backup verify`
 # By llmkeep.estate.config_tree: files as the last run left them.
@@ -115,6 +116,11 @@ def kernel() -> Iterator[str]:
 def last_change(path: Path) -> str:
     """Seconds since 1970 at which a file was written; 0 for one that is not there."""
     return f"{path.stat().st_mtime:.0f}" if path.exists() else "0"
+
+
+def breakglass() -> Iterator[str]:
+    if BREAKGLASS.exists():
+        yield f"llmkeep_breakglass_login_seconds {last_change(BREAKGLASS)}"
 
 
 def quoted(value: str) -> str:
@@ -241,6 +247,7 @@ def main() -> None:
                 *clock(),
                 *kernel(),
                 *drifted_files(),
+                *breakglass(),
                 *backup(),
                 *volumes(),
                 *control_node(),

@@ -26,7 +26,7 @@ def read(folder: Path) -> list[str]:
     )
     program.chmod(0o755)
     text = READINGS
-    kept_by_name = ("backup", "logs", "written")
+    kept_by_name = ("backup", "breakglass", "logs", "written")
     for place in (
         *("/etc/llmkeep/pki", "/etc/chrony", "/etc/keepalived", "/etc/prometheus", "/proc/self/net"),
         *(f"/var/lib/llmkeep-{name}" for name in kept_by_name),
@@ -41,6 +41,12 @@ def read(folder: Path) -> list[str]:
         ["python3.13", folder / "readings.py", folder / "llmkeep.prom"], check=True, env=environment
     )
     return (folder / "llmkeep.prom").read_text().splitlines()
+
+
+def test_the_last_login_of_the_break_glass_account_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "login").touch()
+    os.utime(tmp_path / "login", (1000, 1000))
+    assert "llmkeep_breakglass_login_seconds 1000" in read(tmp_path)
 
 
 def test_a_unit_with_a_backslash_in_its_name_leaves_the_file_one_that_prometheus_reads(
