@@ -25,7 +25,7 @@ SYSTEMCTL = "/usr/bin/systemctl --no-ask-password --no-pager"
 JOURNALCTL = "/usr/bin/journalctl --no-pager"
 # By verb, of a unit on any host.
 OF_UNITS = {
-    "status": (f"{SYSTEMCTL} status UNIT",),
+    "status": (f"{SYSTEMCTL} --full status UNIT",),
     "restart": (f"{SYSTEMCTL} restart UNIT",),
     "logs": tuple(
         f"{JOURNALCTL} --unit=UNIT {which}" for which in ("--lines=1000", "--since=today", "--follow")
