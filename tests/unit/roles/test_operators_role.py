@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import subprocess
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ ALICE: dict[str, Any] = {
     "keys": ["sk-ssh-ed25519@openssh.com AAAA"],
     "verbs": ["restart", "logs", "verify"],
     "units": ["llm-gateway@1.service"],
+    "until": date(2099, 12, 30),  # as YAML reads it
 }
 GROUP = "llm-operators"
 
@@ -95,6 +97,10 @@ def test_another_rule_is_named(
     holds, text = findings.commands(host["expected"]["commands"], GROUP)
     assert not holds
     assert observed in text
+
+
+def test_an_account_ends_after_its_last_day(host: Any) -> None:
+    assert host["expected"]["accounts"][0] == {"name": "alice", "expires": "2099-12-31"}
 
 
 def test_rules_of_others_are_theirs(rules: Path, findings: ModuleType, host: Any) -> None:

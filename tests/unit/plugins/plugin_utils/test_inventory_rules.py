@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -446,3 +447,16 @@ def test_hosts_that_would_cut_a_runs_own_connection_are_named(source: str, hosts
     }
     groups = {"all": ["ops1", "llm1"], "control": ["ops1"]}
     assert estate.locked_out(hostvars, groups, source) == hosts
+
+
+def test_an_operator_who_would_be_refused_is_told_before_any_host_is_contacted() -> None:
+    known = rules.specifications(ROLES)
+    declared = host(
+        groups=("operators",),
+        operators_accounts=[{"name": "root", "keys": ["ssh-rsa AAAA"], "until": date(2020, 1, 31)}],
+    )
+    assert not list(rules.type_faults({"operators_accounts": declared["operators_accounts"]}, known))
+    refused = [
+        fault for fault in rules.preflight_faults(declared, {}) if fault.startswith("operators_accounts: ")
+    ]
+    assert [fault.split(": ", 1)[1].split(" ")[0] for fault in refused] == ["root", "root:", "root"]
