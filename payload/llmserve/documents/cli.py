@@ -1,4 +1,4 @@
-"""`llm-serve documents add | list | remove`: the organization's documents, which gateways search for those who may read them."""
+"""`llm-serve documents add | list | status | remove`: the organization's documents, which gateways search for callers."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from llmserve.client_tls import ClientContext
 from llmserve.credentials import SealedError, unsealed
 from llmserve.documents.collection import CollectionError, Document, DocumentCollection
 from llmserve.documents.embedding import EmbeddingError, connected
+from llmserve.documents.extraction import UnreadableFile, text_of
 from llmserve.settings import Documents, GatewayConfig
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
 CONFIG = Path("/opt/llmkeep/current/etc/gateway-1.yaml")
 KEY = "elasticsearch.documents"  # credential: ID:SECRET of a key that may write the index
-TEXT_BYTES = 16 * 1024 * 1024
-SUFFIXES = {".md", ".markdown", ".txt", ".text"}
 NO_SUCH_DOCUMENT = 3
 
 
@@ -34,15 +34,24 @@ def add_commands(commands: Any) -> None:
     documents = commands.add_parser("documents", help="the organization's documents, which gateways search")
     verbs = documents.add_subparsers(dest="verb", required=True)
     adding = verbs.add_parser("add", help="add or replace documents; doing it again changes nothing")
-    adding.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text or Markdown in UTF-8")
+    adding.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="text or Markdown in UTF-8, PDF, DOCX, XLSX or HTML",
+    )
     adding.set_defaults(run=add_command)
     listing = verbs.add_parser("list", help="the documents of the collection")
     listing.add_argument("--json", action="store_true", help="a JSON object a line")
     listing.set_defaults(run=list_command)
+    reporting = verbs.add_parser("status", help="how much the collection has, and whether its index answers")
+    reporting.add_argument("--json", action="store_true", help="as a JSON object")
+    reporting.set_defaults(run=status_command)
     removing = verbs.add_parser("remove", help="remove documents by the ids that `list` prints")
     removing.add_argument("ids", nargs="+", metavar="ID")
     removing.set_defaults(run=remove_command)
-    for each in adding, listing, removing:
+    for each in adding, listing, reporting, removing:
         each.add_argument(
             "--collection", type=word, required=True, help="as the policy's llm/collections names it"
         )
@@ -90,24 +99,6 @@ def collection(options: argparse.Namespace) -> Iterator[tuple[DocumentCollection
             ) from None
 
 
-def text_of(file: Path) -> str:
-    """The text of a file; raises CollectionError with the reason where it cannot be read as text."""
-    if file.suffix.lower() not in SUFFIXES:
-        raise CollectionError(
-            f"{file} is '{file.suffix}', of which no text is taken: add {', '.join(sorted(SUFFIXES))}"
-        )
-    with file.open("rb") as content:
-        taken = content.read(TEXT_BYTES + 1)
-    if len(taken) > TEXT_BYTES:
-        raise CollectionError(f"{file} has more than {TEXT_BYTES >> 20} MiB: divide it")
-    try:
-        return taken.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CollectionError(
-            f"{file} is no UTF-8 (byte {error.start}): convert it, by iconv for example"
-        ) from None
-
-
 def on_record(config: GatewayConfig, action: str, options: argparse.Namespace, document: Document) -> None:
     """Put a change on the host's record; raises ConfigError."""
     fields: dict[str, object] = {
@@ -137,7 +128,7 @@ def add_command(options: argparse.Namespace) -> int:
                 text = text_of(file)
                 with connected(sockets[0]) as embedder:
                     addition = documents.add(file.name, text, embedder)
-            except (CollectionError, EmbeddingError, OSError) as error:
+            except (CollectionError, EmbeddingError, OSError, UnreadableFile) as error:
                 print(f"llm-serve: {error}", file=sys.stderr)
                 refused += 1
                 continue
@@ -164,6 +155,24 @@ def list_command(options: argparse.Namespace) -> int:
                 else f"{document.id}  {document.passages} passages  {document.name}"
             )
     return 0
+
+
+def status_command(options: argparse.Namespace) -> int:
+    """1 where a part of the index does not answer."""
+    with collection(options) as (documents, _, settings):
+        try:
+            status = documents.status()
+        except CollectionError as error:
+            raise ConfigError(str(error)) from None
+    if options.json:
+        print(json.dumps(asdict(status) | {"model": settings.model}))
+    else:
+        print(f"documents  {status.documents}")
+        print(f"passages   {status.passages}, of {status.letters} letters")
+        print(f"revision   {status.revision}")
+        print(f"vectors    {status.dimensions} dimensions, by {settings.model}")
+        print(f"index      {status.index}, {status.failed_shards} of {status.shards} shards failed")
+    return 1 if status.failed_shards else 0
 
 
 def remove_command(options: argparse.Namespace) -> int:

@@ -31,6 +31,22 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """What the index has of a collection. `letters`: of its passages; `revision`: SHA-256 of its documents' ids and revisions;
+    `dimensions`: of the index's vectors.
+    """
+
+    documents: int
+    passages: int
+    letters: int
+    revision: str
+    index: str
+    dimensions: int
+    shards: int
+    failed_shards: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """What the index has of a document: passages by revision, of which there are two where replacing it was interrupted, and
     how many the document has as a whole.
@@ -114,7 +130,7 @@ class DocumentCollection:
 
         text = normalized(content)
         if not text.strip():
-            raise CollectionError(f"{name} has no text")
+            raise CollectionError(f"{name} has no text that is shown: of a scan, add what OCR wrote, as text")
         self.make_index(embedder.hello.dimensions)
         revision = sha256(text.encode()).hexdigest()
         document = document_id(self.tenant, self.name, name)
@@ -180,4 +196,30 @@ class DocumentCollection:
                 for source in (hit["_source"] for hit in answer["hits"]["hits"])
             ),
             key=lambda document: document.name,
+        )
+
+    def status(self) -> Status:
+        """What the index has of the collection; raises CollectionError where there is no index."""
+        if not self.client.indices.exists_alias(name=self.alias):
+            raise CollectionError(f"there is no index {self.alias} yet: add a document")
+        answer = self.client.search(
+            index=self.alias,
+            size=0,
+            track_total_hits=True,
+            query={"bool": {"filter": self.filter}},
+            aggregations={"start": {"sum": {"field": "start"}}, "end": {"sum": {"field": "end"}}},
+        )
+        [(index, fields)] = self.client.indices.get_mapping(index=self.alias).items()
+        documents = self.documents()
+        pairs = sorted(f"{document.id} {document.revision}\n" for document in documents)
+        sums, shards = answer["aggregations"], answer["_shards"]
+        return Status(
+            documents=len(documents),
+            passages=answer["hits"]["total"]["value"],
+            letters=int(sums["end"]["value"] - sums["start"]["value"]),
+            revision=sha256("".join(pairs).encode()).hexdigest(),
+            index=index,
+            dimensions=fields["mappings"]["properties"]["vector"]["dims"],
+            shards=shards["total"],
+            failed_shards=shards["failed"],
         )

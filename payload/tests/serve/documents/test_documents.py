@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from document_files import drawn, pdf
 from encoder import described, make_encoder
 from search_server import SearchServer, search_server
 from service import Service, events, eventually, running
@@ -139,6 +140,28 @@ def test_a_passage_has_the_place_of_its_text(service: Service) -> None:
     assert passage["text"] == TEXT.format(*[MARKERS["handbook"]] * 2)
 
 
+def test_a_passage_of_a_pdf_has_its_page(service: Service) -> None:
+    file = service.folder / "manual.pdf"
+    file.write_bytes(pdf(drawn("The first page."), drawn("The plover-31 runs.")))
+    assert documents(service, "add", "handbook", str(file)).returncode == 0
+    passages = search(service, service.key, "plover-31", "handbook", size=50).json()["data"]
+    [passage] = [each for each in passages if "plover-31" in each["text"]]
+    assert (passage["name"], passage["page"]) == ("manual.pdf", 2)
+
+
+def test_the_status_of_a_collection_counts_what_it_has(service: Service) -> None:
+    result = documents(service, "status", "plans", "--json")
+    assert result.returncode == 0, result.stderr
+    status = json.loads(result.stdout)
+    text = TEXT.format(*[MARKERS["plans"]] * 2)
+    assert (status["documents"], status["passages"], status["letters"]) == (1, 1, len(text))
+    assert (status["dimensions"], status["model"], status["failed_shards"]) == (32, "tiny", 0)
+    assert (
+        status["revision"]
+        != json.loads(documents(service, "status", "handbook", "--json").stdout)["revision"]
+    )
+
+
 def test_adding_a_document_again_changes_nothing(service: Service) -> None:
     again = add(service, "handbook", TEXT.format(*[MARKERS["handbook"]] * 2))
     assert (again.returncode, again.stdout.split()[1]) == (0, "unchanged"), again.stderr
@@ -200,7 +223,9 @@ def test_a_document_of_another_collection_cannot_be_removed(service: Service) ->
     [
         ("latin.txt", "Übergröße".encode("latin-1"), "is no UTF-8 (byte 0)"),
         ("empty.md", b" \n\x0c\n", "has no text"),
-        ("sheet.xlsx", b"PK", "is '.xlsx', of which no text is taken"),
+        ("sheet.xlsx", b"PK", "is broken"),
+        ("scan.pdf", pdf(""), "has no text that is shown"),
+        ("tool.exe", b"MZ", "is '.exe', of which no text is taken"),
     ],
 )
 def test_a_file_without_readable_text_is_named_and_the_others_are_added(

@@ -1,0 +1,74 @@
+"""The text of an XLSX: a page for each sheet that is shown, headed by its name; a line for each row, cells between tabs.
+
+Hidden sheets, rows and columns are dropped, as are comments and macros. A formula gives the value that was last computed.
+"""
+
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from io import BytesIO
+from xml.etree.ElementTree import ParseError
+
+from llmserve.documents.parsers import MOST_PAGES, Reason, Unreadable
+from llmserve.documents.parsers.archive import opened
+
+for name in ("numpy", "PIL", "lxml", "defusedxml"):
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # openpyxl would load them, for other than text
+
+from openpyxl import load_workbook  # noqa: E402
+from openpyxl.utils import column_index_from_string  # noqa: E402
+from openpyxl.utils.exceptions import InvalidFileException  # noqa: E402
+from openpyxl.worksheet.worksheet import Worksheet  # noqa: E402
+
+
+def text_of(value: object) -> str:
+    """A cell's value as text. Dates are ISO 8601."""
+    match value:
+        case None:
+            return ""
+        case float() if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
+        case datetime() if value.time() == time():
+            return value.date().isoformat()
+        case datetime() | date() | time():
+            return value.isoformat()
+        case timedelta():
+            return str(value)
+    return " ".join(str(value).split())
+
+
+def hidden_columns(sheet: Worksheet) -> set[int]:
+    return {
+        number
+        for letter, column in sheet.column_dimensions.items()
+        if column.hidden
+        for number in range(column.min or column_index_from_string(letter), (column.max or 0) + 1)
+    }
+
+
+def lines(sheet: Worksheet) -> Iterator[str]:
+    """The rows that are shown and not empty."""
+    without = hidden_columns(sheet)
+    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        if number in sheet.row_dimensions and sheet.row_dimensions[number].hidden:
+            continue
+        line = "\t".join(text_of(value) for column, value in enumerate(row, 1) if column not in without)
+        if line.strip():
+            yield line.rstrip()
+
+
+def pages(data: bytes) -> Iterator[str]:
+    """The text of each sheet; raises Unreadable."""
+    opened(data).close()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            book = load_workbook(BytesIO(data), data_only=True, keep_links=False)
+    except (InvalidFileException, KeyError, ValueError, TypeError, ParseError, zipfile.BadZipFile):
+        raise Unreadable(Reason.BROKEN) from None
+    if len(book.worksheets) > MOST_PAGES:
+        raise Unreadable(Reason.PAGES)
+    for sheet in book.worksheets:
+        if sheet.sheet_state == "visible":
+            yield "\n".join([sheet.title, *lines(sheet)])
