@@ -10,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from document_files import archive, relationships
 from fuzzing import Target
 
 from llmcore import ratings
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import parse_body, undeclared
+from llmserve.documents.parsers import Unreadable, web, word
 from llmserve.feedback import guard, index, journal, ship
 from llmserve.feedback.ratings import FeedbackBody
 from llmserve.gateway import parsed_requests
@@ -178,6 +180,18 @@ def feedback_journal(folder: Path, data: bytes) -> None:
     journal.forget(folder, lambda record: record.get(ratings.SUBJECT) == "alice")
 
 
+def document_html(data: bytes) -> None:
+    "".join(web.pages(data)).encode("utf-8", "ignore")
+
+
+def document_word(data: bytes) -> None:
+    """The main part of a DOCX, and its styles."""
+    root = relationships(("rId1", "officeDocument", "word/document.xml"))
+    main, _, styles = data.partition(b"\n\n")
+    parts = {"_rels/.rels": root, "word/document.xml": main, "word/styles.xml": styles or b"<styles/>"}
+    "".join(word.pages(archive(parts))).encode("utf-8", "ignore")
+
+
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = [
     Target(name, parse, tuple(refusals), CORPUS / name)
@@ -188,6 +202,8 @@ TARGETS = [
         ("upstream-answer", upstream_answer, BadAnswer),
         ("upstream-http", upstream_http, BadAnswer, Lost),
         ("label-studio", in_folder(label_studio), exits.Refusal),
+        ("document-html", document_html, Unreadable),
+        ("document-word", document_word, Unreadable),
         ("feedback-journal", in_folder(feedback_journal)),
     )
 ]

@@ -51,8 +51,9 @@ INLINE = {
 PREFORMATTED = {"pre", "listing", "xmp"}
 TEXT = "-text"
 COMMENTS = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
-RULES = re.compile(r"([^{}]+)\{([^{}]*)\}")
-ZERO = r"[-+]?0*\.?0*(?:[a-z]+|%)?(?=;|!|\Z)"
+# A selector begins behind a brace: were it looked for everywhere, a text without braces would take quadratic time.
+RULES = re.compile(r"(?<![^{}])([^{}]++)\{([^{}]*+)\}")
+ZERO = r"[-+]?0*+\.?0*+(?:[a-z]++|%)?(?=;|!|\Z)"
 HIDING = re.compile(
     r"(?:\A|;)(?:display:none|visibility:(?:hidden|collapse)|content-visibility:hidden|color:transparent"
     rf"|(?:opacity|font-size|max-height|max-width|height|width):{ZERO}"
