@@ -188,7 +188,11 @@ def document_word(data: bytes) -> None:
     """The main part of a DOCX, and its styles."""
     root = relationships(("rId1", "officeDocument", "word/document.xml"))
     main, _, styles = data.partition(b"\n\n")
-    parts = {"_rels/.rels": root, "word/document.xml": main, "word/styles.xml": styles or b"<styles/>"}
+    parts: dict[str, str | bytes] = {
+        "_rels/.rels": root,
+        "word/document.xml": main,
+        "word/styles.xml": styles or b"<styles/>",
+    }
     "".join(word.pages(archive(parts))).encode("utf-8", "ignore")
 
 

@@ -6,6 +6,7 @@ Hidden sheets, rows and columns are dropped, as are comments and macros. A formu
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from io import BytesIO
@@ -65,7 +66,15 @@ def pages(data: bytes) -> Iterator[str]:
     try:
         with warnings.catch_warnings(action="ignore"):
             book = load_workbook(BytesIO(data), data_only=True, keep_links=False)
-    except (InvalidFileException, KeyError, ValueError, TypeError, ParseError, zipfile.BadZipFile):
+    except (
+        InvalidFileException,
+        KeyError,
+        ValueError,
+        TypeError,
+        ParseError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         raise Unreadable(Reason.BROKEN) from None
     if len(book.worksheets) > MOST_PAGES:
         raise Unreadable(Reason.PAGES)
