@@ -51,7 +51,7 @@ environment() { # PEER
 
 for peer in "$@"; do
   case $peer in
-    firmware | openscap) lab/packages "bench/peers/$peer.apt" ;;
+    firmware | openscap | protocols) lab/packages "bench/peers/$peer.apt" ;;
     gpu) gpu_wheels ;;
     *) environment "$peer" ;;
   esac

@@ -1,7 +1,10 @@
 """A new release while users ask: one gateway after the other, record and engines too where that is asked for, and back where
 it does not work. Nobody notices any of it."""
 
+import base64
+import csv
 import hashlib
+import io
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +22,27 @@ EXITS = b"raise SystemExit('this gateway exits, as the test wants it')\n"
 
 
 def wheel_with(old: Path, target: Path, added: dict[str, bytes]) -> Path:
-    """The payload's wheel, with something added to the end of some of its files."""
+    """The payload's wheel, with something added to the end of some of its files, and its RECORD as of the result."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(old) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
-        for item in source.infolist():
-            made.writestr(item, source.read(item) + added.get(item.filename, b""))
+        items = source.infolist()
+        contents = {item.filename: source.read(item) + added.get(item.filename, b"") for item in items}
+        (record,) = (name for name in contents if name.endswith(".dist-info/RECORD"))
+        rows = [
+            [name, recorded(contents[name]), str(len(contents[name]))] if name in added else [name, *rest]
+            for name, *rest in csv.reader(contents[record].decode().splitlines())
+        ]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        contents[record] = text.getvalue().encode()
+        for item in items:
+            made.writestr(item, contents[item.filename])
     return target
+
+
+def recorded(content: bytes) -> str:
+    """A file's hash as in RECORD."""
+    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
 
 
 def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:

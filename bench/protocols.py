@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""What ssh-audit says of the sshd of each host of a lab, and testssl.sh of the edge's TLS.
+
+    make peers PEER=protocols
+    bench/protocols.py --instance lab
+
+They connect from where the lab's clients are. Printed are the findings of ssh-audit that are not `good` or `info`, testssl.sh's
+of severity LOW and above, its grade, and what testssl.sh itself could not test.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = {"OK", "INFO"}
+
+
+def ssh_findings(report: dict[str, Any]) -> list[str]:
+    """Algorithms with a note of `fail` or `warn`, and weaknesses that ssh-audit names by themselves."""
+    found = [f"CVE {each}" for each in report.get("cves", [])]
+    for kind in ("kex", "key", "enc", "mac"):
+        for algorithm in report[kind]:
+            notes = algorithm["notes"]
+            found += [
+                f"{kind} {algorithm['algorithm']}: {level}: {note}"
+                for level in ("fail", "warn")
+                for note in notes.get(level, [])
+            ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--instance", default="lab", help="of the lab, which runs (default: lab)")
+    parser.add_argument("--edge", default="llm1", help="the host of the edge (default: llm1)")
+    words = parser.parse_args()
+    lab = [str(ROOT / ".venv/bin/lab"), "--instance", words.instance]
+
+    def connected(*command: str) -> str:
+        done = subprocess.run(
+            [*lab, "netns", "--", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if not done.stdout:
+            sys.exit(f"{command[0]} printed nothing and ended with {done.returncode}: {done.stderr[-800:]}")
+        return done.stdout
+
+    status = subprocess.run([*lab, "status", "--json"], capture_output=True, text=True, check=True).stdout
+    addresses = {name: host["address"] for name, host in json.loads(status)["hosts"].items()}
+    for name, address in addresses.items():
+        findings = ssh_findings(json.loads(connected("ssh-audit", "--json", address)))
+        print(f"{name}: ssh-audit: {len(findings)} findings", *findings, sep="\n  ")
+    with tempfile.TemporaryDirectory(prefix="llmkeep-bench-") as folder:
+        file = Path(folder) / "testssl.json"
+        connected(
+            "testssl", "--quiet", "--color", "0", "--jsonfile", str(file), f"{addresses[words.edge]}:443"
+        )
+        results = json.loads(file.read_text())
+    loud = [each for each in results if each["severity"] not in QUIET]
+    grade = next((each["finding"] for each in results if each["id"] == "overall_grade"), "none")
+    print(f"{words.edge}: testssl.sh: {len(results)} results, grade {grade}")
+    for each in loud:
+        print(f"  {each['severity']} {each['id']}: {each['finding']}")
+
+
+if __name__ == "__main__":
+    main()
