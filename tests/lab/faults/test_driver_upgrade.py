@@ -46,7 +46,7 @@ def inventory(gpu_set: str) -> str:
             "flavour": "open",
             "generations": ["ampere"],
             "kernel": {"from": "6.12", "below": "6.13"},
-            "cuda": {"from": "12.0", "below": "14.0"},
+            "cuda": {"from": "11.0", "below": "12.0"},
             "dkms": {"name": "standin", "package": ""},
             "packages": [],
             "fabric_manager": "",
