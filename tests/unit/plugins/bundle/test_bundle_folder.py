@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from bundle_mirror import FLOOD, WEIGHTS, Served, publish
@@ -76,7 +77,8 @@ def test_goes_on_where_the_connection_broke(
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds for which a fetch waited, which take no time here."""
     seconds: list[float] = []
-    monkeypatch.setattr(mirror.time, "sleep", seconds.append)
+    # Not `time` itself, by which other threads sleep too.
+    monkeypatch.setattr(mirror, "time", SimpleNamespace(**vars(time) | {"sleep": seconds.append}))
     return seconds
 
 
