@@ -30,6 +30,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
 WHOLE = pytest.StashKey[tuple[str | None, int]]()  # a snapshot, and how many tests had failed then
 UNTIL = "LLMKEEP_UNTIL"  # variable with a moment, in seconds since 1970: no test begins after it
+DAY = "LLMKEEP_SUITE_DAY"  # variable with the day since 1970 on which the run began, for all workers
 LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
 # What begins first, in this order: the estate of which other files take copies, scenarios of the other worker meanwhile, and what
 # takes longest, so that no worker is idle while the other one does the longest last.
@@ -84,6 +85,7 @@ class FailureReports:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
+        os.environ[DAY] = str(int(time.time() // 86400))
         descriptor, os.environ[LABS] = tempfile.mkstemp(prefix="llmkeep-labs-")
         os.close(descriptor)
         config.pluginmanager.register(FailureReports())
@@ -121,17 +123,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what is in FIRST, then the other files, then the scenarios that are left, of which each takes a few minutes; faults
-    last, which are left out before all else where time is up.
+    last. The last are left out where time is up: on every other day that is roles, so that neither is unseen for long.
 
     What comes after a test that moves clocks restores the hosts, and with them their clocks.
     """
+    last = ("roles", "faults")[int(os.environ[DAY]) % 2]
 
     def rank(item: pytest.Item) -> tuple[bool, int]:
         if item.get_closest_marker("moves_clocks"):
             return False, FIRST.index("day_100")
         others = len(FIRST) + (item.path.name in SCENARIO_FILES)
         place = next((rank for rank, name in enumerate(FIRST) if name in item.nodeid), others)
-        return item.path.parent.name == "faults", place
+        return item.path.parent.name == last, place
 
     items.sort(key=rank)
 
