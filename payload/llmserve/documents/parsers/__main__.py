@@ -9,6 +9,7 @@ from llmserve.documents.parsers import FILE_BYTES, MOST_LETTERS, MOST_PAGES, Rea
 from llmserve.documents.parsers.confinement import confine
 
 PARSERS = {"docx": "word", "html": "web", "pdf": "pdf", "xlsx": "sheet"}
+UNUSED = ("numpy", "PIL", "lxml", "defusedxml")  # openpyxl would load them, for other than text
 
 
 def answer(parser: object, data: bytes) -> dict[str, object]:
@@ -32,6 +33,8 @@ def answer(parser: object, data: bytes) -> dict[str, object]:
 
 
 def main() -> None:
+    for name in UNUSED:
+        sys.modules[name] = None  # type: ignore[assignment]
     parser = import_module(f"llmserve.documents.parsers.{PARSERS[sys.argv[1]]}")
     with open(0, "rb", closefd=False) as document:
         data = document.read(FILE_BYTES + 1)

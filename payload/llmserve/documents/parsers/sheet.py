@@ -3,7 +3,6 @@
 Hidden sheets, rows and columns are dropped, as are comments and macros. A formula gives the value that was last computed.
 """
 
-import sys
 import warnings
 import zipfile
 import zlib
@@ -12,16 +11,13 @@ from datetime import date, datetime, time, timedelta
 from io import BytesIO
 from xml.etree.ElementTree import ParseError
 
+from openpyxl import load_workbook
+from openpyxl.utils import column_index_from_string
+from openpyxl.utils.exceptions import InvalidFileException
+from openpyxl.worksheet.worksheet import Worksheet
+
 from llmserve.documents.parsers import MOST_PAGES, Reason, Unreadable
 from llmserve.documents.parsers.archive import opened
-
-for name in ("numpy", "PIL", "lxml", "defusedxml"):
-    sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # openpyxl would load them, for other than text
-
-from openpyxl import load_workbook  # noqa: E402
-from openpyxl.utils import column_index_from_string  # noqa: E402
-from openpyxl.utils.exceptions import InvalidFileException  # noqa: E402
-from openpyxl.worksheet.worksheet import Worksheet  # noqa: E402
 
 
 def text_of(value: object) -> str:
