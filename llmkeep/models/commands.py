@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmkeep import durable
+from llmkeep import durable, passphrase
 from llmkeep.bundle import gguf
 from llmkeep.bundle.cache import sha256
 from llmkeep.errors import LlmkeepError, printable
@@ -31,7 +31,7 @@ from llmkeep.models.signature import Signature
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep model add`."""
+    """`llmkeep model add | sign`."""
     verbs = subparsers.add_parser("model", help="models from outside").add_subparsers(
         required=True, metavar="VERB"
     )
@@ -58,6 +58,38 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--signature", type=Path, help=f"that signature; default: {signature.NAME} in a directory"
     )
     parser.set_defaults(run=_add)
+    parser = verbs.add_parser(
+        "sign", help="sign a model's files by OpenSSF's model signing, for those who get it from you"
+    )
+    parser.add_argument("folder", type=Path, help="its folder: of a candidate or release, models/NAME")
+    parser.add_argument(
+        "--key", type=Path, required=True, metavar="PEM", help="your private key, on a NIST curve"
+    )
+    parser.add_argument(
+        "--passphrase-file", type=Path, help="file or pipe with the key's passphrase (default: ask once)"
+    )
+    parser.add_argument(
+        "--signature", type=Path, required=True, help="where to write the signature, outside of the folder"
+    )
+    parser.set_defaults(run=_sign)
+
+
+def _sign(given: argparse.Namespace) -> int:
+    try:
+        if not given.folder.is_dir() or given.signature.resolve().is_relative_to(given.folder.resolve()):
+            raise ModelRefused(
+                UNFIT, f"{given.folder} has to be a model's folder, and {given.signature} outside of it"
+            )
+        encrypted = given.key.is_file() and b"ENCRYPTED" in given.key.read_bytes()
+        word = passphrase.given(given.passphrase_file, str(given.key)) if encrypted else None
+        durable.write(
+            given.signature, signature.make(given.folder, signature.private(given.key, word)), 0o644
+        )
+    except ModelRefused as refusal:
+        print(f"llmkeep: refused: {refusal}", file=sys.stderr)
+        return refusal.code
+    print(f"{given.signature}: the signature of {given.folder}; give it and the public key with the model")
+    return 0
 
 
 def _add(given: argparse.Namespace) -> int:

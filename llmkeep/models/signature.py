@@ -1,4 +1,4 @@
-"""A model's signature by OpenSSF's model signing (OMS), with a key: who made a model says which files it has.
+"""A model's signature by OpenSSF's model signing (OMS), with a key: who made a model says which files it has. Read and made.
 
 The format is of model-signing 1.x (https://github.com/sigstore/model-transparency): a bundle of Sigstore's with a DSSE envelope
 around an in-toto statement. Signatures by certificates and by identities (Sigstore, Rekor) need roots and a log that an air gap
@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import SHA256
 from llmkeep.errors import printable
 from llmkeep.models import contents
@@ -25,6 +27,7 @@ from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused
 NAME = "model.sig"  # beside the files
 PAYLOAD = "application/vnd.in-toto+json"
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://model_signing/signature/v1.0"
+BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 HASHES: dict[str, hashes.HashAlgorithm] = {
     "secp256r1": hashes.SHA256(),
     "secp384r1": hashes.SHA384(),
@@ -64,8 +67,7 @@ class Signature:
 def read(file: Path, key: Path) -> Signature:
     """The signature in FILE; ModelRefused unless the owner of the public KEY (PEM, on a NIST curve) made it."""
     public = _public(key)
-    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    own = hashlib.sha256(pem).hexdigest()
+    own = _name(public)
     if not file.is_file() or file.stat().st_size > MOST:
         raise ModelRefused(DAMAGED, f"{file} is no signature: give the file that the model's maker published")
     content = file.read_bytes()
@@ -85,8 +87,7 @@ def read(file: Path, key: Path) -> Signature:
             DAMAGED, f"{file} is by the key {str(hint)[:80]}, and {key} is {own}: give its maker's key"
         )
     try:
-        encoded = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
-        public.verify(signature, encoded, ec.ECDSA(HASHES[public.curve.name]))
+        public.verify(signature, _encoded(kind, payload), ec.ECDSA(HASHES[public.curve.name]))
     except InvalidSignature as error:
         raise ModelRefused(DAMAGED, f"{file} was not signed by {key}: do not use the model") from error
     try:
@@ -96,6 +97,78 @@ def read(file: Path, key: Path) -> Signature:
             UNFIT, f"{file} is signed, and says nothing that can be compared ({error})"
         ) from error
     return Signature(name, files, own, hashlib.sha256(content).hexdigest())
+
+
+def make(folder: Path, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The signature of a model's FOLDER with all of its files, which are read; ModelRefused for a link or a pipe in it."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        mode, name = path.lstat().st_mode, path.relative_to(folder).as_posix()
+        if stat.S_ISREG(mode):
+            digests[name] = sha256(path)
+        elif not stat.S_ISDIR(mode):
+            raise ModelRefused(
+                UNFIT, f"{printable(name)} is no file: a signature covers files alone; remove it"
+            )
+    if not digests:
+        raise ModelRefused(UNFIT, f"{folder} has no files: give the folder of a model")
+    statement = {
+        "_type": STATEMENT,
+        "subject": [{"name": folder.resolve().name, "digest": {"sha256": _root(digests)}}],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "serialization": {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": [],
+            },
+            "resources": [
+                {"name": name, "digest": digest, "algorithm": "sha256"} for name, digest in digests.items()
+            ],
+        },
+    }
+    payload = json.dumps(statement).encode()
+    raw = key.sign(_encoded(PAYLOAD, payload), ec.ECDSA(HASHES[key.curve.name]))
+    document = {
+        "mediaType": BUNDLE,
+        "verificationMaterial": {"publicKey": {"hint": _name(key.public_key())}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": PAYLOAD,
+            "signatures": [{"sig": base64.b64encode(raw).decode(), "keyid": ""}],
+        },
+    }
+    return json.dumps(document).encode() + b"\n"
+
+
+def private(key: Path, password: str | None) -> ec.EllipticCurvePrivateKey:
+    """The private KEY in a PEM file; ModelRefused for what is none of model signing's keys or does not open."""
+    try:
+        secret = serialization.load_pem_private_key(key.read_bytes(), password.encode() if password else None)
+    except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
+        raise ModelRefused(UNFIT, f"{key} does not open as a private key in PEM ({error})") from error
+    if not isinstance(secret, ec.EllipticCurvePrivateKey) or secret.curve.name not in HASHES:
+        raise ModelRefused(
+            UNFIT, f"{key} is none of model signing's keys: it has to be on {', '.join(HASHES)}"
+        )
+    return secret
+
+
+def _encoded(kind: str, payload: bytes) -> bytes:
+    """The bytes that DSSE signs."""
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
+
+
+def _name(key: ec.EllipticCurvePublicKey) -> str:
+    """How OMS names a key."""
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(pem).hexdigest()
+
+
+def _root(files: dict[str, str]) -> str:
+    """The digest that stands for all of these files."""
+    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in files.values())).hexdigest()
 
 
 def _public(key: Path) -> ec.EllipticCurvePublicKey:
@@ -120,7 +193,7 @@ def _files(statement: dict[str, Any], kind: str) -> tuple[str, dict[str, str]]:
     files = {each["name"]: each["digest"] for each in resources if each["algorithm"] == "sha256"}
     if len(files) != len(resources) or not all(SHA256.fullmatch(digest) for digest in files.values()):
         raise ValueError("a file is there twice, or not by sha256")
-    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in files.values())).hexdigest()
+    root = _root(files)
     if subject["digest"]["sha256"] != root:
         raise ValueError(f"its root is {subject['digest']['sha256']}, that of its files {root}")
     return str(subject["name"]), files

@@ -15,12 +15,14 @@ import sharded_deepseek
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from llmkeep import cli
 from llmkeep.bundle.cache import sha256
 from llmkeep.models import signature
 from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused
 
 SIGNED = Path(__file__).parent / "signed"
 KEY = ec.generate_private_key(ec.SECP384R1())
+PASSPHRASE = "six random words of a test"
 FILES = {"config.json": "1" * 64, "model.safetensors": "2" * 64}
 
 
@@ -196,3 +198,43 @@ def test_a_model_without_a_signature_is_refused_where_one_is_demanded(
     (model / "model.sig").unlink()
     code, text = added(model, capsys)
     assert (code, "is no signature: give the file" in text) == (DAMAGED, True)
+
+
+def sign(folder: Path, file: Path, *given: object) -> int:
+    """`llmkeep model sign` with a key of passphrase PASSPHRASE."""
+    key, word = file.parent / "own.pem", file.parent / "passphrase"
+    word.write_text(f"{PASSPHRASE}\n")
+    word.chmod(0o600)
+    key.write_bytes(
+        KEY.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(PASSPHRASE.encode()),
+        )
+    )
+    argv = ["model", "sign", folder, "--key", key, "--passphrase-file", word, "--signature", file, *given]
+    return int(cli.main([str(word) for word in argv]))
+
+
+def test_a_model_that_we_sign_is_taken_elsewhere_by_our_key(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "model.sig").unlink()
+    file = model.parent / "own.sig"
+    assert sign(model, file) == 0
+    code, text = added(model, capsys, "--maker-key", public(model.parent), "--signature", file)
+    assert code == 0, text
+    config = model / "config.json"
+    config.write_bytes(config.read_bytes() + b"\n")
+    with pytest.raises(ModelRefused, match=r"config\.json has sha256"):
+        signature.read(file, public(model.parent)).require({"config.json": sha256(config)})
+
+
+def test_no_signature_is_made_of_links_or_into_the_model(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sign(model, model.parent / "own.sig", "--signature", model / "own.sig") == UNFIT
+    (model / "link").symlink_to("config.json")
+    assert sign(model, model.parent / "own.sig") == UNFIT
+    assert "link is no file" in capsys.readouterr().err
+    assert not (model.parent / "own.sig").exists()
