@@ -60,6 +60,12 @@ EDGE = {
     "group": "X25519MLKEM768",
 }
 SUDO = " ; TTY=pts/0 ; PWD=/root ; USER=root ; COMMAND=/usr/bin/id"
+# As the kernel words a system call, around what it did.
+AUDITED = "arch=c000003e syscall=257"
+CALLER = (
+    "a0=ffffffffffffff9c a1=7f7fffc59ee0 a2=941 a3=1b6 items=1 ppid=8 pid=9 auid=1000 uid=0 gid=0 euid=0 suid=0 fsuid=0"
+    " egid=0 sgid=0 fsgid=0 tty=pts0 ses=2"
+)
 PROGRAMS = {"sshd-session": "/usr/lib/openssh/sshd-session", "sudo": "/usr/bin/sudo"}
 LOGGER = "/usr/bin/logger"
 # Who wrote the line of a case: user id and program, None where the journal lacks it. The others are root's, by PROGRAMS.
@@ -403,6 +409,56 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
         "",
         "kernel",
         {"event.provider": "kernel", "data_stream.dataset": "llmkeep.system"},
+    ),
+    "audit, a system call by a rule": (
+        f'SYSCALL {AUDITED} success=yes exit=3 {CALLER} comm="vipw" exe="/usr/sbin/vipw" subj=unconfined key="identity"',
+        "audit",
+        "",
+        "audit",
+        {
+            "data_stream.dataset": "llmkeep.system",
+            "event.provider": "audit",
+            "event.code": "SYSCALL",
+            "event.outcome": "success",
+            "rule.name": "identity",
+            "user.audit.id": "1000",
+            "user.id": "0",
+        },
+    ),
+    "audit, a system call that failed": (
+        f'SYSCALL {AUDITED} success=no exit=-13 {CALLER} comm="cat" exe="/usr/bin/cat" subj=unconfined key="access"',
+        "audit",
+        "",
+        "audit",
+        {"event.outcome": "failure", "rule.name": "access"},
+    ),
+    "audit, a system call by no rule": (
+        f'SYSCALL {AUDITED} success=yes exit=3 {CALLER} comm="cat" exe="/usr/bin/cat" subj=unconfined key=(null)',
+        "audit",
+        "",
+        "audit",
+        {"event.code": "SYSCALL", "event.outcome": None, "rule": None, "user": None},
+    ),
+    "audit, a file that is named as a key": (
+        'PATH item=0 name="/tmp/key" inode=9 dev=62:00 mode=0100644 ouid=0 nametype=NORMAL key="identity"',
+        "audit",
+        "",
+        "audit",
+        {"event.code": "PATH", "rule": None},
+    ),
+    "audit, a command's arguments": (
+        f'EXECVE argc=2 a0="curl" a1="{CANARY}"',
+        "audit",
+        "",
+        "audit",
+        {"event.provider": "audit", "event.code": "EXECVE", "message": None},
+    ),
+    "audit, a line of another transport": (
+        f'SYSCALL {AUDITED} success=yes exit=3 {CALLER} comm="x" exe="/x" subj=unconfined key="identity"',
+        "audit",
+        "one-entry.service",
+        "syslog",
+        {"event.provider": None, "rule": None, "user": None},
     ),
 }
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -455,16 +454,28 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
     assert [name for name, secret in secrets.items() if any(secret in each for each in documents)] == []
 
 
-def test_each_panel_of_each_dashboard_finds_something(logged: Lab, tmp_path: Path) -> None:
-    """Among the estate's documents, and those of the table of cases: sudo refuses no user here."""
-    cases = filebeat_cases.documents(ROOT / ".lab/bundle/bin/filebeat", tmp_path).values()
+@pytest.fixture(scope="module")
+def cases(logged: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Documents of the table of cases beside the estate's: in containers sudo refuses none, and nothing is audited."""
+    made = filebeat_cases.documents(ROOT / ".lab/bundle/bin/filebeat", tmp_path_factory.mktemp("cases"))
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    created = logged.on("ops1", f"{REQUEST} POST '/_bulk?refresh=true' -", given=bulk(cases, now))
+    sent = bulk(made.values(), now)
+    created = logged.on("ops1", f"{REQUEST} POST '/_bulk?refresh=true' -", given=sent)
     assert json.loads(created.partition(" ")[2])["errors"] is False, created[:2000]
+
+
+@pytest.mark.usefixtures("cases")
+def test_each_panel_of_each_dashboard_finds_something(logged: Lab) -> None:
     names, body = msearch()
     answers = json.loads(logged.on("ops1", f"{REQUEST} POST /_msearch -", given=body).partition(" ")[2])
     found = dict(zip(names, map(nothing_in, answers["responses"]), strict=True))
     assert {name: nothing for name, nothing in found.items() if nothing} == {}
+
+
+@pytest.mark.usefixtures("cases")
+def test_an_audited_call_is_found_by_its_rules_key(logged: Lab) -> None:
+    assert count(logged, "rule.name:identity") == 1
+    assert count(logged, "rule.name:access AND event.outcome:failure AND user.audit.id:1000") == 1
 
 
 def test_an_operator_reads_logs_and_nothing_else(logged: Lab) -> None:
