@@ -1,10 +1,11 @@
-"""`llm-serve documents add | list | status | remove`: the organization's documents, which gateways search for callers."""
+"""`llm-serve documents add | list | status | remove | reindex`: the documents that gateways search for callers."""
 
 import argparse
 import json
 import logging
 import ssl
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from llmserve.credentials import SealedError, unsealed
 from llmserve.documents.collection import CollectionError, Document, DocumentCollection
 from llmserve.documents.embedding import EmbeddingError, connected
 from llmserve.documents.extraction import UnreadableFile, text_of
+from llmserve.documents.reindexing import Reindexed, Reindexing
 from llmserve.settings import Documents, GatewayConfig
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 CONFIG = Path("/opt/llmkeep/current/etc/gateway-1.yaml")
 KEY = "elasticsearch.documents"  # credential: ID:SECRET of a key that may write the index
 NO_SUCH_DOCUMENT = 3
+PROGRESS_SECONDS = 5.0
 
 
 def add_commands(commands: Any) -> None:
@@ -56,6 +59,11 @@ def add_commands(commands: Any) -> None:
             "--collection", type=word, required=True, help="as the policy's llm/collections names it"
         )
         each.add_argument("--tenant", type=word, required=True, help="to which the collection belongs")
+    reindexing = verbs.add_parser(
+        "reindex", help="embed the passages of all collections by another model; can be interrupted"
+    )
+    reindexing.set_defaults(run=reindex_command)
+    for each in adding, listing, reporting, removing, reindexing:
         each.add_argument("--config", type=Path, default=CONFIG, help=f"gateway.yaml (default {CONFIG})")
 
 
@@ -80,8 +88,8 @@ def client_of(documents: Documents) -> "Iterator[Elasticsearch]":
 
 
 @contextmanager
-def collection(options: argparse.Namespace) -> Iterator[tuple[DocumentCollection, GatewayConfig, Documents]]:
-    """The collection that the command names; raises ConfigError where the index is not reached."""
+def index(options: argparse.Namespace) -> "Iterator[tuple[Elasticsearch, GatewayConfig, Documents]]":
+    """The index of the command's configuration; raises ConfigError where it is not reached, or refuses."""
     from elasticsearch import ApiError, TransportError
 
     config = load(options.config, GatewayConfig)
@@ -91,23 +99,29 @@ def collection(options: argparse.Namespace) -> Iterator[tuple[DocumentCollection
         )
     with client_of(config.documents) as client:
         try:
-            documents = DocumentCollection(client, config.documents.index, options.tenant, options.collection)
-            yield documents, config, config.documents
+            yield client, config, config.documents
         except (ApiError, TransportError) as error:
             raise ConfigError(
                 f"{config.documents.url} refuses, or is not reached ({str(error)[:300]}): see elasticsearch.service there"
             ) from None
 
 
-def on_record(config: GatewayConfig, action: str, options: argparse.Namespace, document: Document) -> None:
+@contextmanager
+def collection(options: argparse.Namespace) -> Iterator[tuple[DocumentCollection, GatewayConfig, Documents]]:
+    """The collection that the command names; raises ConfigError where the index is not reached."""
+    with index(options) as (client, config, settings):
+        yield DocumentCollection(client, settings.index, options.tenant, options.collection), config, settings
+
+
+def engine(config: GatewayConfig, settings: Documents) -> Path:
+    """The socket of the engine for embeddings; raises ConfigError where it is on another host."""
+    if sockets := config.engines[settings.model].socket:
+        return sockets[0]
+    raise ConfigError(f"the engine of '{settings.model}' is on another host: run this there")
+
+
+def on_record(config: GatewayConfig, action: str, fields: dict[str, object]) -> None:
     """Put a change on the host's record; raises ConfigError."""
-    fields: dict[str, object] = {
-        "organization.id": options.tenant,
-        "llmkeep.documents.collection": options.collection,
-        "llmkeep.documents.document": document.id,
-        "llmkeep.documents.revision": document.revision,
-        "llmkeep.documents.count": document.passages,
-    }
     if config.audit is None:
         raise ConfigError("key 'audit' is missing: what is not recorded is not changed; set it")
     try:
@@ -116,24 +130,33 @@ def on_record(config: GatewayConfig, action: str, options: argparse.Namespace, d
         raise ConfigError(str(error)) from None
 
 
+def about(options: argparse.Namespace, document: Document) -> dict[str, object]:
+    """The record's fields about a document."""
+    return {
+        "organization.id": options.tenant,
+        "llmkeep.documents.collection": options.collection,
+        "llmkeep.documents.document": document.id,
+        "llmkeep.documents.revision": document.revision,
+        "llmkeep.documents.count": document.passages,
+    }
+
+
 def add_command(options: argparse.Namespace) -> int:
     """Each file by itself: those that cannot be read are named, and the others added. 1 where one was refused."""
     refused = 0
     with collection(options) as (documents, config, settings):
-        sockets = config.engines[settings.model].socket
-        if not sockets:
-            raise ConfigError(f"the engine of '{settings.model}' is on another host: add documents there")
+        socket = engine(config, settings)
         for file in options.files:
             try:
                 text = text_of(file)
-                with connected(sockets[0]) as embedder:
+                with connected(socket) as embedder:
                     addition = documents.add(file.name, text, embedder)
             except (CollectionError, EmbeddingError, OSError, UnreadableFile) as error:
                 print(f"llm-serve: {error}", file=sys.stderr)
                 refused += 1
                 continue
             if addition.outcome != "unchanged":
-                on_record(config, f"document.{addition.outcome}", options, addition.document)
+                on_record(config, f"document.{addition.outcome}", about(options, addition.document))
             print(
                 f"{addition.document.id}  {addition.outcome}  {addition.document.passages} passages  {file.name}"
             )
@@ -159,19 +182,22 @@ def list_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     """1 where a part of the index does not answer."""
-    with collection(options) as (documents, _, settings):
+    with collection(options) as (documents, *_):
         try:
             status = documents.status()
         except CollectionError as error:
             raise ConfigError(str(error)) from None
     if options.json:
-        print(json.dumps(asdict(status) | {"model": settings.model}))
+        print(json.dumps(asdict(status)))
     else:
         print(f"documents  {status.documents}")
         print(f"passages   {status.passages}, of {status.letters} letters")
         print(f"revision   {status.revision}")
-        print(f"vectors    {status.dimensions} dimensions, by {settings.model}")
+        print(
+            f"vectors    {status.dimensions} dimensions, by {status.model or 'a model that it does not name'}"
+        )
         print(f"index      {status.index}, {status.failed_shards} of {status.shards} shards failed")
+        print(f"bytes      {status.bytes}, those of all collections")
     return 1 if status.failed_shards else 0
 
 
@@ -188,7 +214,42 @@ def remove_command(options: argparse.Namespace) -> int:
                 )
                 missing += 1
                 continue
-            on_record(config, "document.removed", options, known[name])
-            documents.remove(name)
+            on_record(config, "document.removed", about(options, known[name]))
+            try:
+                documents.remove(name)
+            except CollectionError as error:
+                raise ConfigError(str(error)) from None
             print(f"{name}  removed")
     return NO_SUCH_DOCUMENT if missing else 0
+
+
+def reindex_command(options: argparse.Namespace) -> int:
+    """The switch is on record before it happens. 2 where it did not: the old index then serves on."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= PROGRESS_SECONDS:
+            print(f"{done} of {total} passages", file=sys.stderr, flush=True)
+            last = now
+
+    with index(options) as (client, config, settings):
+
+        def recorded(outcome: Reindexed) -> None:
+            fields: dict[str, object] = {
+                "llmkeep.documents.index": outcome.after,
+                "llmkeep.documents.index_before": outcome.before,
+                "llmkeep.documents.count": outcome.passages,
+            }
+            on_record(config, "documents.reindexed", fields)
+
+        try:
+            with connected(engine(config, settings)) as embedder:
+                outcome = Reindexing(client, settings.index, embedder, progress).run(recorded)
+        except (CollectionError, EmbeddingError) as error:
+            raise ConfigError(str(error)) from None
+    if outcome.before == outcome.after:
+        print(f"{outcome.after} has the vectors of {settings.model} already")
+    else:
+        print(f"{outcome.passages} passages: {outcome.after} in the place of {outcome.before}")
+    return 0

@@ -1,14 +1,15 @@
 """A tenant's collection in the index: documents are added, listed and removed. Each of these can be repeated."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmserve.documents.embedding import Embedder, TooLong
-from llmserve.documents.index import document_id, entry, mapping, readable
+from llmserve.documents.index import document_id, entry, index_name, mapping, readable
 from llmserve.documents.passages import LETTERS_A_TOKEN, TOKENS, Passage, normalized, passages
+from llmserve.protocol import Hello
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -33,7 +34,8 @@ class Document:
 @dataclass(frozen=True, slots=True)
 class Status:
     """What the index has of a collection. `letters`: of its passages; `revision`: SHA-256 of its documents' ids and revisions;
-    `dimensions`: of the index's vectors.
+    `dimensions`: of the index's vectors; `model`: which gave them, empty where the index does not say; `bytes`: of the index, all
+    collections' passages and vectors included.
     """
 
     documents: int
@@ -41,6 +43,8 @@ class Status:
     letters: int
     revision: str
     index: str
+    bytes: int
+    model: str
     dimensions: int
     shards: int
     failed_shards: int
@@ -79,6 +83,44 @@ def embedded(text: str, embedder: Embedder) -> tuple[list[Passage], list[list[fl
     return pieces, embedder.vectors([piece.text for piece in pieces])
 
 
+def refusal(errors: Sequence[dict[str, dict[str, Any]]]) -> str:
+    """Why Elasticsearch refused to write, and what to do. `errors`: each by its operation."""
+    for each in errors:
+        [failure] = each.values()
+        cause = failure.get("error") or failure.get("cause") or {}
+        if cause.get("type") == "cluster_block_exception":
+            return (
+                "the index takes no changes while re-indexing ends: run this again in a minute; if it still refuses, "
+                "run `llm-serve documents reindex`, which was interrupted"
+            )
+        if cause:
+            return f"{cause.get('type')}: {str(cause.get('reason'))[:200]}; run this again"
+    return "run this again"
+
+
+def current_index(client: "Elasticsearch", alias: str) -> str | None:
+    """The index behind the alias, None where there is none; raises CollectionError where the alias is none of ours."""
+    if not client.indices.exists_alias(name=alias):
+        if client.indices.exists(index=alias):
+            raise CollectionError(
+                f"{alias} is an index, in the place of an alias on one: delete it, and add the documents again"
+            )
+        return None
+    indices = list(client.indices.get_alias(name=alias))
+    if len(indices) > 1:
+        raise CollectionError(
+            f"the alias {alias} has more than one index ({', '.join(indices)}): leave it one"
+        )
+    return indices[0]
+
+
+def make_index(client: "Elasticsearch", name: str, alias: str, hello: Hello) -> None:
+    """Make an index for the vectors of this model, with an alias; another program may have made it at the same time."""
+    settings = mapping(hello.dimensions)
+    settings["mappings"]["_meta"] = {"model": hello.model}
+    client.options(ignore_status=400).indices.create(index=name, aliases={alias: {}}, **settings)
+
+
 class DocumentCollection:
     """One collection of one tenant, by Elasticsearch's own client."""
 
@@ -92,19 +134,18 @@ class DocumentCollection:
     def filter(self) -> list[dict[str, Any]]:
         return readable(self.tenant, [self.name])
 
-    def make_index(self, dimensions: int) -> None:
-        """Make the index of all collections where there is none; raises CollectionError where it is for other vectors."""
-        if not self.client.indices.exists_alias(name=self.alias):
-            settings = mapping(dimensions) | {"aliases": {self.alias: {}}}
-            self.client.options(ignore_status=400).indices.create(index=f"{self.alias}-1", **settings)
-        fields = self.client.indices.get_mapping(index=self.alias)
-        for index in fields.values():
-            has = index["mappings"]["properties"]["vector"]["dims"]
-            if has != dimensions:
-                raise CollectionError(
-                    f"the index {self.alias} has vectors of {has} dimensions, and documents.model gives {dimensions}: "
-                    "name the model that it was made with"
-                )
+    def make_index(self, hello: Hello) -> str:
+        """The index of all collections, made where there is none; raises CollectionError where it is for another model."""
+        name = index_name(self.alias, hello.dimensions, hello.revision)
+        if current_index(self.client, self.alias) is None:
+            make_index(self.client, name, self.alias, hello)
+        current = current_index(self.client, self.alias)
+        if current != name:
+            raise CollectionError(
+                f"the index {current} does not have the vectors of {hello.model}, the model that documents.model names: "
+                "run `llm-serve documents reindex`, then this again; until then passages are found by words alone"
+            )
+        return name
 
     def stored(self, document: str) -> Stored:
         """What the index has of a document."""
@@ -126,12 +167,12 @@ class DocumentCollection:
 
         Raises CollectionError for a text without letters, EmbeddingError, or the client's errors.
         """
-        from elasticsearch.helpers import bulk
+        from elasticsearch.helpers import BulkIndexError, bulk
 
         text = normalized(content)
         if not text.strip():
             raise CollectionError(f"{name} has no text that is shown: of a scan, add what OCR wrote, as text")
-        self.make_index(embedder.hello.dimensions)
+        index = self.make_index(embedder.hello)
         revision = sha256(text.encode()).hexdigest()
         document = document_id(self.tenant, self.name, name)
         before = self.stored(document)
@@ -147,15 +188,19 @@ class DocumentCollection:
             "total": len(pieces),
             "added": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        # By the index's own name: after a switch to another one, which has another model's vectors, it is gone.
         actions: Iterator[dict[str, Any]] = (
             {
-                "_index": self.alias,
+                "_index": index,
                 "_id": f"{document}-{revision[:16]}-{piece.number}",
                 "_source": entry(shared, piece, vector),
             }
             for piece, vector in zip(pieces, vectors, strict=True)
         )
-        bulk(self.client, actions, refresh=True)
+        try:
+            bulk(self.client, actions, refresh=True)
+        except BulkIndexError as error:
+            raise CollectionError(f"{name} was not added as a whole: {refusal(error.errors)}") from None
         self.delete(document, but=revision)
         added = Document(document, name, revision, len(pieces))
         return Addition(added, "replaced" if before.revisions else "added")
@@ -165,11 +210,17 @@ class DocumentCollection:
         query: dict[str, Any] = {"filter": [*self.filter, {"term": {"document": document}}]}
         if but:
             query["must_not"] = {"term": {"revision": but}}
-        answer = self.client.delete_by_query(
+        # 403 has the failures where the index takes no writes.
+        answer = self.client.options(ignore_status=403).delete_by_query(
             index=self.alias, query={"bool": query}, refresh=True, conflicts="proceed"
         )
+        if error := answer.get("error"):
+            raise CollectionError(
+                f"passages of {document} are not deleted: {refusal([{'delete': {'error': error}}])}"
+            )
         if answer["failures"] or answer["version_conflicts"]:
-            raise CollectionError(f"not all passages of {document} were deleted: run this again")
+            reason = refusal([{"delete": each} for each in answer["failures"]])
+            raise CollectionError(f"not all passages of {document} were deleted: {reason}")
 
     def remove(self, document: str) -> bool:
         """Remove a document by its id; False where there is none. Raises CollectionError while a passage is left."""
@@ -200,7 +251,8 @@ class DocumentCollection:
 
     def status(self) -> Status:
         """What the index has of the collection; raises CollectionError where there is no index."""
-        if not self.client.indices.exists_alias(name=self.alias):
+        index = current_index(self.client, self.alias)
+        if index is None:
             raise CollectionError(f"there is no index {self.alias} yet: add a document")
         answer = self.client.search(
             index=self.alias,
@@ -209,7 +261,8 @@ class DocumentCollection:
             query={"bool": {"filter": self.filter}},
             aggregations={"start": {"sum": {"field": "start"}}, "end": {"sum": {"field": "end"}}},
         )
-        [(index, fields)] = self.client.indices.get_mapping(index=self.alias).items()
+        fields = self.client.indices.get_mapping(index=index)[index]["mappings"]
+        size = self.client.indices.stats(index=index, metric="store")["_all"]["total"]["store"]
         documents = self.documents()
         pairs = sorted(f"{document.id} {document.revision}\n" for document in documents)
         sums, shards = answer["aggregations"], answer["_shards"]
@@ -219,7 +272,9 @@ class DocumentCollection:
             letters=int(sums["end"]["value"] - sums["start"]["value"]),
             revision=sha256("".join(pairs).encode()).hexdigest(),
             index=index,
-            dimensions=fields["mappings"]["properties"]["vector"]["dims"],
+            bytes=size["size_in_bytes"],
+            model=fields.get("_meta", {}).get("model", ""),
+            dimensions=fields["properties"]["vector"]["dims"],
             shards=shards["total"],
             failed_shards=shards["failed"],
         )

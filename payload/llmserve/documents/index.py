@@ -47,6 +47,11 @@ def mapping(dimensions: int) -> dict[str, Any]:
     }
 
 
+def index_name(alias: str, dimensions: int, model_revision: str) -> str:
+    """The index behind the alias whose vectors are of this revision of a model."""
+    return f"{alias}-{dimensions}-{sha256(model_revision.encode()).hexdigest()[:16]}"
+
+
 def document_id(tenant: str, collection: str, name: str) -> str:
     """The id of the document of this name. Those of two tenants differ."""
     return sha256("\0".join((tenant, collection, name)).encode()).hexdigest()[:32]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmserve.api.errors import ApiError, unavailable
-from llmserve.documents.index import by_vector, by_words, fused
+from llmserve.documents.index import by_vector, by_words, fused, index_name
 from llmserve.fast_json import parse, serialize
 from llmserve.http_client import BadAnswer, HttpClient, Lost
 from llmserve.settings import Documents
@@ -36,10 +36,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The best passages, and the cosine similarity of the nearest one to the query; -1 without any."""
+    """The best passages, and the cosine similarity of the nearest one to the query: -1 without any, None where the index has
+    another model's vectors.
+    """
 
     hits: list[Hit]
-    similarity: float
+    similarity: float | None
 
 
 class ForeignPassage(Exception):
@@ -58,21 +60,31 @@ def ranked(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(hits, key=lambda hit: (-hit["_score"], hit["_id"]))
 
 
+def nearest(answer: dict[str, Any], index: str) -> list[dict[str, Any]] | None:
+    """The hits by vector; None where they are of an index of another model, whose vectors do not compare with the query's."""
+    if answer["status"] == 400 and "number of dimensions" in str(answer["error"]):
+        return None
+    hits = ranked(answer)
+    return hits if all(hit["_index"] == index for hit in hits) else None
+
+
 def result(
-    answers: Sequence[dict[str, Any]], tenant: str, collections: Collection[str], size: int
+    answers: Sequence[dict[str, Any]], tenant: str, collections: Collection[str], size: int, index: str
 ) -> SearchResult:
-    """The best of both searches, of which the second is by vector; raises ForeignPassage, so that a fault of the index never
-    shows another tenant's text.
+    """The best of both searches, of which the second is by vector; the first one's alone where the vectors are not of `index`.
+    Raises ForeignPassage, so that a fault of the index never shows another tenant's text.
     """
-    rankings = [ranked(answer) for answer in answers]
+    near = nearest(answers[1], index)
+    rankings = [ranked(answers[0]), near or []]
     sources = {hit["_id"]: hit["_source"] for ranking in rankings for hit in ranking}
     for source in sources.values():
         if source.pop("tenant") != tenant or source["collection"] not in collections:
             raise ForeignPassage
     best = fused([[hit["_id"] for hit in ranking] for ranking in rankings])[:size]
     # Elasticsearch's score is (1 + cosine) / 2.
-    nearest = rankings[1][0]["_score"] * 2 - 1 if rankings[1] else -1.0
-    return SearchResult([Hit(id=name, score=score, **sources[name]) for name, score in best], nearest)
+    similarity = near[0]["_score"] * 2 - 1 if near else -1.0
+    hits = [Hit(id=name, score=score, **sources[name]) for name, score in best]
+    return SearchResult(hits, None if near is None else similarity)
 
 
 def away() -> ApiError:
@@ -92,9 +104,18 @@ class Retrieval:
         self.headers = {"authorization": f"ApiKey {base64.b64encode(key.encode()).decode()}"} if key else {}
 
     async def search(
-        self, tenant: str, collections: Collection[str], query: str, vector: Sequence[float], size: int
+        self,
+        tenant: str,
+        collections: Collection[str],
+        query: str,
+        vector: Sequence[float],
+        model_revision: str,
+        size: int,
     ) -> SearchResult:
-        """The best passages of these collections, which policy lets the caller read; raises ApiError 503."""
+        """The best passages of these collections, which policy lets the caller read; raises ApiError 503. `model_revision`: of
+        the model that gave the vector.
+        """
+        index = index_name(self.settings.index, len(vector), model_revision)
         searches = by_words(tenant, collections, query), by_vector(tenant, collections, vector)
         body = b"".join(b"{}\n" + serialize(search) + b"\n" for search in searches)
         try:
@@ -105,7 +126,12 @@ class Retrieval:
                 content = await response.whole(ANSWER_BYTES)
             if response.status != 200:
                 raise ValueError(f"it returned {response.status}")
-            return result(parse(content)["responses"], tenant, collections, size)
+            answer = result(parse(content)["responses"], tenant, collections, size, index)
+            if answer.similarity is None:
+                log.warning(
+                    "passages are found by words alone, for the index is of another model: run `llm-serve documents reindex`"
+                )
+            return answer
         except ForeignPassage:
             log.critical(
                 "the index returned a passage of another tenant or collection; nothing of it was passed on"

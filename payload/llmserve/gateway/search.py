@@ -115,7 +115,7 @@ class Search:
         result = await self.results(
             scope, documents, names, asked[-QUERY_LETTERS:], len(call.collections) * 8
         )
-        near = result.similarity >= documents.settings.least_similarity
+        near = result.similarity is None or result.similarity >= documents.settings.least_similarity
         # Half of the context is the conversation's and the answer's.
         hits = room(result.hits, routed.hello.context // 2) if near else []
         return Grounding(hits, asked), on_record(names, hits)
@@ -137,15 +137,15 @@ class Search:
         exchange: Exchange = scope["llm"]
         if exchange.identity is None:
             raise RuntimeError("this route must be behind authentication and policy")
-        vector = await self.vector(scope, documents, query)
+        vector, revision = await self.vector(scope, documents, query)
         before = time.monotonic()
         try:
-            return await documents.search(exchange.identity.tenant, names, query, vector, size)
+            return await documents.search(exchange.identity.tenant, names, query, vector, revision, size)
         finally:
             exchange.waited += time.monotonic() - before
 
-    async def vector(self, scope: Scope, documents: Retrieval, query: str) -> list[float]:
-        """The query's vector, for which its tokens count against the caller's quota; raises ApiError."""
+    async def vector(self, scope: Scope, documents: Retrieval, query: str) -> tuple[list[float], str]:
+        """The query's vector and the revision of its model; its tokens count against the caller's quota. Raises ApiError."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
@@ -174,4 +174,4 @@ class Search:
         if not isinstance(frame, Done):
             raise RuntimeError("a piece of a stream in an answer that is not streamed")
         vector: list[float] = json.loads(frame.text)[0]["embedding"]
-        return vector
+        return vector, routed.hello.revision

@@ -9,8 +9,8 @@ from llmcore.manifest import write_manifest
 TEXTS = ["the cat sat", "a much longer sentence about something else " * 3, "Über 東京"]
 
 
-def make_encoder(directory: Path, pooling: str = "mean") -> None:
-    """Two layers of width 32, and a WordPiece tokenizer that would truncate at 5 tokens if allowed."""
+def make_encoder(directory: Path, pooling: str = "mean", width: int = 32) -> None:
+    """Two layers of this width, and a WordPiece tokenizer that would truncate at 5 tokens if allowed."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -31,7 +31,7 @@ def make_encoder(directory: Path, pooling: str = "mean") -> None:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(fast),
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,

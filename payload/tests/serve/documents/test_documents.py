@@ -156,6 +156,7 @@ def test_the_status_of_a_collection_counts_what_it_has(service: Service) -> None
     text = TEXT.format(*[MARKERS["plans"]] * 2)
     assert (status["documents"], status["passages"], status["letters"]) == (1, 1, len(text))
     assert (status["dimensions"], status["model"], status["failed_shards"]) == (32, "tiny", 0)
+    assert status["bytes"] > 32 * 4
     assert (
         status["revision"]
         != json.loads(documents(service, "status", "handbook", "--json").stdout)["revision"]
@@ -183,7 +184,7 @@ def test_a_replacement_that_was_interrupted_is_completed(service: Service, index
     answer = index.do("POST", "/llmkeep-documents/_search", {"query": {"term": {"document": document}}})
     [hit] = answer["hits"]["hits"]
     add(service, "handbook", "The new wren sings.", "wren.md")
-    index.do("PUT", f"/llmkeep-documents-1/_doc/{hit['_id']}?refresh=true", hit["_source"])
+    index.do("PUT", f"/llmkeep-documents/_doc/{hit['_id']}?refresh=true", hit["_source"])
     assert add(service, "handbook", "The new wren sings.", "wren.md").returncode == 0
     texts = [
         each["text"] for each in search(service, service.key, "wren", "handbook", size=50).json()["data"]
@@ -240,10 +241,10 @@ def test_a_file_without_readable_text_is_named_and_the_others_are_added(
     assert f"added  1 passages  {good.name}" in result.stdout
 
 
-def test_a_model_of_other_dimensions_is_refused(
+def test_the_index_of_another_model_takes_no_document(
     service: Service, index: SearchServer, tmp_path: Path
 ) -> None:
-    """Before anything is written."""
+    """The command to run is named, and nothing is written."""
     before = index.do("GET", "/llmkeep-documents/_count")["count"]
     config = (service.folder / "gateway.yaml").read_text()
     index.do("PUT", "/other-1", {"mappings": {"properties": {"vector": {"type": "dense_vector", "dims": 8}}}})
@@ -256,7 +257,8 @@ def test_a_model_of_other_dimensions_is_refused(
         str(tmp_path / "rules.md"),
     )  # fmt: skip
     assert result.returncode == 1
-    assert "has vectors of 8 dimensions, and documents.model gives 32" in result.stderr
+    assert "other-1 does not have the vectors of tiny" in result.stderr
+    assert "run `llm-serve documents reindex`" in result.stderr
     assert index.do("GET", "/llmkeep-documents/_count")["count"] == before
 
 
@@ -351,10 +353,11 @@ def test_a_chat_that_cannot_be_grounded_is_refused_by_name(
 
 def answered(*sources: dict[str, str]) -> dict[str, Any]:
     """What an index answers to a search, with these passages."""
-    found = [
-        {"_id": str(number), "_score": 1.0, "_source": dict(source)} for number, source in enumerate(sources)
+    hits = [
+        {"_index": "documents", "_id": str(number), "_score": 1.0, "_source": dict(source)}
+        for number, source in enumerate(sources)
     ]
-    return {"status": 200, "timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": found}}
+    return {"status": 200, "timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": hits}}
 
 
 @pytest.mark.parametrize(
@@ -362,13 +365,15 @@ def answered(*sources: dict[str, str]) -> dict[str, Any]:
 )
 def test_an_index_that_ignores_the_filter_shows_nothing(source: dict[str, str]) -> None:
     with pytest.raises(ForeignPassage):
-        result([answered(), answered(source)], "research", {"handbook"}, 8)
+        result([answered(), answered(source)], "research", {"handbook"}, 8, "documents")
 
 
 @pytest.mark.parametrize("change", [{"status": 500}, {"timed_out": True}, {"_shards": {"failed": 1}}])
 def test_a_search_that_missed_a_shard_is_no_answer(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="did not reach all shards"):
-        result([answered() | change], "research", {"handbook"}, 8)
+        result([answered() | change, answered()], "research", {"handbook"}, 8, "documents")
+    with pytest.raises(ValueError, match="did not reach all shards"):
+        result([answered(), answered() | change], "research", {"handbook"}, 8, "documents")
 
 
 @pytest.mark.parametrize(("tenant", "collections"), [("", ["handbook"]), ("research", [])])
@@ -393,7 +398,9 @@ def test_without_elasticsearch_the_answer_says_that_nothing_was_searched() -> No
     settings = Documents(url=f"http://127.0.0.1:{own_port()}", model="tiny")
 
     async def searched() -> None:
-        await Retrieval(settings, None).search("research", ["handbook"], "travel", [0.0] * 32, 8)
+        await Retrieval(settings, None).search(
+            "research", ["handbook"], "travel", [0.0] * 32, "a revision", 8
+        )
 
     with pytest.raises(ApiError) as refused:
         asyncio.run(searched())
