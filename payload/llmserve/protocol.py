@@ -25,7 +25,8 @@ class Hello:
     gateway rejects the others by name. `dimensions`: length of its embedding vectors; 0 for a text model. `kept`: its
     answers are plain text, so they may be cached. `adapters`: names of its adapters, each with the revision of model
     and adapter together. `parent`: the base model, if `model` is an adapter. `template_arguments`: names that
-    `chat_template_kwargs` may have.
+    `chat_template_kwargs` may have. `prompts`: what an embedding model wants before a text, by the text's purpose: "query",
+    "document".
     """
 
     model: str
@@ -41,6 +42,7 @@ class Hello:
     adapters: dict[str, str] = field(default_factory=dict)
     parent: str = ""
     template_arguments: list[str] = field(default_factory=list)
+    prompts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

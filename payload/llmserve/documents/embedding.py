@@ -44,11 +44,14 @@ class Embedder:
                 return frame
 
     def vectors(self, texts: Sequence[str]) -> list[list[float]]:
-        """One of length 1 for each text, shape (texts, dimensions); raises EmbeddingError."""
+        """One of length 1 for each passage, shape (texts, dimensions); raises EmbeddingError."""
         vectors: list[list[float]] = []
+        prompt = self.hello.prompts.get("document", "")
         for start in range(0, len(texts), TEXTS):
             self.number += 1
-            request = Generate(self.number, False, 0, inputs=list(texts[start : start + TEXTS]))
+            request = Generate(
+                self.number, False, 0, inputs=[prompt + text for text in texts[start : start + TEXTS]]
+            )
             self.link.sendall(encode(request))
             match self.frame():
                 case Done(text=text):

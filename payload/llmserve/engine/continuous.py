@@ -91,6 +91,7 @@ class ContinuousDriver:
     name = "continuous"
     dimensions = 0
     adapters: Mapping[str, str] = {}  # not supported by the public manager
+    prompts: Mapping[str, str] = {}
     template = ""  # part of the model's directory, so the revision covers it
 
     def __init__(self, settings: ContinuousModel, revision: str) -> None:

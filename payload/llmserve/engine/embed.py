@@ -11,6 +11,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 # Must precede the imports.
@@ -26,6 +27,7 @@ from llmserve.engine.server import Finish, Steady
 from llmserve.protocol import Generate
 from llmserve.settings import EmbedModel
 
+PURPOSES = ("query", "document")
 BATCH = 32  # texts per pass; a cancellation waits for the current pass
 
 
@@ -58,6 +60,7 @@ class EmbedDriver(Steady):
         ).eval()
         self.context = min(settings.context, self.model.config.max_position_embeddings)
         self.dimensions = int(self.model.config.hidden_size)
+        self.prompts = prompts(settings.path)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.run(Generate(0, False, 0, inputs=["a"]), threading.Event())
 
@@ -128,6 +131,19 @@ def refuse_other_pooling(settings: EmbedModel) -> None:
             f"{file} specifies another pooling than the mean of the tokens, the only one of this engine: "
             "serve the model with vLLM, or use another one"
         )
+
+
+def prompts(directory: Path) -> dict[str, str]:
+    """What the model wants before a text, by purpose, from the file that sentence-transformers reads; {} without one. Raises
+    ConfigError.
+    """
+    file = directory / "config_sentence_transformers.json"
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text()).get("prompts") or {}
+    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+        raise ConfigError(f"{file}: 'prompts' is no object of texts: correct the model's release")
+    return {purpose: text for purpose, text in content.items() if purpose in PURPOSES}
 
 
 def as_data(vectors: list[Any], encoding: str) -> str:

@@ -63,6 +63,7 @@ class Driver(Protocol):
     tokens: int  # as in Hello
     template: str
     adapters: Mapping[str, str]  # as in Hello
+    prompts: Mapping[str, str]  # as in Hello
 
     def kv_used(self) -> float | None:
         """As in Beat."""
@@ -85,6 +86,8 @@ class Driver(Protocol):
 
 class Steady:
     """Base of drivers whose requests fail one by one, and that need no cleanup."""
+
+    prompts: Mapping[str, str] = {}
 
     async def broken(self) -> str:
         """Never returns."""
@@ -129,6 +132,7 @@ class EngineServer:
             driver.tokens,
             driver.template,
             adapters=dict(driver.adapters),
+            prompts=dict(driver.prompts),
         )
         self.slots = asyncio.Semaphore(driver.slots)
         self.gpus = Gpus()

@@ -1,6 +1,7 @@
 """POST /v1/embeddings with a tiny random BERT, compared with calling the model directly."""
 
 import json
+import shutil
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from encoder import TEXTS, described, make_encoder
 from questions import error
 from scripted_upstream import ScriptedUpstream, answer
 from service import Service, eventually, running
+
+from llmserve.documents.embedding import connected
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 EMBED = "/v1/embeddings"
@@ -150,6 +153,32 @@ def test_a_model_with_another_pooling_is_refused_at_load(tmp_path: Path) -> None
     assert service.engines["cls"].process.wait(60) == 2
     service.engines["cls"].stop()
     assert "another pooling than the mean" in service.logs()
+
+
+def test_a_passage_is_embedded_behind_the_prefix_that_the_model_states_and_a_callers_text_is_not(
+    encoder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(encoder, tmp_path / "prefixed")
+    beside = {"prompts": {"query": "query: ", "document": "the cat "}, "similarity_fn_name": "cosine"}
+    (tmp_path / "prefixed/config_sentence_transformers.json").write_text(json.dumps(beside))
+    with running(tmp_path, {"tiny": described(tmp_path / "prefixed")}) as service, service.client() as client:
+        eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200, 90)
+        with connected(service.folder / "tiny.sock") as embedder:
+            assert embedder.hello.prompts == beside["prompts"]
+            passage = torch.tensor(embedder.vectors(["sat"])[0])
+        whole, bare = vectors(client, input=["the cat sat", "sat"])
+        assert torch.allclose(passage, whole, atol=1e-5)
+        assert not torch.allclose(passage, bare, atol=1e-2)
+
+
+def test_a_model_whose_prefixes_are_no_texts_is_refused_at_load(encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder, tmp_path / "odd")
+    (tmp_path / "odd/config_sentence_transformers.json").write_text('{"prompts": {"query": 1}}')
+    service = Service(tmp_path, {"odd": described(tmp_path / "odd")})
+    service.start_engine("odd", wait=False)
+    assert service.engines["odd"].process.wait(60) == 2
+    service.engines["odd"].stop()
+    assert "'prompts' is no object of texts" in service.logs()
 
 
 def test_the_answer_of_an_upstream_for_embeddings_passes_through(tmp_path: Path) -> None:
