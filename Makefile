@@ -72,6 +72,7 @@ lint: env
 
 types: env
 	.venv/bin/mypy
+	.venv/bin/mypy --python-version 3.11 llmproof/*.py
 	cd payload && .venv/bin/mypy
 
 unit: unit-serving unit-training unit-control  ## unit tests only

@@ -17,7 +17,7 @@ from llmproof import heads, sbom, vulnerabilities
 from llmproof.archive import ArchiveRefused
 from llmproof.chain import ROTATE, UNSIGNED_SECONDS, Chain, ChainError, files, lines
 from llmproof.heads import HeadError, Verifier
-from llmproof.report import NOT_MET, NOT_SHOWN, verified
+from llmproof.report import reasons, verified
 from llmproof.retention import MIN_DAYS
 from llmproof.verify import Report, verify
 
@@ -28,10 +28,10 @@ ALTERED, NOTHING = 3, 4
 MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d(\.\d+)?)?)?Z?)?)?)?$")
 SETTINGS = {name: f"LLM_AUDIT_{name.upper()}" for name in ("unsigned_seconds", "seen", "keep_days", "hold")}
 
-type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-
-def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
+def add_commands(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", folder: Path = FOLDER
+) -> None:
     """`verify` and `show`, of the record in FOLDER if none is named."""
     parser = commands.add_parser(
         "verify", help="prove that nothing was changed; only reads", description=__doc__
@@ -169,18 +169,8 @@ def run_verify_report(options: argparse.Namespace) -> int:
     print(printable(f"SBOM of the hosts: {installed}"))
     for line in scanned:
         print(printable(line))
-    for each in report.verdicts:
-        if each["verdict"] in (NOT_MET, NOT_SHOWN):
-            rows = [
-                f"{row['check']} on {row['host']} {row['state']}"
-                for row in each["checks"]
-                if row["state"] != "ok"
-            ]
-            print(
-                printable(
-                    f"{each['verdict']}: {each['control']}: {', '.join(rows) or 'no host ran its checks'}"
-                )
-            )
+    for line in reasons(report.verdicts):
+        print(printable(line))
     return 0
 
 

@@ -59,6 +59,32 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
     return verdicts
 
 
+def reasons(verdicts: list[dict[str, Any]]) -> list[str]:
+    """For each cause that leaves controls not met or not shown one line: the verdict, the checks' states, the controls."""
+    causes: dict[str, list[str]] = {}
+    for each in verdicts:
+        if each["verdict"] in (NOT_MET, NOT_SHOWN):
+            causes.setdefault(f"{each['verdict']}: {_cause(each['checks'])}", []).append(each["control"])
+    return [f"{cause}: {', '.join(controls)}" for cause, controls in causes.items()]
+
+
+def _cause(rows: list[dict[str, str]]) -> str:
+    """The states that decide. A check that was not asked for does where none was."""
+    states = {row["state"] for row in rows} - {OK}
+    decisive = [FAILED] if FAILED in states else sorted(states - {UNDECLARED}) or sorted(states)
+    parts = []
+    for state in decisive:
+        checks: dict[str, list[str]] = {}
+        for row in rows:
+            if row["state"] == state:
+                checks.setdefault(row["check"], []).append(row["host"])
+        hosts: dict[str, list[str]] = {}
+        for check, names in checks.items():
+            hosts.setdefault(", ".join(names), []).append(check)
+        parts += [f"{', '.join(checks)} {state} on {names}" for names, checks in hosts.items()]
+    return "; ".join(parts) or "no host ran its checks"
+
+
 def _states(check: str, host: dict[str, Any], conditional: set[str]) -> list[str]:
     observed = [each["state"] for each in host["checks"] if each["id"] == check]
     if not observed and check in conditional and check.split(".")[0] in host["verified"]:

@@ -14,7 +14,7 @@ from llmproof import archive as signed_archive
 from llmproof import cli, report
 from llmproof.archive import ArchiveRefused, packed
 from llmproof.heads import Head, Signer
-from llmproof.report import judged, verified
+from llmproof.report import judged, reasons, verified
 
 SEED = bytes(range(32))
 RECORD = Signer("llmkeep-audit/ops1", SEED)
@@ -340,10 +340,33 @@ def test_the_program_proves_a_report_and_prints_what_it_shows(
     printed = capsys.readouterr().out
     assert "as signed by llmkeep-audit/ops1+" in printed
     assert "CIS, mapping reviewed by nobody, on 2 hosts\n1 not met\n" in printed
-    assert "not met: 1: base.one on l\\x1b[2J2 skipped, base.one on llm1 failed, base.two on " in printed
+    assert "\nnot met: base.one failed on llm1: 1\n" in printed
+    assert "l\\x1b[2J2 did not answer" in printed
     assert "\x1b" not in printed
     assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["silent"] == ["l\x1b[2J2"]
+
+
+def cause(*rows: tuple[str, str, str], verdict: str = "not shown") -> dict[str, object]:
+    checks = [{"check": check, "host": name, "state": state} for check, name, state in rows]
+    return {"control": "1", "verdict": verdict, "checks": checks}
+
+
+def test_controls_with_the_same_cause_are_one_line_and_met_ones_none() -> None:
+    audited = ("hardening.events", "llm1", "not enforceable"), ("hardening.events", "ops1", "not enforceable")
+    first, second = cause(*audited), cause(*audited) | {"control": "2"}
+    assert reasons([first, second, cause(verdict="met")]) == [
+        "not shown: hardening.events not enforceable on llm1, ops1: 1, 2"
+    ]
+
+
+def test_a_check_that_settings_do_not_ask_for_is_a_cause_only_where_none_was_asked_for() -> None:
+    undeclared = ("backup.is_recent", "ops1", "undeclared")
+    (alone,) = reasons([cause(undeclared)])
+    assert alone == "not shown: backup.is_recent undeclared on ops1: 1"
+    (beside,) = reasons([cause(undeclared, ("base.one", "ops1", "error"), ("base.two", "ops1", "ok"))])
+    assert beside == "not shown: base.one error on ops1: 1"
+    assert reasons([cause()]) == ["not shown: no host ran its checks: 1"]
 
 
 def test_the_program_refuses_an_altered_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
