@@ -152,6 +152,7 @@ class Search:
             raise RuntimeError("this route must be behind authentication and policy")
         generate = Generate(0, False, 0, inputs=[query])
         routed = self.state.instances[documents.settings.model].route(identity.tenant, generate)
+        generate.inputs = [routed.hello.prompts.get("query", "") + query]
         tokens = max(1, len(query.encode()) // BYTES_A_TOKEN)
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
         place = Place(
