@@ -15,11 +15,14 @@ def midnight(day: date) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A further name of `model`, retired since `deprecated`; from `sunset` on it may be gone. Both are days in UTC."""
+    """A further name of `model`, retired since `deprecated`; from `sunset` on it may be gone. Both are days in UTC. Chats with
+    this name are answered from documents in `collections`, where it has some.
+    """
 
     model: str
     deprecated: date | None = None
     sunset: date | None = None
+    collections: tuple[str, ...] = ()
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

@@ -108,9 +108,13 @@ def parse_alias(given: object) -> Alias:
     """An alias of the decision; raises PolicyUnavailable if it is invalid."""
     if not isinstance(given, dict):
         raise PolicyUnavailable("an alias of the decision is not an object")
+    collections = given.get("collections", [])
+    if not isinstance(collections, list) or not all(isinstance(name, str) for name in collections):
+        raise PolicyUnavailable("an alias of the decision has collections that are not a list of names")
     days = {name: text(given, name) for name in ("deprecated", "sunset") if name in given}
     try:
-        return Alias(text(given, "model"), **{name: date.fromisoformat(day) for name, day in days.items()})
+        dates = {name: date.fromisoformat(day) for name, day in days.items()}
+        return Alias(text(given, "model"), dates.get("deprecated"), dates.get("sunset"), tuple(collections))
     except ValueError:
         raise PolicyUnavailable(f"an alias of the decision has no valid days: {str(days)[:80]}") from None
 

@@ -97,6 +97,8 @@ class Completions:
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
         parsed = self.parse(scope, parsed_requests.chat, await read_body(scope, receive))
+        if not parsed.call.collections and (names := self.state.collections(scope["llm"], parsed.call.model)):
+            parsed = replace(parsed, call=replace(parsed.call, collections=names))
         if parsed.call.collections:
             await self.grounded(scope, send, parsed)
         else:
@@ -178,6 +180,9 @@ class Completions:
         if asked is None:
             asked = DEFAULT if DEFAULT in scope["llm"].decision.aliases else next(iter(visible), "")
         name = self.state.resolve(scope["llm"], asked)
+        if not call.collections and self.state.collections(scope["llm"], asked):
+            message = f"'{asked}' answers from documents: use /v1/chat/completions, or the model '{name}'"
+            raise ApiError(404, "wrong_endpoint", message, "model")
         if name not in visible:
             if name in self.state.instances:  # not the client's own words, and not for its eyes
                 scope["llm"].fields["gen_ai.request.model"] = name

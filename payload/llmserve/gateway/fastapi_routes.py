@@ -23,7 +23,7 @@ class Model(BaseModel):
     """A model as listed by OpenAI's API. `context`: in tokens. `dimensions`: length of its vectors, for an embedding
     model. `parent`: the base model of an adapter. `quarantined`: whether it is answered from sick GPUs only, for
     gateways that have other hosts, too. `alias_of`: the model to which this name leads; `deprecated`: the day since which the
-    name is retired, `sunset`: from which on it may be gone.
+    name is retired, `sunset`: from which on it may be gone; `collections`: of documents, from which alone it answers.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Model(BaseModel):
     alias_of: str | None = None
     deprecated: date | None = None
     sunset: date | None = None
+    collections: list[str] | None = None
 
 
 class Models(BaseModel):
@@ -98,6 +99,7 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
             "alias_of": alias.model,
             "deprecated": alias.deprecated,
             "sunset": alias.sunset,
+            "collections": list(alias.collections) or None,
         }
         return described(alias.model).model_copy(update=changes)
 

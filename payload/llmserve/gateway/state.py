@@ -73,6 +73,11 @@ class State:
             if name not in self.instances and alias.model in visible
         }
 
+    def collections(self, exchange: Exchange, name: str | None) -> tuple[str, ...]:
+        """Those from which chats with a model of this name are answered: where it is an alias that has some."""
+        alias = exchange.decision.aliases.get(name) if exchange.decision and name else None
+        return alias.collections if alias and name not in self.instances else ()
+
     def resolve(self, exchange: Exchange, name: str) -> str:
         """The model that a name leads to, served or not; the name itself where it is no alias."""
         alias = exchange.decision.aliases.get(name) if exchange.decision else None

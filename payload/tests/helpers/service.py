@@ -128,7 +128,7 @@ class Service:
     feedback: dict[str, Any] | None = None
     tenants: dict[str, dict[str, object]] = field(default_factory=dict)  # what the policy says of them
     experiments: dict[str, dict[str, object]] = field(default_factory=dict)  # of the policy
-    aliases: dict[str, dict[str, str]] = field(default_factory=dict)  # of the policy
+    aliases: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the policy
     collections: dict[str, dict[str, object]] = field(default_factory=dict)  # of the policy
     documents: dict[str, Any] | None = None
     listen: dict[str, Any] | None = None  # default: the socket http.sock

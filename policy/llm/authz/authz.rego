@@ -121,6 +121,9 @@ permitted(model) if model in named_models
 aliases[name] := alias if {
 	some name, alias in data.llm.aliases
 	permitted(alias.model)
+	every collection in object.get(alias, "collections", []) {
+		collection in collections
+	}
 }
 
 # Those whose documents the subject may read, whatever route it asks.

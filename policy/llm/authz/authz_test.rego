@@ -188,6 +188,21 @@ test_a_subject_has_the_aliases_of_models_that_it_may_use if {
 	every_one.aliases == aliases
 }
 
+test_a_subject_has_the_aliases_of_collections_that_it_reads_all_of if {
+	answering := {
+		"handbook-assistant": {"model": "small", "collections": ["handbook"]},
+		"both": {"model": "small", "collections": ["handbook", "payroll"]},
+		"theirs": {"model": "small", "collections": ["theirs"]},
+		"lost": {"model": "small", "collections": ["nothing"]},
+	}
+	reader := with_data(asks(["writer"], "POST /generate"), {}, answering) with data.llm.collections as collections
+	object.keys(reader.aliases) == {"handbook-assistant"}
+	reader.aliases["handbook-assistant"].collections == ["handbook"]
+	question := asks(["writer", "recorded"], "POST /generate")
+	both := with_data(question, {}, answering) with data.llm.collections as collections
+	object.keys(both.aliases) == {"both", "handbook-assistant"}
+}
+
 test_an_alias_grants_no_model if {
 	decision := with_data(asks(["writer"], "POST /generate"), {}, {"small": {"model": "large"}})
 	decision.models == ["small"]

@@ -100,6 +100,7 @@ aliases_schema := {
 		"required": ["model"],
 		"properties": {
 			"model": {"type": "string", "pattern": model_name},
+			"collections": object.union(words, {"minItems": 1, "maxItems": 16}),
 			"deprecated": day,
 			"sunset": day,
 		},
@@ -249,6 +250,12 @@ problems contains sprintf(
 ) if {
 	some name, alias in aliases
 	aliases[alias.model]
+}
+
+problems contains sprintf("llm/aliases: %s: llm/collections has no %s", [name, collection]) if {
+	some name, alias in aliases
+	some collection in alias.collections
+	not collections[collection]
 }
 
 problems contains sprintf("llm/aliases: %s is a model of the experiment %s, too", [name, experiment]) if {

@@ -16,6 +16,15 @@ rate := {"rank": 1, "priority": 5, "requests_per_minute": 6, "tokens_per_minute"
 # The problems of a role `reader` and a rate class `slow`, changed by these patches.
 problems(role_patch, rate_patch) := with_aliases(role_patch, rate_patch, {})
 
+# The problems of these aliases, beside these collections.
+answering(aliases, collections) := found if {
+	found := validate.problems with data.llm.roles as {"reader": role}
+		with data.llm.rates as {"slow": rate}
+		with data.llm.groups as {}
+		with data.llm.aliases as aliases
+		with data.llm.collections as collections
+}
+
 with_aliases(role_patch, rate_patch, aliases) := found if {
 	found := validate.problems with data.llm.roles as {"reader": object.union(role, role_patch)}
 		with data.llm.rates as {"slow": object.union(rate, rate_patch)}
@@ -246,6 +255,12 @@ test_aliases_lead_to_models_and_to_what_experiments_are_about if {
 	aliased({"default": {"model": "small"}, "meta/large-0.5": retired}) == set()
 }
 
+test_an_alias_answers_from_collections_that_there_are if {
+	alias := {"ask": {"model": "small", "collections": ["handbook"]}}
+	answering(alias, {"handbook": {"tenant": "corp", "readers": ["reader"]}}) == set()
+	answering(alias, {}) == {"llm/aliases: ask: llm/collections has no handbook"}
+}
+
 test_a_fault_of_an_alias_is_named_with_its_place if {
 	every alias in [
 		"small",
@@ -258,6 +273,10 @@ test_a_fault_of_an_alias_is_named_with_its_place if {
 		{"model": "small", "deprecated": 20261101},
 		{"model": "small", "deprecated": "2026-11-01", "sunset": "2027-13-01"},
 		{"model": "small", "more": 1},
+		{"model": "small", "collections": []},
+		{"model": "small", "collections": "handbook"},
+		{"model": "small", "collections": ["handbook", "handbook"]},
+		{"model": "small", "collections": [1]},
 	] {
 		found := aliased({"default": alias})
 		count(found) > 0

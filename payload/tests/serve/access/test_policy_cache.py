@@ -99,6 +99,9 @@ def test_a_decision_has_what_the_policy_said() -> None:
     retired = {"model": "echo", "deprecated": "2026-11-01", "sunset": "2027-02-01"}
     aliases = parse_decision({**ALLOWED, "aliases": {"default": {"model": "echo"}, "old": retired}}).aliases
     assert aliases == {"default": Alias("echo"), "old": Alias("echo", date(2026, 11, 1), date(2027, 2, 1))}
+    answering = {"model": "echo", "collections": ["handbook"]}
+    [alias] = parse_decision({**ALLOWED, "aliases": {"ask": answering}}).aliases.values()
+    assert alias == Alias("echo", collections=("handbook",))
     older = {name: value for name, value in ALLOWED.items() if name not in ("roles", "aliases")}
     assert (parse_decision(older).roles, parse_decision(older).aliases) == ((), {}), "an estate's own rules"
     assert (named.permits("echo"), named.permits("other"), decision.permits("other")) == (True, False, True)

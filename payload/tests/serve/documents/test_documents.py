@@ -29,6 +29,13 @@ COLLECTIONS: dict[str, dict[str, object]] = {
     "plans": {"tenant": "sales", "readers": ["developer"]},
     "drafts": {"tenant": "research", "readers": ["developer"]},  # without documents
 }
+# For clients that cannot send `collections`.
+ALIASES = {
+    "handbook-assistant": {"model": "writer", "collections": ["handbook"]},
+    "salary-assistant": {"model": "writer", "collections": ["handbook", "salaries"]},
+    "draft-assistant": {"model": "writer", "collections": ["drafts"]},
+    "plan-assistant": {"model": "writer", "collections": ["plans"]},
+}
 MARKERS = {"handbook": "heron-7461", "salaries": "otter-2207", "plans": "crane-9953"}
 TEXT = "Travel is booked a week ahead; the marker is {}. 出差须提前一周预订，标记为 {}。"
 QUERIES = ["When is travel booked?", "出差须提前多久预订？", *MARKERS.values(), TEXT.format("", "")]
@@ -53,7 +60,7 @@ def service(index: SearchServer, tmp_path_factory: pytest.TempPathFactory) -> It
         "tiny": described(encoder),
         "writer": described(writer) | {"driver": "naive"},
     }
-    with running(folder, models, collections=COLLECTIONS, documents=documents) as service:
+    with running(folder, models, collections=COLLECTIONS, documents=documents, aliases=ALIASES) as service:
         with service.client("") as anonymous:
             eventually("all engines are there", lambda: anonymous.get("/readyz").status_code == 200)
         for collection, marker in MARKERS.items():
@@ -349,6 +356,72 @@ def test_a_chat_that_cannot_be_grounded_is_refused_by_name(
     answer = chat(service, service.key, "handbook", **change)
     assert answer.status_code == 400
     assert reason in answer.json()["error"]["message"]
+
+
+def ask(service: Service, key: str, **fields: Any) -> Any:
+    """A chat of a client that knows nothing of documents."""
+    body = {"messages": [{"role": "user", "content": QUERIES[0]}], "max_tokens": 8} | fields
+    with service.client(key) as client:
+        return client.post("/v1/chat/completions", json=body)
+
+
+def test_an_alias_answers_from_its_collections_without_the_field(service: Service) -> None:
+    answer = ask(service, service.key, model="handbook-assistant")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "writer"
+    assert "citations" in answer.json()["documents"]
+    record = eventually(
+        "the passages are on record",
+        lambda: [
+            each
+            for each in service.records()
+            if each.get("http.request.id") == answer.headers["x-request-id"]
+            and each.get("llmkeep.documents.passages")
+        ],
+    )[0]
+    assert record["llmkeep.documents.collections"] == ["handbook"]
+
+
+def test_the_field_goes_before_the_collections_of_an_alias(service: Service) -> None:
+    own = ask(service, service.key, model="draft-assistant")
+    assert "The documents do not answer this." in own.text
+    other = ask(service, service.key, model="draft-assistant", collections=["handbook"])
+    assert "The documents do not answer this." not in other.text
+    foreign = ask(service, service.key, model="draft-assistant", collections=["plans"])
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (404, "collection_not_found")
+
+
+def test_an_alias_is_there_for_those_alone_who_read_all_of_its_collections(service: Service) -> None:
+    permitted = {"research": {"handbook-assistant", "draft-assistant"}, "sales": {"plan-assistant"}}
+    for tenant, key in keys(service).items():
+        with service.client(key) as client:
+            listed = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
+        assert listed.keys() & ALIASES.keys() == permitted[tenant]
+        for name in permitted[tenant]:
+            assert listed[name]["alias_of"] == "writer"
+            assert listed[name]["collections"] == ALIASES[name]["collections"]
+        for name in ALIASES.keys() - permitted[tenant]:
+            answer = ask(service, key, model=name)
+            missing = ask(service, key, model="nothing")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+            assert answer.text == missing.text.replace("nothing", name)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "When is travel booked?"}),
+        ("/v1/responses", {"input": "When is travel booked?"}),
+        ("/v1/embeddings", {"input": "When is travel booked?"}),
+    ],
+)
+def test_an_alias_with_collections_answers_nowhere_from_the_model_alone(
+    service: Service, path: str, body: dict[str, str]
+) -> None:
+    with service.client() as client:
+        answer = client.post(path, json=body | {"model": "handbook-assistant"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "wrong_endpoint")
+    assert "'handbook-assistant' answers from documents: use /v1/chat/completions" in answer.text
 
 
 def answered(*sources: dict[str, str]) -> dict[str, Any]:
