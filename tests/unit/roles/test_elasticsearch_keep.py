@@ -156,6 +156,22 @@ def test_all_streams_come_back_under_their_names_after_the_data_is_lost(
     assert count(fresh) == 524, "a stream that came back takes no documents"
 
 
+def test_a_removed_document_does_not_come_back_with_a_restore(fresh: SearchServer, keep: Keep) -> None:
+    """Documents that gateways search are in no snapshot."""
+    index(fresh, 5)
+    fresh.do("PUT", "/llmkeep-documents-32-0", {"aliases": {"llmkeep-documents": {}}})
+    fresh.do("PUT", "/llmkeep-documents/_doc/passage?refresh=true", {"text": "heron-7461"})
+    assert keep(*nightly())[0] == 0
+    [snapshot] = fresh.do("GET", "/_snapshot/llmkeep/_all")["snapshots"]
+    assert [name for name in snapshot["indices"] if not name.startswith(".ds-logs-llmkeep.")] == []
+    fresh.do("DELETE", "/llmkeep-documents-32-0")
+    code, output = keep("restore", snapshot["snapshot"])
+    assert code == 0, output
+    assert fresh.ask("GET", "/llmkeep-documents/_count")[0] == 404
+    everything = "/_all/_count?expand_wildcards=all&q=text:heron"
+    assert fresh.do("GET", everything)["count"] == 0
+
+
 def test_a_restore_waits_for_primaries_that_are_still_on_their_way() -> None:
     """As Elasticsearch 9.5.3 said at once after a restore was accepted, and before a primary had its turn."""
     health = (
