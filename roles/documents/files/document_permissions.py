@@ -2,8 +2,8 @@
 """document_permissions.py URL CREDENTIAL: what Elasticsearch lets the key in a sealed credential of this host do.
 
 Prints a line each: what was tried, and the status. A document with a field that the index does not have is refused as a
-document (400) where it may be written, and no document has the id that is deleted, so nothing is changed. The index need not be
-there.
+document (400) where it may be written, no document has the id that is deleted, and no index the name with `none`, so nothing is
+changed. The index need not be there.
 """
 
 import base64
@@ -39,7 +39,10 @@ def main() -> int:
         ("search documents", "POST", f"/{INDEX}/_search{ABSENT}", NONE),
         ("write a document", "PUT", f"/{INDEX}/_doc/none?require_alias=true", {"unknown": 1}),
         ("delete a document", "DELETE", f"/{INDEX}/_doc/none", None),
-        ("delete the index", "DELETE", f"/{INDEX}-1", None),
+        ("delete the index", "DELETE", f"/{INDEX}-none", None),
+        ("measure the index", "GET", f"/{INDEX}-none/_stats/store", None),
+        ("refuse writes to the index", "PUT", f"/{INDEX}-none/_block/write", None),
+        ("take writes to the index", "PUT", f"/{INDEX}-none/_settings", {"index.blocks.write": None}),
         ("search logs", "GET", "/logs-llmkeep.service-none/_search", None),
         ("see the cluster", "GET", "/_cluster/health", None),
         ("issue keys", "POST", "/_security/api_key", {"name": "verify", "role_descriptors": {}}),
