@@ -14,6 +14,7 @@ import errno
 import os
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from llmkeep import cve, fetch, logs, packages, patch, replacement, revoke, run, size
@@ -69,6 +70,7 @@ WAYS_OUT = {
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a LlmkeepError becomes its message and an exit code."""
     parser = argparse.ArgumentParser(prog="llmkeep", description="The control node of a private-LLM estate.")
+    parser.add_argument("--version", action="version", version=f"llmkeep {version('llmkeep')}")
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
     for module in VERBS:
         module.register(subparsers)
