@@ -147,7 +147,9 @@ class Reindexing:
         if writes:
             self.client.indices.add_block(index=self.before, block="write")
         else:
-            self.client.indices.put_settings(index=self.before, settings={"index.blocks.write": None})
+            # It is gone where the answer to the switch was lost.
+            settings = {"index.blocks.write": None}
+            self.client.options(ignore_status=404).indices.put_settings(index=self.before, settings=settings)
 
     def count(self, index: str) -> int:
         return int(self.client.count(index=index)["count"])

@@ -308,6 +308,24 @@ def test_a_run_that_another_one_has_overtaken_brings_nothing_back(documents: Doc
     assert not documents.stored(document).revisions
 
 
+def test_a_switch_whose_answer_is_lost_is_done_and_the_next_run_says_so(
+    documents: DocumentCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = Reindexing.switch
+
+    def lost(reindexing: Reindexing) -> None:
+        switch(reindexing)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reindexing, "switch", lost)
+        with pytest.raises(TimeoutError):
+            run(documents, Model("new", 16))
+    outcome = run(documents, Model("new", 16))
+    assert outcome.before == outcome.after
+    assert documents.add("new.md", "It comes.", Model("new", 16)).outcome == "added"
+
+
 def test_a_document_of_the_old_model_does_not_reach_the_new_index(documents: DocumentCollection) -> None:
     """Its vectors were made before the switch, and have as many dimensions as the new ones."""
     late = Model("old", 8, lambda: run(documents, Model("new", 8)))
