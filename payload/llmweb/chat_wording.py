@@ -111,6 +111,11 @@ SCRIPT: dict[str, tuple[str, str]] = {
     "stopped": ("The answer was stopped.", "回答已停止。"),
     "cut": ("The answer reached the greatest length that you may ask for.", "回答已达到允许的最大长度。"),
     "broken": ("The answer broke off: regenerate it.", "回答中断：请重新生成。"),
+    "source": ("[{number}] {name}, page {page}", "[{number}] {name}，第 {page} 页"),
+    "unsupported": (
+        "No passage that is cited has these words: {quotes}",
+        "所引段落中没有以下文字：{quotes}",
+    ),
     "copied": ("Copied.", "已复制。"),
     "uncopied": ("The browser does not let this page copy.", "浏览器不允许本页复制。"),
     "rated": ("Thank you. The rating is kept, without any text.", "谢谢。评价已保存，不含任何文本。"),

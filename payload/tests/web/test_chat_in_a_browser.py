@@ -211,6 +211,52 @@ def test_how_a_model_got_to_its_answer_is_folded(chromium: Any, tmp_path: Path) 
     server.stop()
 
 
+def cited(route: Any) -> None:
+    """An answer from documents, as the gateway streams it."""
+    passages = [
+        {"number": 1, "name": "rules <i>.md", "page": 1, "text": "Travel is booked <b>a week</b> ahead."},
+        {"number": 3, "name": "差旅.pdf", "page": 12, "text": "出差须提前一周预订。"},
+    ]
+    own = {"id": "p", "collection": "handbook", "document": "d", "revision": "r"}
+    citations = [passage | own for passage in passages]
+    pieces = [
+        {"choices": [{"delta": {"content": "A week ahead [1][3]."}}]},
+        {"choices": [], "documents": {"citations": citations, "unsupported_quotes": ["two <u>weeks</u>"]}},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+    ]
+    events = [f"data: {json.dumps(piece)}\n\n" for piece in pieces]
+    body = "".join([*events, "data: [DONE]\n\n"])
+    route.fulfill(headers={"content-type": "text/event-stream"}, body=body)
+
+
+@pytest.mark.parametrize(
+    ("language", "pages"),
+    [
+        ("en", ["[1] rules <i>.md, page 1", "[3] 差旅.pdf, page 12"]),
+        ("zh", ["[1] rules <i>.md，第 1 页", "[3] 差旅.pdf，第 12 页"]),
+    ],
+)
+def test_the_passages_that_an_answer_cites_are_folded_below_it_as_text(
+    chromium: Any, chat: ChatPage, language: str, pages: list[str]
+) -> None:
+    with tab(chromium, chat, language) as opened:
+        opened.route("**/chat/completions", cited)
+        told = ask(opened, "When?")
+        for again in False, True:
+            if again:
+                opened.reload()
+                ready(opened, language)
+                opened.locator("#conversations summary").click()
+                opened.locator(".open").first.click()
+                told = opened.locator("article.answer").first
+            assert told.locator(".source summary").all_inner_texts() == pages
+            assert not told.locator(".source p").first.is_visible()
+            told.locator(".source summary").first.click()
+            assert told.locator(".source p").first.inner_text() == "Travel is booked <b>a week</b> ahead."
+            assert told.locator(".source p").last.text_content() == "出差须提前一周预订。"
+            assert told.locator(".unsupported").inner_text().endswith("“two <u>weeks</u>”")
+
+
 def test_an_answer_is_stopped_and_what_came_is_kept(chromium: Any, chat: ChatPage) -> None:
     with tab(
         chromium, chat, expected="/v1/chat/completions"

@@ -114,6 +114,10 @@ async function answer(count, question = null) {
         text.appendData(more);
         message.content += more;
       },
+      cite: ({ citations, unsupported_quotes: quotes }) => {
+        message.citations = citations.map(({ number, name, page, text }) => ({ number, name, page, text }));
+        message.quotes = quotes;
+      },
     });
     if (reason === "length") message.ended = "cut";
   } catch (error) {

@@ -79,8 +79,9 @@ export class Gateway {
   }
 
   // Calls `think` with each part of the reasoning, `piece` with each part of the answer, and returns why it ended; throws as `ask`
-  // does, also in the middle. `begun` is called with id and model, before the first part; `waiting`, before it is asked again.
-  async answer(model, messages, { signal, fresh, waiting, begun, think, piece }) {
+  // does, also in the middle. `begun` is called with id and model, before the first part; `waiting`, before it is asked again; `cite`
+  // with the passages of an answer from documents.
+  async answer(model, messages, { signal, fresh, waiting, begun, think, piece, cite }) {
     const body = { model, messages, stream: true };
     const response = await this.askAgain("POST", "chat/completions", body, { signal, fresh, waiting });
     begun({ id: response.headers.get("x-llm-response-id") ?? "", model: response.headers.get("x-llm-model") ?? model });
@@ -94,6 +95,7 @@ export class Gateway {
       }
       const said = JSON.parse(event);
       if (said.error) throw new Refusal(said.error.code, said.error.message, id);
+      if (said.documents) cite(said.documents);
       const [choice] = said.choices ?? [];
       const thought = choice?.delta?.reasoning ?? choice?.delta?.reasoning_content;
       if (thought) think(thought);

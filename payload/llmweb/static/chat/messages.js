@@ -33,6 +33,7 @@ export function answer(message, { rate, regenerate }) {
   article.querySelector("h2").textContent = words("of_model", { model: message.model });
   article.querySelector(".text").append(rendered(message.content));
   think(article, message.thoughts);
+  cite(article, message);
   const note = article.querySelector(".note");
   note.textContent = words(message.ended);
   note.hidden = !note.textContent;
@@ -45,6 +46,21 @@ export function think(article, thoughts) {
   const place = article.querySelector(".thoughts");
   place.hidden = !thoughts;
   place.lastElementChild.textContent = thoughts ?? "";
+}
+
+// The passages that an answer cites, and its quotes that none of them has.
+function cite(article, { citations = [], quotes = [] }) {
+  for (const { number, name, page, text } of citations) {
+    const details = document.createElement("details");
+    details.className = "source";
+    details.append(element("summary", words("source", { number, name, page })), element("p", text));
+    article.querySelector(".note").before(details);
+  }
+  if (quotes.length) {
+    const warning = element("p", words("unsupported", { quotes: quotes.map((quote) => `“${quote}”`).join(" ") }));
+    warning.className = "unsupported";
+    article.querySelector(".note").before(warning);
+  }
 }
 
 // The buttons below an answer.
