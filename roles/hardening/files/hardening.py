@@ -1,7 +1,8 @@
 """What this host lets programs and people do, as findings of the role's checks. Reads alone, and prints JSON.
 
 Its argument is a JSON object: `sysctl` (parameter: value), `modules`, `mounts` (path: options), `partitions` (paths whose options
-are checked though /etc/fstab has a line of the host's own), `banner`, `seconds` (of a session), `paths` and `keys` (audit rules).
+are checked though /etc/fstab has a line of the host's own), `banner`, `seconds` (of a session), `confined` (unit: profile),
+`confinement` (where each such unit's profile is named), `paths` and `keys` (audit rules).
 """
 
 import contextlib
@@ -253,6 +254,40 @@ def apparmor() -> Finding:
     return verdict(lax, f"{len(profiles)} profiles, none of which only complains")
 
 
+def running(units: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """Each unit of these that runs, a template's instances included, as systemd has it: the name in UNITS, and properties."""
+    instances = {unit.replace("@.", "@*."): unit for unit in units}
+    properties = "Id,ControlGroup,ExecMainStartTimestamp,ExecMainPID"
+    blocks = output("systemctl", "show", "--timestamp=unix", f"--property={properties}", "--", *instances)
+    shown = [
+        dict(line.split("=", 1) for line in block.splitlines()) for block in blocks.strip().split("\n\n")
+    ]
+    return [(re.sub("@.*[.]", "@.", unit["Id"]), unit) for unit in shown if unit and unit.get("ControlGroup")]
+
+
+def confined(expected: dict[str, str], confinement: str) -> Finding:
+    """As the kernel confines the processes of units that run. A unit older than the file that names its profile waits."""
+    if Path("/run/systemd/container").exists():
+        return False, "no profile", "AppArmor is the machine's of a container"
+    if text("/sys/module/apparmor/parameters/enabled").strip() != "Y":
+        return False, "AppArmor is off", "this kernel has AppArmor off"
+    wrong: list[str] = []
+    waiting: list[str] = []
+    units = running(list(expected))
+    for name, unit in units:
+        profiles = {
+            text(f"/proc/{pid}/attr/current").strip()
+            for pid in text(f"/sys/fs/cgroup{unit['ControlGroup']}/cgroup.procs").split()
+        } - {""}  # it has ended meanwhile
+        if strange := sorted(profiles - {f"{expected[name]} (enforce)"}):
+            declared = Path(confinement.format(name))
+            late = declared.exists() and declared.stat().st_mtime >= int(unit["ExecMainStartTimestamp"][1:])
+            (waiting if late else wrong).append(f"{unit['Id']} runs as {' '.join(strange)}")
+    if waiting and not wrong:
+        return False, ", ".join(waiting), "it is confined from its next start on: systemctl restart UNIT"
+    return verdict(wrong, f"{len(units)} units by {len({expected[name] for name, _ in units})} profiles")
+
+
 def events(paths: list[str], keys: list[str]) -> Finding:
     """As the kernel has its rules: one for each path, and of each key one for system calls of either width."""
     if Path("/run/systemd/container").exists():
@@ -262,6 +297,8 @@ def events(paths: list[str], keys: list[str]) -> Finding:
     wrong = [] if re.search(r"^enabled [12]$", status, re.MULTILINE) else ["auditing is off"]
     if re.search(r"^pid 0$", status, re.MULTILINE):
         wrong.append("auditd does not run")
+    if output("systemctl", "is-active", "systemd-journald-audit.socket").strip() != "active":
+        wrong.append("the journal has no events: systemctl restart systemd-journald")
     watched = {word.removeprefix("path=") for line in rules for word in line.split()}
     wrong += [f"no rule about {path}" for path in paths if path not in watched]
     for key in keys:
@@ -315,6 +352,7 @@ def main() -> None:
         "banners": finding(banners, declared["banner"]),
         "jobs": finding(jobs),
         "apparmor": finding(apparmor),
+        "confined": finding(confined, declared["confined"], declared["confinement"]),
         "events": finding(events, declared["paths"], declared["keys"]),
         "integrity": finding(integrity),
     }

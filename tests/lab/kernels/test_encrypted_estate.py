@@ -34,6 +34,39 @@ def test_a_folder_on_a_volume_is_told_from_one_that_is_on_the_hosts_own_disk(est
     assert "crypt" not in on_the_disk.split()
 
 
+# What no service may do, though it were root: a line for each, by a profile that lets Python run.
+ATTEMPTS = r"""
+for attempt in "open('/etc/shadow')" "open('/root/x', 'w')" "import os; os.execv('/bin/sh', ['sh', '-c', 'echo shell'])" \
+  "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"
+do
+  aa-exec --profile={profile} -- /usr/bin/python3 -c "$attempt" 2>&1 |
+    grep --only-matching --max-count=1 PermissionError || echo "$attempt"
+done
+"""
+
+
+def test_services_are_confined_even_as_root(estate: Lab, client: Client) -> None:
+    answered(client, "/generate", {"prompt": "Name a colour.", "max_tokens": 2}, 60)
+    for unit, profile in (
+        ("llm-gateway@1", "llmkeep-gateway"),
+        ("llm-engine@smollm2-135m-instruct", "llmkeep-engine"),
+        ("llm-audit", "llmkeep-record"),
+        ("opa", "llmkeep-opa"),
+    ):
+        label = f"cat /proc/$(systemctl show -P MainPID {unit})/attr/current"
+        assert estate.on("llm1", label).strip() == f"{profile} (enforce)"
+        assert estate.on("llm1", ATTEMPTS.format(profile=profile)).split() == ["PermissionError"] * 4
+    for unit in ("nginx", "redis-server"):
+        assert "(enforce)" in estate.on("llm1", f"cat /proc/$(systemctl show -P MainPID {unit})/attr/current")
+
+
+def test_an_audited_change_is_in_the_journal_with_the_key_of_its_rule(estate: Lab) -> None:
+    asked = (
+        "touch /etc/hosts; journalctl --boot _TRANSPORT=audit _EXE=/usr/bin/touch --output=cat --since=-1min"
+    )
+    within(20, "the event", lambda: 'key="system-locale"' in estate.on("llm1", asked))
+
+
 MODELS = "/srv/llmkeep/models"
 
 

@@ -3,10 +3,15 @@
 import hashlib
 import importlib.util
 import json
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jinja2
 import pytest
 from plugin_modules import ROOT
 from rendered_role import rendered
@@ -17,11 +22,14 @@ NAMES = {
     "modules": "__hardening_modules",
     "sudoers": "lookup('ansible.builtin.template', 'sudoers.j2')",
     "options": "__hardening_options",
+    "confined": "__hardening_confined",
 }
+# What the first task of a host with a kernel of its own reads.
+ON_A_KERNEL = {"__hardening_places": {"stdout_lines": ["fstab /boot"]}}
 
 
 def made(folder: Path, groups: dict[str, list[str]], **variables: Any) -> Any:
-    return rendered(folder, "hardening", NAMES, "llm1", HOSTS, variables, groups)
+    return rendered(folder, "hardening", NAMES, "llm1", HOSTS, ON_A_KERNEL | variables, groups)
 
 
 def test_a_host_of_no_group_has_no_exception(tmp_path: Path) -> None:
@@ -63,6 +71,47 @@ def test_an_estate_sets_parameters_and_modules_of_its_own(tmp_path: Path) -> Non
 
 def test_another_user_of_ansible_becomes_root_without_a_terminal(tmp_path: Path) -> None:
     assert "Defaults:admin !requiretty, !noexec" in made(tmp_path, {}, ansible_user="admin")["sudoers"]
+
+
+PARSER = shutil.which("apparmor_parser", path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+def profiles() -> str:
+    text = (ROOT / "roles/hardening/templates/apparmor.profiles.j2").read_text()
+    templates = jinja2.Environment(autoescape=False, trim_blocks=True)  # noqa: S701 - of a policy
+    return templates.from_string(text).render()
+
+
+def compiled(policy: str) -> subprocess.CompletedProcess[str]:
+    if not PARSER:
+        pytest.skip("there is no apparmor_parser here: apt-get install apparmor")
+    words = [PARSER, "--skip-kernel-load", "--skip-cache", "--quiet"]
+    return subprocess.run(words, input=policy, capture_output=True, text=True, check=False)
+
+
+def test_each_unit_has_a_profile_that_compiles_and_enforces(tmp_path: Path) -> None:
+    units = made(tmp_path, {})["confined"]
+    policy = profiles()
+    assert set(re.findall(r"^profile (\S+) ", policy, re.MULTILINE)) == set(units.values())
+    assert set(re.findall(r"flags=\((.*)\)", policy)) == {"attach_disconnected"}
+    done = compiled(policy)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_rule_that_is_none_is_refused() -> None:
+    assert compiled(profiles().replace("network unix,", "network everything,")).returncode != 0
+
+
+def test_a_containers_units_have_no_profile(tmp_path: Path) -> None:
+    assert made(tmp_path, {}, __hardening_places={"stdout_lines": ["container"]})["confined"] == {}
+
+
+def test_units_whose_profile_was_never_tried_have_none(tmp_path: Path) -> None:
+    (tmp_path / "edge").mkdir()
+    units = made(tmp_path, {"gpu": ["llm1"]})["confined"]
+    assert "llm-engine@.service" not in units
+    assert "llm-gateway@.service" in units
+    assert "nginx.service" not in made(tmp_path / "edge", {}, edge_key_source="hsm")["confined"]
 
 
 @pytest.fixture
