@@ -67,6 +67,19 @@ def test_an_audited_change_is_in_the_journal_with_the_key_of_its_rule(estate: La
     within(20, "the event", lambda: 'key="system-locale"' in estate.on("llm1", asked))
 
 
+def test_an_operator_restarts_a_unit_that_is_named_and_no_other(estate: Lab) -> None:
+    restart = "sudo --non-interactive systemctl --no-ask-password --no-pager restart {}.service; echo code $?"
+    as_alice = "runuser -u alice -- script --quiet --return --command '{}' /dev/null < /dev/null"
+    before = estate.on("llm1", "systemctl show -P MainPID opa redis-server").split()
+    for unit, ending in (("opa", "0"), ("redis-server", "1")):
+        said = estate.on("llm1", as_alice.format(restart.format(unit)))
+        assert said.rpartition("code ")[2].strip() == ending, said
+    after = estate.on("llm1", "systemctl show -P MainPID opa redis-server").split()
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+    assert "alice" in estate.on("llm1", "sudoreplay --directory /var/log/sudo-io --list")
+
+
 MODELS = "/srv/llmkeep/models"
 
 
