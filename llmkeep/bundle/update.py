@@ -46,7 +46,8 @@ def update(profile: str, only: str | None) -> None:
         if "python" in parts:
             new.environments, new.wheels = python(wanted, new.debs, profile, old)
         if "models" in parts:
-            new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
+            others = {name: each for name, each in old.models.items() if name in wanted["models"]}
+            new.models = others | {name: model(wanted["models"][name]) for name in chosen["models"]}
         if "programs" in parts:
             new.programs = {
                 name: programs.resolve(name, entry, old.programs.get(name))
