@@ -26,7 +26,7 @@ class Hello:
     answers are plain text, so they may be cached. `adapters`: names of its adapters, each with the revision of model
     and adapter together. `parent`: the base model, if `model` is an adapter. `template_arguments`: names that
     `chat_template_kwargs` may have. `prompts`: what an embedding model wants before a text, by the text's purpose: "query",
-    "document".
+    "document". `least_similarity`: by a question's language, the cosine below which its nearest passage does not answer it.
     """
 
     model: str
@@ -43,6 +43,7 @@ class Hello:
     parent: str = ""
     template_arguments: list[str] = field(default_factory=list)
     prompts: dict[str, str] = field(default_factory=dict)
+    least_similarity: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

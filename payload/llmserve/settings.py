@@ -270,7 +270,8 @@ class Documents(Section):
     """The organization's documents in Elasticsearch, which gateways search. `model`: of `engines`, for embeddings.
 
     `key_credential`: the systemd credential that holds ID:SECRET of an Elasticsearch API key. `index`: an alias.
-    `least_similarity`: cosine of the nearest passage below which a question is not in the documents.
+    `least_similarity`: cosine of the nearest passage below which a question is not in the documents; None: as the model's
+    release states by language, which for one that states none is 0.
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/?#@]+$")]
@@ -279,7 +280,7 @@ class Documents(Section):
     index: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] = "llmkeep-documents"
     model: ModelName
     deadline_ms: Positive = 2000
-    least_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    least_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
 
     @model_validator(mode="after")
     def nothing_in_clear(self) -> "Documents":

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from llmserve.api.errors import ApiError
-from llmserve.documents.passages import WIDE, tokens
+from llmserve.documents.passages import Language, language, tokens
 from llmserve.documents.retrieval import Hit
 
 PASSAGES = 6  # put to the model, at most
@@ -22,7 +22,6 @@ OWN_ANSWERS = (
     "n",
     "logprobs",
 )
-Language = Literal["en", "zh"]
 INSTRUCTION: dict[Language, str] = {
     "en": (
         "Answer from the numbered passages below, and from nothing else. After each statement, cite its passage by its number in "
@@ -42,11 +41,6 @@ class Citation:
 
     number: int
     passage: Hit
-
-
-def language(text: str) -> Language:
-    """The language of a question: Chinese where a fifth of its letters is."""
-    return "zh" if len(WIDE.findall(text)) * 5 >= len(text.strip()) > 0 else "en"
 
 
 def question(messages: Sequence[dict[str, Any]]) -> str:

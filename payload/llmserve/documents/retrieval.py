@@ -9,6 +9,7 @@ from typing import Any
 
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.documents.index import by_vector, by_words, fused, index_name
+from llmserve.documents.passages import Language, language
 from llmserve.fast_json import parse, serialize
 from llmserve.http_client import BadAnswer, HttpClient, Lost
 from llmserve.settings import Documents
@@ -69,7 +70,12 @@ def nearest(answer: dict[str, Any], index: str) -> list[dict[str, Any]] | None:
 
 
 def result(
-    answers: Sequence[dict[str, Any]], tenant: str, collections: Collection[str], size: int, index: str
+    answers: Sequence[dict[str, Any]],
+    tenant: str,
+    collections: Collection[str],
+    size: int,
+    index: str,
+    asked_in: Language,
 ) -> SearchResult:
     """The best of both searches, of which the second is by vector; the first one's alone where the vectors are not of `index`.
     Raises ForeignPassage, so that a fault of the index never shows another tenant's text.
@@ -80,7 +86,7 @@ def result(
     for source in sources.values():
         if source.pop("tenant") != tenant or source["collection"] not in collections:
             raise ForeignPassage
-    best = fused([[hit["_id"] for hit in ranking] for ranking in rankings])[:size]
+    best = fused([[hit["_id"] for hit in ranking] for ranking in rankings], asked_in)[:size]
     # Elasticsearch's score is (1 + cosine) / 2.
     similarity = near[0]["_score"] * 2 - 1 if near else -1.0
     hits = [Hit(id=name, score=score, **sources[name]) for name, score in best]
@@ -126,7 +132,7 @@ class Retrieval:
                 content = await response.whole(ANSWER_BYTES)
             if response.status != 200:
                 raise ValueError(f"it returned {response.status}")
-            answer = result(parse(content)["responses"], tenant, collections, size, index)
+            answer = result(parse(content)["responses"], tenant, collections, size, index, language(query))
             if answer.similarity is None:
                 log.warning(
                     "passages are found by words alone, for the index is of another model: run `llm-serve documents reindex`"

@@ -92,6 +92,7 @@ class ContinuousDriver:
     dimensions = 0
     adapters: Mapping[str, str] = {}  # not supported by the public manager
     prompts: Mapping[str, str] = {}
+    least_similarity: Mapping[str, float] = {}
     template = ""  # part of the model's directory, so the revision covers it
 
     def __init__(self, settings: ContinuousModel, revision: str) -> None:

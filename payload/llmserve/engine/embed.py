@@ -18,6 +18,7 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 import torch
+from pydantic import BaseModel, ValidationError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -60,7 +61,9 @@ class EmbedDriver(Steady):
         ).eval()
         self.context = min(settings.context, self.model.config.max_position_embeddings)
         self.dimensions = int(self.model.config.hidden_size)
-        self.prompts = prompts(settings.path)
+        how = usage(settings.path)
+        self.prompts = {name: text for name, text in (how.prompts or {}).items() if name in PURPOSES}
+        self.least_similarity = how.least_similarity
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.run(Generate(0, False, 0, inputs=["a"]), threading.Event())
 
@@ -133,17 +136,23 @@ def refuse_other_pooling(settings: EmbedModel) -> None:
         )
 
 
-def prompts(directory: Path) -> dict[str, str]:
-    """What the model wants before a text, by purpose, from the file that sentence-transformers reads; {} without one. Raises
-    ConfigError.
-    """
+class Usage(BaseModel):
+    """How the model is used, from the file that sentence-transformers reads; `least_similarity` is ours (as in Hello)."""
+
+    prompts: dict[str, str] | None = None
+    least_similarity: dict[str, float] = {}
+
+
+def usage(directory: Path) -> Usage:
+    """Raises ConfigError."""
     file = directory / "config_sentence_transformers.json"
     if not file.exists():
-        return {}
-    content = json.loads(file.read_text()).get("prompts") or {}
-    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
-        raise ConfigError(f"{file}: 'prompts' is no object of texts: correct the model's release")
-    return {purpose: text for purpose, text in content.items() if purpose in PURPOSES}
+        return Usage()
+    try:
+        return Usage.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ConfigError(f"{file}: '{where}' is not as it must be: correct the model's release") from None
 
 
 def as_data(vectors: list[Any], encoding: str) -> str:

@@ -64,6 +64,7 @@ class Driver(Protocol):
     template: str
     adapters: Mapping[str, str]  # as in Hello
     prompts: Mapping[str, str]  # as in Hello
+    least_similarity: Mapping[str, float]  # as in Hello
 
     def kv_used(self) -> float | None:
         """As in Beat."""
@@ -88,6 +89,7 @@ class Steady:
     """Base of drivers whose requests fail one by one, and that need no cleanup."""
 
     prompts: Mapping[str, str] = {}
+    least_similarity: Mapping[str, float] = {}
 
     async def broken(self) -> str:
         """Never returns."""
@@ -133,6 +135,7 @@ class EngineServer:
             driver.template,
             adapters=dict(driver.adapters),
             prompts=dict(driver.prompts),
+            least_similarity=dict(driver.least_similarity),
         )
         self.slots = asyncio.Semaphore(driver.slots)
         self.gpus = Gpus()

@@ -14,14 +14,17 @@ from llmserve.api.requests import Call, Collections, Strict, beyond, parse_body,
 from llmserve.api.response_models import Shape
 from llmserve.asgi import Exchange, Receive, Scope, Send, json_body, respond
 from llmserve.documents.grounding import OWN_ANSWERS, Grounding, question, room
+from llmserve.documents.passages import language
 from llmserve.documents.retrieval import Hit, Retrieval, SearchResult
 from llmserve.gateway.answer_source import AnswerSource
 from llmserve.gateway.parsed_requests import BYTES_A_TOKEN, read_body, seconds_allowed
 from llmserve.gateway.state import State
-from llmserve.protocol import Done, Generate
+from llmserve.protocol import Done, Generate, Hello
+from llmserve.settings import Documents
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
+LEAST_SIMILARITY = 0.0  # with a model that states none
 QUERY_LETTERS = 1000  # a passage has 800; of a longer question the end is looked for
 
 
@@ -78,6 +81,13 @@ def on_record(names: Iterable[str], hits: Sequence[Hit]) -> dict[str, object]:
     }
 
 
+def least_similarity(settings: Documents, hello: Hello, query: str) -> float:
+    """The cosine of the nearest passage below which the query is not in the documents: the operator's, else the model's."""
+    if settings.least_similarity is not None:
+        return settings.least_similarity
+    return hello.least_similarity.get(language(query), LEAST_SIMILARITY)
+
+
 class Search:
     """The endpoint, the search, and the embedding of its query by an engine."""
 
@@ -93,7 +103,7 @@ class Search:
         proof = self.state.recorder.proof(body.query)
         about = on_record(names, ())
         await self.state.recorder.intent(exchange, documents.settings.model, body.query, proof, about)
-        result = await self.results(scope, documents, names, body.query, body.size)
+        result, _ = await self.results(scope, documents, names, body.query, body.size)
         exchange.recorded |= on_record(names, result.hits)
         await respond(send, 200, json_body({"object": "list", "data": [asdict(hit) for hit in result.hits]}))
 
@@ -112,10 +122,10 @@ class Search:
             )
             raise ApiError(400, "invalid_value", message, own[0])
         asked = question(call.generate.messages or ())
-        result = await self.results(
+        result, least = await self.results(
             scope, documents, names, asked[-QUERY_LETTERS:], len(call.collections) * 8
         )
-        near = result.similarity is None or result.similarity >= documents.settings.least_similarity
+        near = result.similarity is None or result.similarity >= least
         # Half of the context is the conversation's and the answer's.
         hits = room(result.hits, routed.hello.context // 2) if near else []
         return Grounding(hits, asked), on_record(names, hits)
@@ -132,20 +142,22 @@ class Search:
 
     async def results(
         self, scope: Scope, documents: Retrieval, names: frozenset[str], query: str, size: int
-    ) -> SearchResult:
-        """Search for the caller's tenant; raises ApiError 429 or 503."""
+    ) -> tuple[SearchResult, float]:
+        """The passages of the caller's tenant, and the least similarity of an answer; raises ApiError 429 or 503."""
         exchange: Exchange = scope["llm"]
         if exchange.identity is None:
             raise RuntimeError("this route must be behind authentication and policy")
-        vector, revision = await self.vector(scope, documents, query)
+        vector, hello = await self.vector(scope, documents, query)
+        least = least_similarity(documents.settings, hello, query)
         before = time.monotonic()
         try:
-            return await documents.search(exchange.identity.tenant, names, query, vector, revision, size)
+            tenant = exchange.identity.tenant
+            return await documents.search(tenant, names, query, vector, hello.revision, size), least
         finally:
             exchange.waited += time.monotonic() - before
 
-    async def vector(self, scope: Scope, documents: Retrieval, query: str) -> tuple[list[float], str]:
-        """The query's vector and the revision of its model; its tokens count against the caller's quota. Raises ApiError."""
+    async def vector(self, scope: Scope, documents: Retrieval, query: str) -> tuple[list[float], Hello]:
+        """The query's vector and its model; its tokens count against the caller's quota. Raises ApiError."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
@@ -175,4 +187,4 @@ class Search:
         if not isinstance(frame, Done):
             raise RuntimeError("a piece of a stream in an answer that is not streamed")
         vector: list[float] = json.loads(frame.text)[0]["embedding"]
-        return vector, routed.hello.revision
+        return vector, routed.hello

@@ -19,6 +19,7 @@ from waiting import own_port
 
 from llmserve.api.errors import ApiError
 from llmserve.documents.index import by_vector, by_words, document_id, fused
+from llmserve.documents.passages import Language
 from llmserve.documents.retrieval import ForeignPassage, Retrieval, result
 from llmserve.settings import Documents
 
@@ -438,15 +439,15 @@ def answered(*sources: dict[str, str]) -> dict[str, Any]:
 )
 def test_an_index_that_ignores_the_filter_shows_nothing(source: dict[str, str]) -> None:
     with pytest.raises(ForeignPassage):
-        result([answered(), answered(source)], "research", {"handbook"}, 8, "documents")
+        result([answered(), answered(source)], "research", {"handbook"}, 8, "documents", "en")
 
 
 @pytest.mark.parametrize("change", [{"status": 500}, {"timed_out": True}, {"_shards": {"failed": 1}}])
 def test_a_search_that_missed_a_shard_is_no_answer(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="did not reach all shards"):
-        result([answered() | change, answered()], "research", {"handbook"}, 8, "documents")
+        result([answered() | change, answered()], "research", {"handbook"}, 8, "documents", "en")
     with pytest.raises(ValueError, match="did not reach all shards"):
-        result([answered(), answered() | change], "research", {"handbook"}, 8, "documents")
+        result([answered(), answered() | change], "research", {"handbook"}, 8, "documents", "en")
 
 
 @pytest.mark.parametrize(("tenant", "collections"), [("", ["handbook"]), ("research", [])])
@@ -463,8 +464,10 @@ def test_both_queries_have_the_same_filter() -> None:
     assert vector["knn"]["filter"] == [{"term": {"tenant": "t"}}, {"terms": {"collection": ["a", "b"]}}]
 
 
-def test_ranks_are_fused_and_ties_go_by_id() -> None:
-    assert [name for name, _ in fused([["b", "a", "c"], ["a", "b"]])] == ["a", "b", "c"]
+@pytest.mark.parametrize("asked_in", ["en", "zh"])
+def test_ranks_are_fused_and_words_do_not_go_before_vectors(asked_in: Language) -> None:
+    fusion = fused([["words", "both"], ["vector", "both"]], asked_in)
+    assert [name for name, _ in fusion] == ["both", "vector", "words"]
 
 
 def test_without_elasticsearch_the_answer_says_that_nothing_was_searched() -> None:

@@ -5,8 +5,12 @@ import re
 import pytest
 
 from llmserve.api.errors import ApiError
-from llmserve.documents.grounding import Grounding, language, question, room
+from llmserve.documents.grounding import Grounding, question, room
+from llmserve.documents.passages import language
 from llmserve.documents.retrieval import Hit
+from llmserve.gateway.search import least_similarity
+from llmserve.protocol import Hello
+from llmserve.settings import Documents
 
 ASKED = [{"role": "user", "content": "When is travel booked?"}]
 
@@ -100,3 +104,20 @@ def test_passages_beyond_the_room_are_left_out() -> None:
     assert len(room(hits, 10_000)) == 6
     assert len(room(hits, 250)) == 2
     assert room(hits, 99) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "stated", "query", "least"),
+    [
+        (None, {"en": 0.5, "zh": 0.7}, "When is travel booked?", 0.5),
+        (None, {"en": 0.5, "zh": 0.7}, "什么时候订票？", 0.7),
+        (None, {"zh": 0.7}, "When is travel booked?", 0.0),
+        (0.0, {"en": 0.5, "zh": 0.7}, "When is travel booked?", 0.0),
+    ],
+)
+def test_the_operators_threshold_goes_before_the_one_that_the_model_states_by_language(
+    setting: float | None, stated: dict[str, float], query: str, least: float
+) -> None:
+    settings = Documents(url="http://127.0.0.1:9200", model="m", least_similarity=setting)
+    hello = Hello("m", "1", "embed", 512, 1, least_similarity=stated)
+    assert least_similarity(settings, hello, query) == least

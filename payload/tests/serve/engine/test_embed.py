@@ -159,12 +159,13 @@ def test_a_passage_is_embedded_behind_the_prefix_that_the_model_states_and_a_cal
     encoder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(encoder, tmp_path / "prefixed")
-    beside = {"prompts": {"query": "query: ", "document": "the cat "}, "similarity_fn_name": "cosine"}
+    beside = {"prompts": {"query": "query: ", "document": "the cat "}, "least_similarity": {"en": 0.5}}
     (tmp_path / "prefixed/config_sentence_transformers.json").write_text(json.dumps(beside))
     with running(tmp_path, {"tiny": described(tmp_path / "prefixed")}) as service, service.client() as client:
         eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200, 90)
         with connected(service.folder / "tiny.sock") as embedder:
             assert embedder.hello.prompts == beside["prompts"]
+            assert embedder.hello.least_similarity == beside["least_similarity"]
             passage = torch.tensor(embedder.vectors(["sat"])[0])
         whole, bare = vectors(client, input=["the cat sat", "sat"])
         assert torch.allclose(passage, whole, atol=1e-5)
@@ -178,7 +179,7 @@ def test_a_model_whose_prefixes_are_no_texts_is_refused_at_load(encoder: Path, t
     service.start_engine("odd", wait=False)
     assert service.engines["odd"].process.wait(60) == 2
     service.engines["odd"].stop()
-    assert "'prompts' is no object of texts" in service.logs()
+    assert "'prompts.query' is not as it must be" in service.logs()
 
 
 def test_the_answer_of_an_upstream_for_embeddings_passes_through(tmp_path: Path) -> None:

@@ -45,9 +45,10 @@ def test_pieces_keep_their_ids_and_texts_get_both_ends(made: Path) -> None:
     assert tokenizer["post_processor"]["special_tokens"]["</s>"]["ids"] == [2]
 
 
-def test_the_model_states_its_prefixes_pooling_and_shape(made: Path) -> None:
+def test_the_model_states_its_prefixes_thresholds_pooling_and_shape(made: Path) -> None:
     beside = json.loads((made / "config_sentence_transformers.json").read_text())
     assert beside["prompts"] == {"query": "query: ", "document": "passage: "}
+    assert beside["least_similarity"].keys() == {"en", "zh"}
     assert json.loads((made / "1_Pooling/config.json").read_text())["pooling_mode_mean_tokens"] is True
     config = json.loads((made / "config.json").read_text())
     assert (config["layer_norm_eps"], config["vocab_size"]) == (1e-12, len(PIECES))
