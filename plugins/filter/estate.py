@@ -15,13 +15,14 @@ SHOWN = 160  # characters; the report has it all
 
 
 def locked_purls(lock: dict[str, Any]) -> list[str]:
-    """Package URLs of what a bundle must carry of artifacts.lock.yml: packages, models, wheels.
+    """Package URLs of what a bundle must carry of artifacts.lock.yml: packages and wheels.
 
-    Not programs: a bundle is built without one that could not be had, and the estate does without it.
+    Not programs: a bundle is built without one that could not be had, and the estate does without it. Nor models: each profile
+    has its own, and those that an inventory needs are asked for by their folders.
     """
     wheels = {key for name in ("control", "serving") for key in lock["environments"].get(name, [])}
     found = [lock["wheels"][key]["purl"] for key in wheels]
-    found += [artifact["purl"] for kind in ("debs", "models") for artifact in lock[kind].values()]
+    found += [artifact["purl"] for artifact in lock["debs"].values()]
     return sorted(found)
 
 

@@ -73,7 +73,7 @@ LOCK: dict[str, Any] = {
         f"{name}=={version}": {"purl": f"pkg:pypi/{name}@{version}"} for name, version in ("a1", "b1", "c2")
     },
     "debs": {"nginx": {"purl": "pkg:deb/debian/nginx@1.26.3-3?arch=amd64"}},
-    "models": {},
+    "models": {"of-another-profile": {"purl": "pkg:pypi/m@1"}},
     "programs": {"opa": {"purl": "pkg:golang/github.com/open-policy-agent/opa@v1.22.2"}},
 }
 
