@@ -61,6 +61,11 @@ def ranked(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(hits, key=lambda hit: (-hit["_score"], hit["_id"]))
 
 
+def complete(answer: dict[str, Any]) -> bool:
+    """Whether asking again would change nothing: all shards were searched, or the query does not fit the index."""
+    return answer["status"] == 400 or (answer["status"] == 200 and not answer["_shards"]["failed"])
+
+
 def nearest(answer: dict[str, Any], index: str) -> list[dict[str, Any]] | None:
     """The hits by vector; None where they are of an index of another model, whose vectors do not compare with the query's."""
     if answer["status"] == 400 and "number of dimensions" in str(answer["error"]):
@@ -109,6 +114,16 @@ class Retrieval:
         self.http = HttpClient(settings.url, settings.tls, None)
         self.headers = {"authorization": f"ApiKey {base64.b64encode(key.encode()).decode()}"} if key else {}
 
+    async def answers(self, body: bytes) -> list[dict[str, Any]]:
+        """Of the searches in BODY. Raises OSError, Lost, BadAnswer or ValueError."""
+        path = f"/{self.settings.index}/_msearch"
+        async with self.http.request("POST", path, body, self.headers) as response:
+            content = await response.whole(ANSWER_BYTES)
+        if response.status != 200:
+            raise ValueError(f"it returned {response.status}")
+        answers: list[dict[str, Any]] = parse(content)["responses"]
+        return answers
+
     async def search(
         self,
         tenant: str,
@@ -125,14 +140,11 @@ class Retrieval:
         searches = by_words(tenant, collections, query), by_vector(tenant, collections, vector)
         body = b"".join(b"{}\n" + serialize(search) + b"\n" for search in searches)
         try:
-            async with (
-                asyncio.timeout(self.settings.deadline_ms / 1000),
-                self.http.request("POST", f"/{self.settings.index}/_msearch", body, self.headers) as response,
-            ):
-                content = await response.whole(ANSWER_BYTES)
-            if response.status != 200:
-                raise ValueError(f"it returned {response.status}")
-            answer = result(parse(content)["responses"], tenant, collections, size, index, language(query))
+            async with asyncio.timeout(self.settings.deadline_ms / 1000):
+                answers = await self.answers(body)
+                if not all(map(complete, answers)):
+                    answers = await self.answers(body)  # the index was replaced while it was searched
+            answer = result(answers, tenant, collections, size, index, language(query))
             if answer.similarity is None:
                 log.warning(
                     "passages are found by words alone, for the index is of another model: run `llm-serve documents reindex`"
