@@ -46,10 +46,10 @@ TENANT = "bench"
 PYTHON = ROOT / "bench/.venv-retrieval/bin/python"
 BY_IR_MEASURES = """
 import json, sys, ir_measures
-given = json.load(sys.stdin)
-measures = [ir_measures.parse_measure(name) for name in given["measures"]]
-print(json.dumps([{str(name): value for name, value in ir_measures.calc_aggregate(measures, given["qrels"], run).items()}
-                  for run in given["runs"]]))
+task = json.load(sys.stdin)
+measures = [ir_measures.parse_measure(name) for name in task["measures"]]
+print(json.dumps([{str(name): value for name, value in ir_measures.calc_aggregate(measures, task["qrels"], run).items()}
+                  for run in task["runs"]]))
 """
 
 
@@ -203,9 +203,9 @@ def measured(
 ) -> list[dict[str, float]]:
     """The means of all measures, of each run."""
     qrels = {each.question.text: dict.fromkeys(each.question.sections, 1) for each in answers}
-    given = json.dumps({"measures": MEASURES, "qrels": qrels, "runs": runs})
+    task = json.dumps({"measures": MEASURES, "qrels": qrels, "runs": runs})
     output = subprocess.run(
-        [PYTHON, "-c", BY_IR_MEASURES], input=given, text=True, capture_output=True, check=True
+        [PYTHON, "-c", BY_IR_MEASURES], input=task, text=True, capture_output=True, check=True
     )
     results: list[dict[str, float]] = json.loads(output.stdout)
     return results

@@ -72,8 +72,8 @@ def test_an_operator_restarts_a_unit_that_is_named_and_no_other(estate: Lab) -> 
     as_alice = "runuser -u alice -- script --quiet --return --command '{}' /dev/null < /dev/null"
     before = estate.on("llm1", "systemctl show -P MainPID opa redis-server").split()
     for unit, ending in (("opa", "0"), ("redis-server", "1")):
-        said = estate.on("llm1", as_alice.format(restart.format(unit)))
-        assert said.rpartition("code ")[2].strip() == ending, said
+        output = estate.on("llm1", as_alice.format(restart.format(unit)))
+        assert output.rpartition("code ")[2].strip() == ending, output
     after = estate.on("llm1", "systemctl show -P MainPID opa redis-server").split()
     assert after[0] != before[0]
     assert after[1] == before[1]
