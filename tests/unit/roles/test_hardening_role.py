@@ -102,10 +102,6 @@ def test_a_rule_that_is_none_is_refused() -> None:
     assert compiled(profiles().replace("network unix,", "network everything,")).returncode != 0
 
 
-def test_a_containers_units_have_no_profile(tmp_path: Path) -> None:
-    assert made(tmp_path, {}, __hardening_places={"stdout_lines": ["container"]})["confined"] == {}
-
-
 def test_units_whose_profile_was_never_tried_have_none(tmp_path: Path) -> None:
     (tmp_path / "edge").mkdir()
     units = made(tmp_path, {"gpu": ["llm1"]})["confined"]
