@@ -257,10 +257,10 @@ def test_weights_that_may_be_written_to_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "arguments", "said"),
     [
-        ("VLLM_API_KEY=k1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1", "", ""),
+        ("VLLM_API_KEY=a-key-of-vllm VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1", "", ""),
         ("VLLM_NO_USAGE_STATS=1", "", "has no key"),
-        ("VLLM_API_KEY=k1", "k1", "has its key among its arguments"),
-        ("VLLM_API_KEY=k1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1", "", "runs without DO_NOT_TRACK=1"),
+        ("VLLM_API_KEY=a-key-of-vllm", "a-key-of-vllm", "has its key among its arguments"),
+        ("VLLM_API_KEY=a-key-of-vllm VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1", "", "runs without DO_NOT_TRACK=1"),
     ],
 )
 def test_vllm_has_a_key_that_nobody_reads_and_sends_no_statistics(
