@@ -17,7 +17,7 @@ SUITE := @tests/suite.py
 # Two lanes of tests/suite.py, about as long as one another.
 CHECKS := unit-training lint types policy unit-serving -- unit-control
 
-.PHONY: help lab lab-kernel lab-estate lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers clients mutants env
+.PHONY: help lab lab-kernel lab-estate lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers clients mutants env release release-verify
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -137,6 +137,16 @@ clients: env bundle  ## public clients against the gateway, into docs/use/client
 mutants: PACKAGE ?= llmproof
 mutants: env  ## small changes of a package's code that its fast tests do not notice: make mutants PACKAGE=llmproof; needs `make peers PEER=mutmut`
 	nice -n 19 bench/mutants.py $(PACKAGE)
+
+release: env bench/.venv-release/.ready  ## the files of a release in dist/, and its changelog: make release VERSION=0.1.0, at a commit with a green `make check`
+	@.venv/bin/python -m tests.release '$(VERSION)'
+
+release-verify: env bench/.venv-release/.ready  ## build a release again from its commit, and compare: make release-verify VERSION=0.1.0
+	@.venv/bin/python -m tests.release --verify '$(VERSION)'
+
+bench/.venv-release/.ready: bench/peers/release.txt
+	$(STEP) changelog "what writes the changelog" bench/peers.sh release
+	touch $@
 
 env:
 	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready $(if $(shell command -v npm),$(PROVIDER))

@@ -8,8 +8,8 @@ output of a part is in `.lab/logs/PART.log`, and printed when the part ends, or 
 exit status is 1 if a part failed. A part that makes hosts does not run where `lab/preflight` finds no privileges for them; with
 CI=true, it has failed.
 
-The CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are printed, why tests
-failed, and each part with its budget in `tests/budget.yml`.
+The commit, and verdicts, CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are
+printed, why tests failed, and each part with its budget in `tests/budget.yml`.
 """
 
 import itertools
@@ -169,11 +169,22 @@ def reason(said: str) -> str:
     return said[-REASON_CHARACTERS:] if start < 0 else said[start : start + REASON_CHARACTERS]
 
 
-def report(ended: list[Outcome], busy: float) -> None:
+def revision() -> str:
+    """The commit of the tree in this folder, with `-dirty` where files differ from it or are untracked; empty without git."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode:
+        return ""
+    changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=False).stdout
+    return commit.stdout.strip() + ("-dirty" if changes else "")
+
+
+def report(ended: list[Outcome], busy: float, commit: str) -> None:
     """Write the timings; print the most expensive tests, why tests failed, and each part's verdict. `busy`: the cores' share."""
-    parts = {each.part: {"cpu": each.cpu, "wall": each.wall} for each in ended}
+    parts = {each.part: {"cpu": each.cpu, "wall": each.wall, "verdict": each.verdict} for each in ended}
     tests = {f"{each.part}: {name}": test for each in ended for name, test in each.tests.items()}
-    TIMINGS.write_text(json.dumps({"busy": busy, "parts": parts, "tests": tests}, indent=1) + "\n")
+    TIMINGS.write_text(
+        json.dumps({"commit": commit, "busy": busy, "parts": parts, "tests": tests}, indent=1) + "\n"
+    )
     expensive = sorted(tests, key=lambda name: -tests[name]["cpu"])[:MOST_EXPENSIVE]
     print(f"\nThe most expensive of {len(tests)} tests:")
     for name in expensive:
@@ -190,9 +201,11 @@ def main() -> int:
         sys.exit(__doc__)
     stages, unable = without_hosts(stages)
     LOGS.mkdir(parents=True, exist_ok=True)
-    began, before = time.monotonic(), busy_seconds()
+    began, before, commit = time.monotonic(), busy_seconds(), revision()
     ended = [*outcomes(stages), *unable]
-    report(ended, (busy_seconds() - before) / (time.monotonic() - began) / (os.cpu_count() or 1))
+    if revision() != commit:
+        commit = f"{commit}, which changed meanwhile"
+    report(ended, (busy_seconds() - before) / (time.monotonic() - began) / (os.cpu_count() or 1), commit)
     return int(any(outcome.verdict.startswith("FAILED") for outcome in ended))
 
 
