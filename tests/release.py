@@ -1,4 +1,4 @@
-"""`make release VERSION=X.Y.Z`: the files of a release in dist/X.Y.Z, CHANGELOG.md, and the release's entry in changelogs/.
+"""`make release VERSION=X.Y.Z`: the files of a release in dist/…, CHANGELOG.md, and the release's entry in changelogs/.
 
 Everything is made from the commit that is checked out, in a copy: the collection, wheels of llmkeep, llmkeep-core,
 llmkeep-proof and llmkeep-payload, and SHA256SUMS. The same commit and tools give the same bytes: dates are the commit's.
@@ -214,7 +214,7 @@ def image(tree: Path, commit: str) -> dict[str, str] | None:
 
     record = json.loads((folder / "image.json").read_text())
     labels = blob(blob(record["digest"])["config"]["digest"])["config"]["Labels"]
-    if labels["org.opencontainers.image.revision"] != f"git:{commit}":
+    if f"git:{commit}" not in labels["org.opencontainers.image.revision"].split(","):
         return None
     return {name: record[name] for name in ("variant", "digest", "bundle_manifest")}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmkeep.image.layout import Layout
 from tests import release
 
 COMMIT_TIME = "2026-12-03T00:00:00+00:00"
@@ -132,6 +133,17 @@ def test_refuses_a_suite_of_some_parts(tree: Path) -> None:
     (tree / ".lab/timings.json").write_text(json.dumps(run))
     with pytest.raises(release.Refused, match="the suite ran without policy"):
         release.make(tree, "0.1.0")
+
+
+@pytest.mark.parametrize("commit", ["a" * 40, "a" * 40 + "-dirty", "b" * 40])
+def test_states_an_image_of_this_commit_alone(tmp_path: Path, commit: str) -> None:
+    layout = Layout(tmp_path / ".lab/image/oci")
+    layout.begin()
+    labels = {"org.opencontainers.image.revision": f"git:{commit},npm"}
+    image = layout.add_image([], {"config": {"Labels": labels}})
+    record = {"variant": "cpu", "digest": image["digest"], "bundle_manifest": "c" * 64}
+    (tmp_path / ".lab/image/image.json").write_text(json.dumps(record | {"serial": 2}))
+    assert release.image(tmp_path, "a" * 40) == (record if commit == "a" * 40 else None)
 
 
 writes_changelogs = pytest.mark.skipif(
