@@ -25,7 +25,7 @@ lab: preflight  ## from a bare machine to an answering private LLM, in throw-awa
 	@$(MAKE) --no-print-directory --jobs 2 bundle debian
 	$(MAKE) --no-print-directory demo
 
-lab-kernel: preflight  ## the same on hosts with kernels of their own, with encrypted volumes whose keys are in the (double of an) HSM
+lab-kernel: preflight  ## the same on hosts with kernels of their own, with encrypted volumes whose keys are in an HSM's stand-in
 	@$(MAKE) --no-print-directory --jobs 2 bundle kernel
 	$(MAKE) --no-print-directory demo-kernel
 

@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     opened = verbs.add_parser("open", help="a port of 127.0.0.1 to the edge, demo keys, and .lab/env")
     opened.add_argument("--close", action="store_true", help="stop forwarding")
     shown = verbs.add_parser(
-        "demo", help="bundle, stick, bootstrap, site.yml, a question: what `make lab` does"
+        "demo", help="bundle, medium, bootstrap, site.yml, a question: what `make lab` does"
     )
     shown.add_argument("--bundle", type=Path, default=CHECKOUT / ".lab" / "bundle", metavar="DIR")
     shown.add_argument("--question", default=demo.QUESTION)
@@ -222,7 +222,7 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
         case "enrol":
             machine.enrol(given.certificate)
         case "plug":
-            with terminal.status(f"writing the stick of {machine.host.name}"):
+            with terminal.status(f"writing the medium of {machine.host.name}"):
                 plug(machine, given.source)
 
 

@@ -214,7 +214,7 @@ class Container(Machine):
     def plug(self, source: Path) -> None:
         """The host has the folder mounted, so its content is replaced and the folder itself is kept."""
         if not source.is_dir():
-            raise LabError(f"{source} is no folder: a container's stick is one, a disk image needs a kernel")
+            raise LabError(f"{source} is no folder: a container's medium is one, a disk image needs a kernel")
         self.stick.mkdir(exist_ok=True)
         for old in self.stick.iterdir():
             if old.is_dir() and not old.is_symlink():

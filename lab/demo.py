@@ -1,6 +1,6 @@
-"""The operator's steps in the demo: plug the stick in, compare one hash, start two commands, ask a question.
+"""The operator's steps in the demo: plug the medium in, compare one hash, start two commands, ask a question.
 
-The lab's own control node does everything else, from the stick alone.
+The lab's own control node does everything else, from the medium alone.
 """
 
 import base64
@@ -75,13 +75,13 @@ def start_hosts(instance: Instance, steps: Steps) -> None:
 
 
 def bootstrap(instance: Instance, bundle: Path, steps: Steps) -> None:
-    """Plug the stick in, compare its bootstrap program with the hash that the builder printed, and run it."""
+    """Plug the medium in, compare its bootstrap program with the hash that the builder printed, and run it."""
     control = instance.machine(door.on(instance, "control"))
     name = control.host.name
     plug_bundle(instance, control, bundle, steps)
     with steps.step(f"compare the hash of bootstrap on {name} with the one that the builder printed"):
         compare_bootstrap(instance, control, bundle / "bootstrap")
-    with steps.step(f"run bootstrap on {name}, from the stick alone") as now:
+    with steps.step(f"run bootstrap on {name}, from the medium alone") as now:
         domain = [instance.lab.domain] if instance.lab.domain else []
         steps.run(interactive(instance, control, "sh", f"{MOUNT}/bootstrap", *domain), "bootstrap", now)
 
@@ -127,12 +127,12 @@ def absolute(instance: Instance) -> list[Path]:
 
 
 def plug_bundle(instance: Instance, control: Machine, bundle: Path, steps: Steps) -> None:
-    """Plug the bundle into the control node as a stick, unless it is plugged in already."""
+    """Plug the bundle into the control node as a medium, unless it is plugged in already."""
     digest = bundle_digest(bundle)
     plugged = control.folder / "stick.sha256"
     current = plugged.read_text(encoding="ascii") if plugged.exists() and control.has_stick() else ""
     if current != digest:
-        with steps.step(f"copy the bundle to a stick and plug it into {control.host.name}"):
+        with steps.step(f"copy the bundle to a medium and plug it into {control.host.name}"):
             unmount_stick(instance)
             plug(control, bundle)
             plugged.write_text(digest, encoding="ascii")
@@ -154,17 +154,17 @@ def bundle_digest(bundle: Path) -> str:
 
 
 def unmount_stick(instance: Instance) -> None:
-    """Unmount the stick on the control node, so that it can be unplugged."""
+    """Unmount the medium on the control node, so that it can be unplugged."""
     command = f"! mountpoint -q {MOUNT} || umount {MOUNT}"
     door.output(instance, door.on(instance, "control"), "sh", "-c", command)
 
 
 def compare_bootstrap(instance: Instance, control: Machine, printed: Path) -> None:
-    """Compare the stick's bootstrap program with the hash that the builder printed."""
+    """Compare the medium's bootstrap program with the hash that the builder printed."""
     expected = hashlib.sha256(printed.read_bytes()).hexdigest()
     seen = door.output(instance, control.host.name, "sha256sum", f"{MOUNT}/bootstrap").split()[0]
     if seen != expected:
-        raise LabError(f"bootstrap on the stick has sha256 {seen}, {expected} was printed: do not run it")
+        raise LabError(f"bootstrap on the medium has sha256 {seen}, {expected} was printed: do not run it")
 
 
 def interactive(instance: Instance, machine: Machine, *command: str) -> list[str]:

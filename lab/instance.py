@@ -359,7 +359,7 @@ def _copy_files(files: Sequence[Path], folder: Path) -> None:
 
 
 def plug(machine: Machine, source: Path) -> None:
-    """Plug `source` (a folder or an ext4 image) into a host as a stick."""
+    """Plug `source` (a folder or an ext4 image) into a host as a medium."""
     if not source.exists():
         raise LabError(f"there is nothing to plug at {source}: name a folder or a disk image")
     machine.plug(source)

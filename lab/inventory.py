@@ -14,7 +14,7 @@ from lab.errors import BadInventory
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 KINDS = ("container", "kernel")  # the first is the default
 SHARED = ("lab_kind", "lab_memory")  # that all hosts may have, under all.vars
-MAX_DATA_DISKS = 14  # a host has 16 block devices: the first is its root, the last the stick
+MAX_DATA_DISKS = 14  # a host has 16 block devices: the first is its root, the last the medium
 
 
 @dataclass(frozen=True)

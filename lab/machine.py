@@ -36,7 +36,7 @@ class Machine(ABC):
     """A host with its folder. Each kind implements creation, start, snapshot and restore."""
 
     kind: ClassVar[str]
-    # What `mount` is given to see the stick: the source, and the options.
+    # What `mount` is given to see the medium: the source, and the options.
     stick_source: ClassVar[tuple[str, str]]
 
     def __init__(self, host: Host, lab: Lab, folder: Path, namespace: Namespace) -> None:
@@ -81,11 +81,11 @@ class Machine(ABC):
 
     @abstractmethod
     def has_stick(self) -> bool:
-        """Whether a stick is plugged in."""
+        """Whether a medium is plugged in."""
 
     @abstractmethod
     def plug(self, source: Path) -> None:
-        """Plug a folder or an ext4 image in as a stick, now if it is running, else at the next power-on."""
+        """Plug a folder or an ext4 image in as a medium, now if it is running, else at the next power-on."""
 
     def enrol(self, certificate: Path) -> None:
         """Have its kernel trust a certificate (DER) for modules, from the next power-on. LabError if it has no kernel."""

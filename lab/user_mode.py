@@ -53,7 +53,7 @@ class UserModeKernel(Machine):
         return self.stick.exists()
 
     def disks(self) -> list[Path]:
-        """Its disks, the root disk first, without the stick."""
+        """Its disks, the root disk first, without the medium."""
         return [self.root, *(self.folder / f"{disk.serial}.img" for disk in self.host.disks)]
 
     def disk_bytes(self) -> int:
@@ -145,7 +145,7 @@ class UserModeKernel(Machine):
         return done.stdout.strip()
 
     def plug(self, source: Path) -> None:
-        """Until the next power-on the stick is identified by its label only: the management console takes no serial."""
+        """Until the next power-on the medium is identified by its label only: the management console takes no serial."""
         staged = self.folder / "stick.new"
         if source.is_dir():
             write_stick(source, staged)
@@ -157,7 +157,7 @@ class UserModeKernel(Machine):
                 self.mconsole(f"remove {STICK}")
             except LabError as error:
                 if "doesn't exist" not in str(error):
-                    raise LabError(f"{error}; unmount the stick on {self.host.name} first") from None
+                    raise LabError(f"{error}; unmount the medium on {self.host.name} first") from None
         staged.replace(self.stick)
         if running:
             self.mconsole(f"config {STICK}r={self.stick.name}")
@@ -230,4 +230,4 @@ def write_stick(folder: Path, target: Path) -> None:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             target.unlink(missing_ok=True)
-            raise LabError(f"could not write the stick: {done.stderr.strip()}")
+            raise LabError(f"could not write the medium: {done.stderr.strip()}")

@@ -22,7 +22,7 @@ def located() -> Path:
         if (place / "site.yml").is_file():
             return place
     raise NoTree(
-        f"neither {TREE} nor {INSTALLED} has a site.yml: run bootstrap from the stick, or work in a checkout"
+        f"neither {TREE} nor {INSTALLED} has a site.yml: run bootstrap from the medium, or work in a checkout"
     )
 
 

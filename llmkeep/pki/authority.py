@@ -117,7 +117,7 @@ def load(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except FileNotFoundError as error:
         raise PkiError(
-            f"{path} is not there: this host is no control node yet, run bootstrap from the stick"
+            f"{path} is not there: this host is no control node yet, run bootstrap from the medium"
         ) from error
     except ValueError as error:
         raise PkiError(

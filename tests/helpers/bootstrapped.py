@@ -19,7 +19,7 @@ class Machine:
     )
 
     def bootstrap(self, stick: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the stick's bootstrap up to the point where it installs; another STICK is plugged in first."""
+        """Run the medium's bootstrap up to the point where it installs; another STICK is plugged in first."""
         self.stick = stick or self.stick
         return subprocess.run(["sh", str(self.script())], capture_output=True, text=True, check=False)
 

@@ -46,7 +46,7 @@ def recorded(content: bytes) -> str:
 
 
 def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
-    """Put a bundle with another payload on the mirror, signed as its builder would: what changed, by a stick."""
+    """Put a bundle with another payload on the mirror, signed as its builder would: what changed, by a medium."""
     bundle = manifest.read(BUNDLE)
     (old,) = (BUNDLE / "wheels/serving").glob("llmkeep_payload-*.whl")
     wheel = wheel_with(old, folder / "wheels/serving" / old.name, added)
