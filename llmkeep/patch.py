@@ -33,7 +33,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="say what would be done and which vulnerabilities that closes, and change nothing",
     )
     parser.add_argument(
-        "--back", action="store_true", help="go back to the packages that the last patch replaced"
+        "--back", action="store_true", help="roll back to the packages that the last patch replaced"
     )
     parser.add_argument(
         "--canary-key-file",

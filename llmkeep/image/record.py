@@ -58,7 +58,7 @@ def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | 
     manifest.require_serial(
         record.serial,
         seen,
-        "an old image brings back holes that were closed. Carry one of that serial or a later one, or go back to this one with"
+        "an old image brings back holes that were closed. Carry one of that serial or a later one, or roll back to this one with"
         " `llmkeep image add --allow-older REASON`, which is put on record",
     )
     manifest.require_in_date(record.expires, now)

@@ -25,7 +25,7 @@ def patch_summary(survey: Survey) -> list[str]:
     for title, names in (
         ("new besides", survey["new"]),
         ("kept back by apt", survey["kept_back"]),
-        ("not taken back, data are saved before", survey["one_way"]),
+        ("not rolled back, data are saved before", survey["one_way"]),
         ("on no mirror, so without updates", survey["sourceless"]),
         ("units that run replaced files", survey["stale"]),
         ("needs a reboot", survey["reboot"]),
@@ -52,7 +52,10 @@ def _fate(survey: Survey, back: bool) -> dict[str, str] | None:
     if back:
         if survey["previous"].get("packages"):
             return {"do": "back", "why": "it was asked for"}
-        return {"do": "refuse", "why": "it was asked to go back, and has nothing that it could go back to"}
+        return {
+            "do": "refuse",
+            "why": "it was asked to roll back, and has nothing that it could roll back to",
+        }
     if survey["step"] in FORWARD:
         return {"do": "upgrade", "why": f"it goes on after {survey['step']}"}
     if not (survey["upgrades"] or survey["stale"] or survey["reboot"]):

@@ -235,7 +235,7 @@ def failed(rollout: Rollout, unit: Unit, problem: Refused) -> str:
     """Go back where there is something to go back to; the sentence for the operator."""
     told = f"release {rollout.release} does not work here: {problem}"
     if not unit.former or unit.former == rollout.release:
-        return f"{told} There is no other release to go back to: mend what it says, and run this again."
+        return f"{told} There is no other release to roll back to: fix what it says, and run this again."
     try:
         rollout.go_back(unit.former)
     except Refused as second:

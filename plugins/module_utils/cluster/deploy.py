@@ -120,7 +120,7 @@ def taken_back(cluster: Cluster, manifests: Sequence[Manifest], record: Record, 
     previous = record.applied()
     if previous == list(manifests):
         return (
-            "It is the revision that was healthy before, so there is none to go back to: look at the reason"
+            "It is the revision that was healthy before, so there is none to roll back to: look at the reason"
         )
     answer = rollout.apply(cluster, previous) if previous else None
     if answer is not None and not answer.ok:

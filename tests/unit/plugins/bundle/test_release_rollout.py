@@ -215,7 +215,7 @@ def test_a_run_that_died_between_link_and_restart_is_ended_by_the_next(host: Hos
 def test_without_a_former_release_there_is_no_way_back_and_it_says_so(host: Host) -> None:
     (host.root / "units" / ENGINE).unlink()
     (host.root / "releases/new/EXITS").touch()
-    with pytest.raises(release_rollout.Refused, match="no other release to go back to"):
+    with pytest.raises(release_rollout.Refused, match="no other release to roll back to"):
         host.roll()
 
 

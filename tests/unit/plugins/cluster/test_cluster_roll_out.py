@@ -97,7 +97,7 @@ def test_a_revision_that_became_unhealthy_is_said_and_not_taken_back(estate: Est
     finally:
         estate.cluster.kubectl("uncordon", NODE)
     assert "1 node(s) were unschedulable" in said
-    assert "there is none to go back to" in said
+    assert "there is none to roll back to" in said
 
 
 def cut_short(estate: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
