@@ -271,7 +271,8 @@ class Documents(Section):
 
     `key_credential`: the systemd credential that holds ID:SECRET of an Elasticsearch API key. `index`: an alias.
     `least_similarity`: cosine of the nearest passage below which a question is not in the documents; None: as the model's
-    release states by language, which for one that states none is 0.
+    release states by language, which for one that states none is 0. `intake`: the socket of `llm-serve documents intake`, without
+    which no documents are uploaded; `upload_bytes`: of one file.
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/?#@]+$")]
@@ -281,6 +282,8 @@ class Documents(Section):
     model: ModelName
     deadline_ms: Positive = 2000
     least_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    intake: Path | None = None
+    upload_bytes: Annotated[int, Field(gt=0, le=64 << 20)] = 64 << 20
 
     @model_validator(mode="after")
     def nothing_in_clear(self) -> "Documents":

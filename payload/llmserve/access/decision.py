@@ -33,7 +33,7 @@ class Decision:
     `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from. `experiments`: those in which
     the tenant takes part, or, for the page about experiments, all. `reviews`: tenants whose badly rated answers the subject's
     tenant reviews. `roles`: the subject's, those of its groups included. `aliases`: by name, of models that it may use.
-    `collections`: whose documents it may read, all of the subject's own tenant.
+    `collections`: whose documents it may read, `writes`: add, list and remove, all of the subject's own tenant.
     `id` identifies this evaluation in the audit record.
     """
 
@@ -52,6 +52,7 @@ class Decision:
     roles: tuple[str, ...] = ()
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     collections: frozenset[str] = frozenset()
+    writes: frozenset[str] = frozenset()
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
@@ -141,17 +142,19 @@ def parse_decision(answer: object) -> Decision:
     if not isinstance(reviews, list) or not all(isinstance(tenant, str) for tenant in reviews):
         raise PolicyUnavailable("the decision's reviews are not a list of tenants")
     # An estate's own rules may be older than these; without them there are none.
-    roles, aliases, collections = (
+    roles, aliases, collections, writes = (
         answer.get("roles", []),
         answer.get("aliases", {}),
         answer.get("collections", []),
+        answer.get("writes", []),
     )
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise PolicyUnavailable("the decision's roles are not a list of names")
     if not isinstance(aliases, dict):
         raise PolicyUnavailable("the decision's aliases are not an object")
-    if not isinstance(collections, list) or not all(isinstance(name, str) for name in collections):
-        raise PolicyUnavailable("the decision's collections are not a list of names")
+    for field_name, names in (("collections", collections), ("writes", writes)):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise PolicyUnavailable(f"the decision's {field_name} are not a list of names")
     return Decision(
         allow=True,
         reason=reason,
@@ -174,4 +177,5 @@ def parse_decision(answer: object) -> Decision:
         roles=tuple(roles),
         aliases={name: parse_alias(each) for name, each in aliases.items()},
         collections=frozenset(collections),
+        writes=frozenset(writes),
     )

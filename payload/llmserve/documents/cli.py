@@ -1,4 +1,4 @@
-"""`llm-serve documents add | list | status | remove | reindex`: the documents that gateways search for callers."""
+"""`llm-serve documents add | list | status | remove | reindex | prepare | intake`: documents that gateways search for callers."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from llmgpu.record import RecordError, record
 from llmserve.access.api_keys_cli import word
 from llmserve.client_tls import ClientContext
 from llmserve.credentials import SealedError, unsealed
-from llmserve.documents.collection import CollectionError, Document, DocumentCollection
+from llmserve.documents.collection import Addition, CollectionError, Document, DocumentCollection, prepare
 from llmserve.documents.embedding import EmbeddingError, connected
 from llmserve.documents.extraction import UnreadableFile, text_of
 from llmserve.documents.reindexing import Reindexed, Reindexing
@@ -63,19 +63,28 @@ def add_commands(commands: Any) -> None:
         "reindex", help="embed the passages of all collections by another model; can be interrupted"
     )
     reindexing.set_defaults(run=reindex_command)
-    for each in adding, listing, reporting, removing, reindexing:
+    preparing = verbs.add_parser(
+        "prepare", help="make the index, where there is none, for the unit that takes uploads in"
+    )
+    preparing.set_defaults(run=prepare_command)
+    taking = verbs.add_parser(
+        "intake", help="take in what gateways are sent, until stopped; a unit of its own"
+    )
+    taking.set_defaults(run=intake_command)
+    taking.add_argument("--config", type=Path, required=True, help="documents.yaml")
+    for each in adding, listing, reporting, removing, reindexing, preparing:
         each.add_argument("--config", type=Path, default=CONFIG, help=f"gateway.yaml (default {CONFIG})")
 
 
 @contextmanager
-def client_of(documents: Documents) -> "Iterator[Elasticsearch]":
-    """Elasticsearch's own client, by the key that may write; raises ConfigError."""
+def client_of(documents: Documents, key: str = KEY) -> "Iterator[Elasticsearch]":
+    """Elasticsearch's own client, by a key that may write; raises ConfigError."""
     from elasticsearch import Elasticsearch
 
     options: dict[str, Any] = {"request_timeout": 60}
     try:
         if documents.key_credential:
-            identifier, _, secret = unsealed(KEY).decode("ascii").partition(":")
+            identifier, _, secret = unsealed(key).decode("ascii").partition(":")
             options["api_key"] = (identifier, secret)
     except (SealedError, UnicodeDecodeError) as error:
         raise ConfigError(str(error)) from None
@@ -147,16 +156,18 @@ def add_command(options: argparse.Namespace) -> int:
     with collection(options) as (documents, config, settings):
         socket = engine(config, settings)
         for file in options.files:
+
+            def recorded(addition: Addition) -> None:
+                on_record(config, f"document.{addition.outcome}", about(options, addition.document))
+
             try:
                 text = text_of(file)
                 with connected(socket) as embedder:
-                    addition = documents.add(file.name, text, embedder)
+                    addition = documents.add(file.name, text, embedder, recorded)
             except (CollectionError, EmbeddingError, OSError, UnreadableFile) as error:
                 print(f"llm-serve: {error}", file=sys.stderr)
                 refused += 1
                 continue
-            if addition.outcome != "unchanged":
-                on_record(config, f"document.{addition.outcome}", about(options, addition.document))
             print(
                 f"{addition.document.id}  {addition.outcome}  {addition.document.passages} passages  {file.name}"
             )
@@ -171,11 +182,12 @@ def list_command(options: argparse.Namespace) -> int:
                 "name": document.name,
                 "revision": document.revision,
                 "passages": document.passages,
+                "by": document.by,
             }
             print(
                 json.dumps(row)
                 if options.json
-                else f"{document.id}  {document.passages} passages  {document.name}"
+                else f"{document.id}  {document.passages} passages  {document.name}  by {document.by or 'an operator'}"
             )
     return 0
 
@@ -221,6 +233,29 @@ def remove_command(options: argparse.Namespace) -> int:
                 raise ConfigError(str(error)) from None
             print(f"{name}  removed")
     return NO_SUCH_DOCUMENT if missing else 0
+
+
+def prepare_command(options: argparse.Namespace) -> int:
+    with index(options) as (client, config, settings):
+        try:
+            with connected(engine(config, settings)) as embedder:
+                print(prepare(client, settings.index, embedder.hello))
+        except (CollectionError, EmbeddingError) as error:
+            raise ConfigError(str(error)) from None
+    return 0
+
+
+def intake_command(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from llmcore import logs
+    from llmserve.documents.intake import IntakeConfig, serve
+
+    config = load(options.config, IntakeConfig)
+    logs.configure("INFO")
+    with client_of(config.documents, config.documents.key_credential or KEY) as client:
+        asyncio.run(serve(config, client))
+    return 0
 
 
 def reindex_command(options: argparse.Namespace) -> int:

@@ -1,13 +1,13 @@
 """A tenant's collection in the index: documents are added, listed and removed. Each of these can be repeated."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmserve.documents.embedding import Embedder, TooLong
-from llmserve.documents.index import document_id, entry, index_name, mapping, readable
+from llmserve.documents.index import STORED, document_id, entry, index_name, mapping, readable
 from llmserve.documents.passages import LETTERS_A_TOKEN, TOKENS, Passage, normalized, passages
 from llmserve.protocol import Hello
 
@@ -21,14 +21,21 @@ class CollectionError(Exception):
     """The index did not take or return documents; the message says why, and what to do."""
 
 
+class NoText(CollectionError):
+    """A document has no letters."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document in the index. `revision`: SHA-256 of its text; `passages`: how many it has."""
+    """A document in the index. `revision`: SHA-256 of its text; `passages`: how many it has; `by`: the subject that uploaded it,
+    empty for one that root added on a host.
+    """
 
     id: str
     name: str
     revision: str
     passages: int
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,18 @@ def make_index(client: "Elasticsearch", name: str, alias: str, hello: Hello) -> 
     client.options(ignore_status=400).indices.create(index=name, aliases={alias: {}}, **settings)
 
 
+def prepare(client: "Elasticsearch", alias: str, hello: Hello) -> str:
+    """Make the index where there is none, and give an older one the field for who uploaded a document; returns its name."""
+    if current_index(client, alias) is None:
+        make_index(client, index_name(alias, hello.dimensions, hello.revision), alias, hello)
+    index = current_index(client, alias)
+    if index is None:
+        raise CollectionError(f"the index {alias} was not made: see elasticsearch.service there")
+    if "by" not in client.indices.get_mapping(index=index)[index]["mappings"]["properties"]:
+        client.indices.put_mapping(index=index, properties={"by": STORED})
+    return index
+
+
 class DocumentCollection:
     """One collection of one tenant, by Elasticsearch's own client."""
 
@@ -162,8 +181,16 @@ class DocumentCollection:
             {each["key"]: each["doc_count"] for each in buckets}, hits[0]["_source"]["total"] if hits else 0
         )
 
-    def add(self, name: str, content: str, embedder: Embedder) -> Addition:
-        """Add or replace the document of this name. The old revision is found until the new one is there as a whole.
+    def add(
+        self,
+        name: str,
+        content: str,
+        embedder: Embedder,
+        recorded: Callable[[Addition], None] = lambda _: None,
+        by: str = "",
+    ) -> Addition:
+        """Add or replace the document of this name. The old revision is found until the new one is there as a whole. `recorded`
+        is called before anything changes; `by`: the subject that uploads it.
 
         Raises CollectionError for a text without letters, EmbeddingError, or the client's errors.
         """
@@ -171,7 +198,7 @@ class DocumentCollection:
 
         text = normalized(content)
         if not text.strip():
-            raise CollectionError(f"{name} has no text that is shown: of a scan, add what OCR wrote, as text")
+            raise NoText(f"{name} has no text that is shown: of a scan, add what OCR wrote, as text")
         index = self.make_index(embedder.hello)
         revision = sha256(text.encode()).hexdigest()
         document = document_id(self.tenant, self.name, name)
@@ -188,6 +215,11 @@ class DocumentCollection:
             "total": len(pieces),
             "added": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        if by:
+            shared["by"] = by
+        added = Document(document, name, revision, len(pieces), by)
+        addition = Addition(added, "replaced" if before.revisions else "added")
+        recorded(addition)
         # By the index's own name: after a switch to another one, which has another model's vectors, it is gone.
         actions: Iterator[dict[str, Any]] = (
             {
@@ -202,8 +234,7 @@ class DocumentCollection:
         except BulkIndexError as error:
             raise CollectionError(f"{name} was not added as a whole: {refusal(error.errors)}") from None
         self.delete(document, but=revision)
-        added = Document(document, name, revision, len(pieces))
-        return Addition(added, "replaced" if before.revisions else "added")
+        return addition
 
     def delete(self, document: str, but: str | None = None) -> None:
         """Delete the passages of a document, but for those of one revision."""
@@ -239,11 +270,17 @@ class DocumentCollection:
             index=self.alias,
             size=MOST_DOCUMENTS,
             query={"bool": {"filter": [*self.filter, {"term": {"number": 0}}]}},
-            source={"includes": ["document", "name", "revision", "total"]},
+            source={"includes": ["document", "name", "revision", "total", "by"]},
         )
         return sorted(
             (
-                Document(source["document"], source["name"], source["revision"], source["total"])
+                Document(
+                    source["document"],
+                    source["name"],
+                    source["revision"],
+                    source["total"],
+                    source.get("by", ""),
+                )
                 for source in (hit["_source"] for hit in answer["hits"]["hits"])
             ),
             key=lambda document: document.name,

@@ -36,24 +36,36 @@ class Extraction(BaseModel):
     reason: str | None = None
 
 
-def text_of(file: Path) -> str:
-    """The text of a file, its pages between page breaks; raises UnreadableFile or OSError."""
+def suffix_of(file: Path) -> str:
+    """The suffix that names its format; raises UnreadableFile where no text is taken of such files."""
     suffix = file.suffix.lower()
     if suffix not in TEXT | FORMATS.keys():
         raise UnreadableFile(
             f"{file} is '{suffix}', of which no text is taken: add {', '.join(sorted(TEXT | FORMATS.keys()))}"
         )
-    most = FILE_BYTES if suffix in FORMATS else TEXT_BYTES
+    return suffix
+
+
+def text_of(file: Path) -> str:
+    """The text of a file, its pages between page breaks; raises UnreadableFile or OSError."""
+    suffix_of(file)
     # Opening a pipe without O_NONBLOCK waits for a writer.
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as content:
         status = os.fstat(content.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableFile(f"{file} is no file: name one")
-        if status.st_size > most:
-            raise UnreadableFile(f"{file} has more than {most >> 20} MiB: divide it")
-        if suffix in FORMATS:
-            return PAGE_BREAK.join(pages_of(file, content.fileno(), [*PARSER, FORMATS[suffix]]))
-        taken = content.read(most)
+        return text_in(file, content)
+
+
+def text_in(file: Path, content: IO[bytes]) -> str:
+    """The text of an open file, which `file` names; raises UnreadableFile or OSError."""
+    suffix = suffix_of(file)
+    most = FILE_BYTES if suffix in FORMATS else TEXT_BYTES
+    if os.fstat(content.fileno()).st_size > most:
+        raise UnreadableFile(f"{file} has more than {most >> 20} MiB: divide it")
+    if suffix in FORMATS:
+        return PAGE_BREAK.join(pages_of(file, content.fileno(), [*PARSER, FORMATS[suffix]]))
+    taken = content.read(most)
     try:
         return taken.decode("utf-8-sig")
     except UnicodeDecodeError as error:

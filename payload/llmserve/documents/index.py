@@ -43,6 +43,7 @@ def mapping(dimensions: int) -> dict[str, Any]:
                 "end": NUMBER,
                 "hash": STORED,
                 "added": {"type": "date"},
+                "by": STORED,
                 "text": ANALYZED,
                 "vector": {"type": "dense_vector", "dims": dimensions, "index": True, "similarity": "cosine"},
             },

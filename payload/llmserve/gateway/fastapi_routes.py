@@ -16,6 +16,7 @@ from llmserve.feedback.ratings import Feedback, FeedbackBody
 from llmserve.gateway.openapi import describe
 from llmserve.gateway.route import PlainRoute
 from llmserve.gateway.state import State, no_such_model
+from llmserve.gateway.uploads import add_upload_routes
 from llmserve.redis_client import RedisUnavailable
 
 
@@ -170,5 +171,6 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
         """Delete all that this host's journal keeps of the caller."""
         return await state.own.forget(request.scope["llm"])
 
+    add_upload_routes(app, state)
     app.openapi = lambda: describe(app, plain)  # type: ignore[method-assign]
     return app

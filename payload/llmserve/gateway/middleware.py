@@ -192,15 +192,22 @@ class ErrorEnvelope:
 
 class BodyLimit:
     """Rejects a body of more than `limit()` bytes with 413, and one beyond the BODIES_BYTES of all requests in progress
-    with 503; gateway.http_protocol limits request line and headers.
+    with 503; gateway.http_protocol limits request line and headers. A body below `streamed` is not held here, and has a limit of
+    its own.
     """
 
-    def __init__(self, app: App, limit: Callable[[], int]) -> None:
+    def __init__(self, app: App, limit: Callable[[], int], streamed: str, streamed_limit: int) -> None:
         self.app = app
         self.limit = limit
+        self.streamed = streamed
+        self.streamed_limit = streamed_limit
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith(self.streamed):
+            refuse_larger(int(header(scope, b"content-length") or 0), self.streamed_limit)
+            await self.app(scope, receive, send)
+            return
         limit = self.limit()
         refuse_larger(int(header(scope, b"content-length") or 0), limit)
         seen = 0

@@ -31,6 +31,7 @@ from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.credentials import credential
+from llmserve.documents.intake_client import IntakeClient
 from llmserve.documents.retrieval import Retrieval
 from llmserve.feedback.halts import Halts
 from llmserve.feedback.handover import DEADLINE_MS, Handover
@@ -200,6 +201,9 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         else OwnRecords(None, None),
         handover=open_handover(config, ratings, shared_keys),
         documents=open_documents(config),
+        intake=IntakeClient(config.documents.intake)
+        if config.documents and config.documents.intake
+        else None,
     )
 
 

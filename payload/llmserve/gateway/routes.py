@@ -18,6 +18,9 @@ from llmserve.gateway.middleware import AccessLog, Authentication, BodyLimit, Er
 from llmserve.gateway.route import PlainRoute, Route
 from llmserve.gateway.search import Passages, Search, SearchBody
 from llmserve.gateway.state import State
+from llmserve.settings import MOST_BODY_BYTES
+
+COLLECTIONS = "/v1/collections/"
 
 
 class ColdRoutes:
@@ -56,6 +59,8 @@ def routing_table(state: State) -> list[Route]:
         Route("/v1/embeddings", {"POST": completions.embeddings}, hot=EmbeddingBody, answer=Embeddings),
         Route("/v1/search", {"POST": Search(state)}, hot=SearchBody, answer=Passages),
         Route("/v1/feedback", {"POST": cold, "GET": cold, "DELETE": cold}),
+        Route("/v1/collections", {"GET": cold}),
+        Route(COLLECTIONS, {"GET": cold, "POST": cold, "DELETE": cold}),
         Route("/v1/models", {"GET": cold}),
         Route("/v1/models/", {"GET": cold}),
         Route("/v1/usage", {"GET": cold}),
@@ -134,5 +139,7 @@ def build_app(state: State) -> App:
     def limit() -> int:
         return state.limits.largest_body([each.room.context for each in state.instances.values()])
 
-    app = ErrorEnvelope(BodyLimit(app, limit), state.metrics)
+    # Without documents no file is taken, and 404 says so.
+    uploads = state.documents.settings.upload_bytes if state.documents else 0
+    app = ErrorEnvelope(BodyLimit(app, limit, COLLECTIONS, uploads or MOST_BODY_BYTES), state.metrics)
     return RequestContext(AccessLog(app, state.metrics, state.recorder.close), state.metrics)

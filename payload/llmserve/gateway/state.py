@@ -14,6 +14,7 @@ from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.documents.intake_client import IntakeClient
 from llmserve.documents.retrieval import Retrieval
 from llmserve.feedback.halts import Halts
 from llmserve.feedback.handover import Handover
@@ -49,6 +50,7 @@ class State:
     own: OwnRecords
     handover: Handover | None = None  # to hosts that share this one's Redis
     documents: Retrieval | None = None  # None: there are no collections
+    intake: IntakeClient | None = None  # None: nothing is uploaded
     draining: bool = False
     copies: set[asyncio.Task[None]] = field(default_factory=set)  # of shadow mode
     hidden: set[str] = field(default_factory=set)  # aliases by a served model of the same name

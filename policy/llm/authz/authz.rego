@@ -48,6 +48,7 @@ granted := {
 	"roles": sort(held),
 	"aliases": aliases,
 	"collections": sort(collections),
+	"writes": sort(writes),
 	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
 }
 
@@ -131,6 +132,14 @@ collections contains name if {
 	some name, collection in data.llm.collections
 	collection.tenant == input.tenant
 	some role in collection.readers
+	role in held
+}
+
+# Those whose documents the subject may add, list and remove.
+writes contains name if {
+	some name, collection in data.llm.collections
+	collection.tenant == input.tenant
+	some role in collection.writers
 	role in held
 }
 

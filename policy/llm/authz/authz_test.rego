@@ -64,6 +64,7 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"roles": ["reader"],
 		"aliases": {},
 		"collections": [],
+		"writes": [],
 		"log_prompt": false,
 	}
 }
@@ -85,6 +86,7 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"roles": ["recorded", "writer"],
 		"aliases": {},
 		"collections": [],
+		"writes": [],
 		"log_prompt": true,
 	}
 }
@@ -179,6 +181,20 @@ test_a_subject_of_another_tenant_reads_none_of_them if {
 	question := object.union(asks(["reader", "writer", "recorded"], "GET /generate"), {"tenant": "third"})
 	decision := decided(question) with data.llm.collections as collections
 	decision.collections == []
+}
+
+test_a_subject_writes_the_collections_of_its_tenant_that_name_a_role_of_its_as_writer if {
+	written := {
+		"handbook": {"tenant": "corp", "readers": ["reader"], "writers": ["writer"]},
+		"payroll": {"tenant": "corp", "readers": ["writer"]},
+		"theirs": {"tenant": "other", "readers": ["writer"], "writers": ["writer"]},
+	}
+	writer := decided(asks(["writer"], "POST /generate")) with data.llm.collections as written
+	writer.writes == ["handbook"]
+	writer.collections == ["payroll"]
+	reader := decided(asks(["reader"], "GET /generate")) with data.llm.collections as written
+	reader.writes == []
+	reader.collections == ["handbook"]
 }
 
 test_a_subject_has_the_aliases_of_models_that_it_may_use if {

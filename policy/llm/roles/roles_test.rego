@@ -18,6 +18,9 @@ models := {"GET /v1/models", "GET /v1/models/*"}
 
 own := {"DELETE /v1/feedback", "GET /v1/feedback", "GET /v1/usage", "POST /v1/feedback"}
 
+# Which collections, llm/collections says.
+documents := {"DELETE /v1/collections/*", "GET /v1/collections", "GET /v1/collections/*", "POST /v1/collections/*"}
+
 may(role) := {action |
 	some action in validate.actions
 	decided([role], action).allow
@@ -51,7 +54,7 @@ test_each_page_is_of_one_role if {
 }
 
 test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
-	may("trainer") == (generation | models) | own
+	may("trainer") == ((generation | models) | own) | documents
 	trainer := decided(["trainer"], "POST /generate")
 	developer := decided(["developer"], "POST /generate")
 	trainer.max_tokens > developer.max_tokens

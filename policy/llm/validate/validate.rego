@@ -10,12 +10,15 @@ import data.llm.authz
 # METADATA
 # description: What a role can grant; each is a route of the gateway, or a page that llm-web serves.
 actions := {
+	"DELETE /v1/collections/*",
 	"DELETE /v1/feedback",
 	"GET /generate",
 	"GET /openapi.json",
 	"GET /operator/*",
 	"GET /operator/experiments",
 	"GET /operator/reviews",
+	"GET /v1/collections",
+	"GET /v1/collections/*",
 	"GET /v1/feedback",
 	"GET /v1/models",
 	"GET /v1/models/*",
@@ -23,6 +26,7 @@ actions := {
 	"POST /generate",
 	"POST /operator/reviews",
 	"POST /v1/chat/completions",
+	"POST /v1/collections/*",
 	"POST /v1/completions",
 	"POST /v1/embeddings",
 	"POST /v1/feedback",
@@ -111,10 +115,16 @@ collections_schema := {
 	"type": "object",
 	"maxProperties": 256,
 	"additionalProperties": false,
-	"patternProperties": {"^[a-z0-9][a-z0-9-]{0,63}$": closed({
-		"tenant": {"type": "string", "minLength": 1},
-		"readers": object.union(words, {"minItems": 1}),
-	})},
+	"patternProperties": {"^[a-z0-9][a-z0-9-]{0,63}$": {
+		"type": "object",
+		"additionalProperties": false,
+		"required": ["tenant", "readers"],
+		"properties": {
+			"tenant": {"type": "string", "minLength": 1},
+			"readers": object.union(words, {"minItems": 1}),
+			"writers": object.union(words, {"minItems": 1}),
+		},
+	}},
 }
 
 # A share of answers, of 0 to 0.5 but not 0, which would halt an equal candidate.
@@ -209,7 +219,8 @@ problems contains sprintf("llm/collections: %s: %s", [error.field, error.desc]) 
 problems contains sprintf("llm/collections: %s: llm/roles has no role %s", [name, role]) if {
 	is_object(collections)
 	some name, collection in collections
-	some role in collection.readers
+	some field in ["readers", "writers"]
+	some role in collection[field]
 	not data.llm.roles[role]
 }
 

@@ -46,6 +46,9 @@ test_a_collection_belongs_to_a_tenant_and_names_roles_that_there_are if {
 	collected({"handbook": {"tenant": "corp", "readers": ["reader"]}}) == set()
 	unknown := collected({"handbook": {"tenant": "corp", "readers": ["auditor"]}})
 	unknown == {"llm/collections: handbook: llm/roles has no role auditor"}
+	collected({"handbook": {"tenant": "corp", "readers": ["reader"], "writers": ["reader"]}}) == set()
+	writer := collected({"handbook": {"tenant": "corp", "readers": ["reader"], "writers": ["auditor"]}})
+	writer == unknown
 }
 
 test_a_collection_of_the_wrong_kind_is_named if {
@@ -54,7 +57,8 @@ test_a_collection_of_the_wrong_kind_is_named if {
 		{"handbook": {"tenant": "corp"}},
 		{"handbook": {"tenant": "", "readers": ["reader"]}},
 		{"handbook": {"tenant": "corp", "readers": []}},
-		{"handbook": {"tenant": "corp", "readers": ["reader"], "writers": ["reader"]}},
+		{"handbook": {"tenant": "corp", "readers": ["reader"], "writers": []}},
+		{"handbook": {"tenant": "corp", "readers": ["reader"], "owners": ["reader"]}},
 		{"Hand Book": {"tenant": "corp", "readers": ["reader"]}},
 		["handbook"],
 	] {

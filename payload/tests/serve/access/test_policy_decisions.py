@@ -26,6 +26,10 @@ ROUTES = [
     ("DELETE", "/v1/feedback"),
     ("GET", "/generate"),
     ("POST", "/generate"),
+    ("GET", "/v1/collections"),
+    ("GET", "/v1/collections/echo"),
+    ("POST", "/v1/collections/echo"),
+    ("DELETE", "/v1/collections/echo"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/echo"),
     ("GET", "/v1/usage"),
@@ -38,6 +42,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "echo", "prompt": "x"},
     "/v1/embeddings": {"model": "echo", "input": "x"},
     "/v1/search": {"query": "x", "collections": ["handbook"]},
+    "/v1/collections/echo": {},
     "/v1/feedback": {"id": "x", "thumb": "up"},
     "/generate": {"prompt": "x"},
 }
@@ -165,8 +170,7 @@ def test_every_route_that_is_not_public_is_subject_to_the_policy(opa: ScriptedOp
             assert refused["type"] == "permission_error"
         assert {client.get(path).status_code for path in PUBLIC} == {200}
     actions = {query["action"] for query in opa.queries()}
-    assert actions >= {f"{method} {path}" for method, path in ROUTES if path != "/v1/models/echo"}
-    assert "GET /v1/models/*" in actions
+    assert actions >= {f"{method} {path.replace('/echo', '/*')}" for method, path in ROUTES}
 
 
 def test_the_policy_sees_the_caller_and_never_the_prompt(opa: ScriptedOpa, guarded: Service) -> None:

@@ -181,8 +181,8 @@ def test_bodies_in_progress_are_bounded_together(monkeypatch: pytest.MonkeyPatch
         async def send(message: Message) -> None:
             """Nothing is sent."""
 
-        limited = BodyLimit(app, lambda: 100)
-        scope: Scope = {"headers": []}
+        limited = BodyLimit(app, lambda: 100, "/streamed/", 1000)
+        scope: Scope = {"path": "/", "headers": []}
         running = [asyncio.create_task(limited(scope, receive, send)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(ApiError) as refused:

@@ -1,0 +1,329 @@
+"""Documents that callers upload: a gateway, the unit that takes them in, and a real Elasticsearch, for two tenants."""
+
+import getpass
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from document_files import drawn, pdf
+from encoder import described, make_encoder
+from search_server import SearchServer, search_server
+from service import Process, Service, eventually, patched, running
+
+from llmserve.documents.intake_protocol import name_fault
+
+pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
+COLLECTIONS: dict[str, dict[str, object]] = {
+    "handbook": {"tenant": "research", "readers": ["developer"], "writers": ["developer"]},
+    "rules": {"tenant": "research", "readers": ["developer"], "writers": ["trainer"]},
+    "salaries": {"tenant": "research", "readers": ["trainer"], "writers": ["trainer"]},
+    "plans": {"tenant": "sales", "readers": ["developer"], "writers": ["developer"]},
+}
+MARKER = "avocet-3190"
+LIMIT = 400_000
+
+
+@pytest.fixture(scope="module")
+def index() -> Iterator[SearchServer]:
+    with search_server() as server:
+        yield server
+
+
+def intake(service: Service, number: int = 0, **changes: object) -> Process:
+    """The unit, as its unit file starts it."""
+    config = {
+        "socket": str(service.folder / "intake.sock"),
+        "gateway_user": getpass.getuser(),
+        "documents": service.documents,
+        "engine": str(service.folder / "tiny.sock"),
+        "audit": {"socket": str(service.folder / "audit.sock")},
+    }
+    file = service.folder / f"documents-{number}.yaml"
+    file.write_text(yaml.safe_dump(config | changes))
+    arguments = ["documents", "intake", "--config", str(file)]
+    sitecustomize = service.folder / f"patched-{number}"
+    sitecustomize.mkdir()
+    environment = patched(sitecustomize, llmserve__documents__intake__BODY_SECONDS=5.0)
+    return Process(service.folder, f"intake-{number}", arguments, environment).await_ready()
+
+
+@pytest.fixture(scope="module")
+def service(index: SearchServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    encoder, folder = tmp_path_factory.mktemp("encoder"), tmp_path_factory.mktemp("uploads")
+    make_encoder(encoder)
+    documents = {
+        "url": f"http://127.0.0.1:{index.port}",
+        "model": "tiny",
+        "intake": str(folder / "intake.sock"),
+        "upload_bytes": LIMIT,
+    }
+    models = {"tiny": described(encoder)}
+    with ExitStack() as stack:
+        service = stack.enter_context(running(folder, models, collections=COLLECTIONS, documents=documents))
+        prepared = service.cli("documents", "prepare", "--config", str(folder / "gateway.yaml"))
+        assert prepared.returncode == 0, prepared.stderr
+        process = intake(service)
+        stack.callback(process.stop)
+        yield service
+
+
+@pytest.fixture(scope="module")
+def theirs(service: Service) -> str:
+    """A key of the other tenant."""
+    return str(service.add_key("eve", "sales")["key"])
+
+
+def upload(
+    service: Service, name: str, content: bytes, collection: str = "handbook", key: str | None = None
+) -> Any:
+    with service.client(key) as client:
+        return client.post(f"/v1/collections/{collection}/documents", params={"name": name}, content=content)
+
+
+def listed(service: Service, collection: str = "handbook", key: str | None = None) -> dict[str, Any]:
+    with service.client(key) as client:
+        answer = client.get(f"/v1/collections/{collection}/documents")
+    assert answer.status_code == 200, answer.text
+    return {each["name"]: each for each in answer.json()["data"]}
+
+
+def test_an_uploaded_document_is_found_and_its_writer_is_on_record_and_in_lists(service: Service) -> None:
+    answer = upload(service, "travel rules.md", f"Travel needs the form {MARKER}.".encode())
+    assert (answer.status_code, answer.json()["status"]) == (201, "added"), answer.text
+    row = listed(service)["travel rules.md"]
+    assert (row["status"], row["by"], row["passages"]) == ("ready", "ada", 1)
+    with service.client() as client:
+        body = {"query": "travel", "collections": ["handbook"], "size": 50}
+        assert MARKER in client.post("/v1/search", json=body).text
+    [event] = [
+        each
+        for each in service.records()
+        if each["event.action"] == "document.added" and each["llmkeep.documents.document"] == row["id"]
+    ]
+    assert (event["user.id"], event["organization.id"]) == ("ada", "research")
+    assert (event["llmkeep.documents.collection"], event["llmkeep.documents.revision"]) == (
+        "handbook",
+        row["revision"],
+    )
+    requests = [each for each in service.records() if each.get("transaction.id") == event["transaction.id"]]
+    assert {"POST /v1/collections/*", "document.added"} == {each["event.action"] for each in requests}
+    where = ["--collection", "handbook", "--tenant", "research"]
+    config = ["--config", str(service.folder / "gateway.yaml")]
+    assert "travel rules.md  by ada" in service.cli("documents", "list", *where, *config).stdout
+    written = service.logs() + json.dumps(service.records())
+    assert MARKER not in written
+    assert "travel rules" not in written
+
+
+def test_a_document_is_unchanged_replaced_and_removed(service: Service) -> None:
+    assert upload(service, "birds.txt", b"The first.").json()["status"] == "added"
+    again = upload(service, "birds.txt", b"The first.")
+    assert (again.status_code, again.json()["status"]) == (200, "unchanged")
+    assert upload(service, "birds.txt", b"The second.").json()["status"] == "replaced"
+    document = listed(service)["birds.txt"]["id"]
+    with service.client() as client:
+        path = f"/v1/collections/handbook/documents?document={document}"
+        assert client.delete(path).status_code == 204
+        gone = client.delete(path)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "document_not_found")
+    assert "birds.txt" not in listed(service)
+    [event] = [
+        each
+        for each in service.records()
+        if each["event.action"] == "document.removed" and each["llmkeep.documents.document"] == document
+    ]
+    assert event["user.id"] == "ada"
+
+
+def test_a_pdf_is_read_by_the_confined_parser(service: Service) -> None:
+    answer = upload(service, "manual.pdf", pdf(drawn("The first page."), drawn("The plover-31 runs.")))
+    assert (answer.json()["status"], answer.json()["passages"]) == ("added", 2)
+
+
+def test_a_writer_of_one_tenant_reaches_no_collection_of_another(service: Service, theirs: str) -> None:
+    assert upload(service, "plan.md", b"Their plan.", "plans", theirs).status_code == 201
+    document = listed(service, "plans", theirs)["plan.md"]["id"]
+    missing = upload(service, "a.md", b"x", "nothing")
+    for key, collection in ((None, "plans"), (theirs, "handbook"), (None, "salaries")):
+        answer = upload(service, "a.md", b"x", collection, key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "collection_not_found")
+        if key is None:
+            assert answer.text == missing.text.replace("nothing", collection)
+        with service.client(key) as client:
+            assert client.get(f"/v1/collections/{collection}/documents").status_code == 404
+            assert (
+                client.delete(f"/v1/collections/{collection}/documents?document={document}").status_code
+                == 404
+            )
+    with service.client() as client:
+        own = client.delete(f"/v1/collections/handbook/documents?document={document}")
+    assert (own.status_code, own.json()["error"]["code"]) == (404, "document_not_found")
+    assert "plan.md" in listed(service, "plans", theirs)
+
+
+def test_a_reader_that_is_no_writer_is_refused_and_sees_what_it_may(service: Service) -> None:
+    answer = upload(service, "a.md", b"x", "rules")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "denied")
+    with service.client() as client:
+        assert client.get("/v1/collections/rules/documents").status_code == 403
+        own = client.get("/v1/collections").json()
+    assert own["data"] == [
+        {"id": "handbook", "read": True, "write": True},
+        {"id": "rules", "read": True, "write": False},
+    ]
+    assert (own["uploads"], own["upload_bytes"]) == (True, LIMIT)
+
+
+def bomb() -> bytes:
+    """An Office file that unpacks to more than a document may."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            with archive.open(f"part{number}", "w", force_zip64=True) as part:
+                for _ in range(100):
+                    part.write(bytes(1 << 20))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("broken.docx", b"PK", "broken.docx is broken"),
+        ("latin.txt", "Übergröße".encode("latin-1"), "is no UTF-8"),
+        ("empty.md", b" \n", "has no text that is shown"),
+        ("tool.exe", b"MZ", "of which no text is taken"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(
+    service: Service, name: str, content: bytes, reason: str
+) -> None:
+    answer = upload(service, name, content)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unreadable_document")
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_a_failure_is_listed_until_it_is_removed_and_a_bomb_is_one(service: Service) -> None:
+    answer = upload(service, "bomb.docx", bomb())
+    assert answer.status_code == 422, answer.text
+    assert "unpacks to more than it may" in answer.json()["error"]["message"]
+    row = listed(service)["bomb.docx"]
+    assert (row["status"], row["by"]) == ("failed", "ada")
+    with service.client() as client:
+        assert client.delete(f"/v1/collections/handbook/documents?document={row['id']}").status_code == 204
+    assert "bomb.docx" not in listed(service)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../rules.md", "a/b.md", "a\\b.md", "a\nb.md", "a\u202eb.md", "x" * 256]
+)
+def test_a_name_that_is_none_is_refused(service: Service, name: str) -> None:
+    answer = upload(service, name, b"A rule.")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+
+
+def test_a_file_that_is_too_large_or_of_unknown_size_is_refused(service: Service) -> None:
+    large = upload(service, "large.md", b"x" * (LIMIT + 1))
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+    with service.client() as client:
+        chunked = client.post(
+            "/v1/collections/handbook/documents", params={"name": "a.md"}, content=iter([b"x"])
+        )
+    assert (chunked.status_code, chunked.json()["error"]["code"]) == (411, "length_required")
+
+
+def half_sent(service: Service, key: str, collection: str, number: int) -> socket.socket:
+    """A connection that has sent a file but for its last byte."""
+    link = socket.socket(socket.AF_UNIX)
+    link.settimeout(20)
+    link.connect(str(service.folder / "http.sock"))
+    path = f"/v1/collections/{collection}/documents?name=half{number}.md"
+    link.sendall(
+        f"POST {path} HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {key}\r\ncontent-length: 6\r\n\r\nA rul".encode()
+    )
+    return link
+
+
+def test_without_a_place_a_file_is_refused_for_now_and_other_tenants_have_theirs(
+    service: Service, theirs: str
+) -> None:
+    """A file that does not arrive gives its place back."""
+    with ExitStack() as stack:
+        links = [stack.enter_context(half_sent(service, service.key, "handbook", each)) for each in (1, 2)]
+        busy = eventually(
+            "both places are taken",
+            lambda: (answer := upload(service, "third.md", b"x")).status_code == 503 and answer,
+        )
+        assert busy.json()["error"]["code"] == "documents_busy"
+        assert int(busy.headers["retry-after"]) > 0
+        assert upload(service, "other.md", b"Their rule.", "plans", theirs).status_code == 201
+        for link in links:
+            assert b" 503 " in link.recv(200)
+    assert upload(service, "fourth.md", b"A rule.").status_code == 201
+    assert not [name for name in listed(service) if name.startswith("half")]
+
+
+def test_documents_that_come_together_are_all_added(service: Service) -> None:
+    def persistent(number: int) -> int:
+        answer = eventually(
+            "there is a place",
+            lambda: (
+                (answer := upload(service, f"many{number}.md", b"Rule %d." % number)).status_code != 503
+                and answer
+            ),
+        )
+        return int(answer.status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(persistent, range(4))) == {201}
+
+
+def test_while_the_unit_is_away_a_sentence_says_so_and_it_comes_back(service: Service) -> None:
+    socket_path = Path(str((service.documents or {})["intake"]))
+    aside = socket_path.with_suffix(".aside")
+    socket_path.rename(aside)
+    try:
+        answer = upload(service, "a.md", b"A rule.")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "documents_unavailable")
+        assert "cannot be added, listed or removed now: retry later" in answer.json()["error"]["message"]
+    finally:
+        aside.rename(socket_path)
+    assert upload(service, "a.md", b"A rule.").status_code == 201
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's process is started by root alone")
+def test_a_process_of_another_user_is_not_heard(service: Service, tmp_path: Path) -> None:
+    """Although the file system lets it connect."""
+    other = Path(f"/tmp/llmkeep-{os.getpid()}.sock")  # its folder is open to all
+    process = intake(service, 1, socket=str(other))
+    try:
+        other.chmod(0o666)
+        order = {"verb": "list", "tenant": "research", "collection": "handbook", "subject": "ada"}
+        order |= {"transaction": "1", "decision": "1"}
+        ask = (
+            "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+            "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.makefile().read())"
+        )
+        command = [sys.executable, "-I", "-S", "-c", ask, str(other), json.dumps(order)]
+        allowed = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert '"listed"' in allowed.stdout
+        refused = subprocess.run(command, capture_output=True, text=True, check=False, user="daemon")
+        assert '"listed"' not in refused.stdout
+        assert "a process that is no gateway has connected" in process.log.read_text()
+    finally:
+        process.stop()
+        other.unlink(missing_ok=True)
+
+
+def test_a_name_in_chinese_is_a_name() -> None:
+    assert name_fault("差旅规定.docx") == ""
