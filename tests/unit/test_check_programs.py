@@ -260,7 +260,11 @@ def test_weights_that_may_be_written_to_are_named(tmp_path: Path) -> None:
         ("VLLM_API_KEY=a-key-of-vllm VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1", "", ""),
         ("VLLM_NO_USAGE_STATS=1", "", "has no key"),
         ("VLLM_API_KEY=a-key-of-vllm", "a-key-of-vllm", "has its key among its arguments"),
-        ("VLLM_API_KEY=a-key-of-vllm VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1", "", "runs without DO_NOT_TRACK=1"),
+        (
+            "VLLM_API_KEY=a-key-of-vllm VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1",
+            "",
+            "runs without DO_NOT_TRACK=1",
+        ),
     ],
 )
 def test_vllm_has_a_key_that_nobody_reads_and_sends_no_statistics(
