@@ -44,7 +44,8 @@ def service(server: SearchServer, tmp_path_factory: pytest.TempPathFactory) -> I
         make_encoder(folder, width=width)
         models[name] = described(folder)
     models["other"] = models["tiny"] | {"dtype": "bfloat16"}  # of the same dimensions
-    documents = {"url": f"http://127.0.0.1:{server.port}", "model": "wide"}
+    # A search that a busy machine makes too late is a 503 as well, and none of re-indexing's.
+    documents = {"url": f"http://127.0.0.1:{server.port}", "model": "wide", "deadline_ms": 60_000}
     folder = tmp_path_factory.mktemp("service")
     with running(folder, models, collections=COLLECTIONS, documents=documents) as service:
         with service.client("") as anonymous:
