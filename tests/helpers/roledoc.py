@@ -170,7 +170,7 @@ def destinations(entry: Any, named: dict[str, Any]) -> list[str]:
         templates = [
             f"{{{{ {name} }}}}{path}" if name else path
             for name, path in re.findall(r"dest=(\w+)?(?: ~ )?(?:'([^']*)')?", entry)
-            if "state='absent'" not in entry
+            if not re.search("state='absent'(?! if )", entry)
         ]
     paths = []
     for path in templates:
