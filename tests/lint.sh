@@ -10,6 +10,12 @@ yamllint --strict .
 ANSIBLE_INVENTORY=inventory/example ansible-lint -q
 mapfile -t programs < <(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep molecule playbooks roles tests)
 shellcheck --external-sources "${programs[@]}"
+for tree in tests/unit tests/lab payload/tests; do
+  if same=$(find $tree -name 'test_*.py' -printf '%f\n' | sort | uniq -d | grep .); then
+    echo "pytest imports tests by their file's name, and $tree has two: ${same//$'\n'/ }" >&2
+    exit 1
+  fi
+done
 PYTHONPATH=.ansible/collections lint-imports --no-logo --no-cache
 deptry llmkeep
 for each in llmproof lab; do
