@@ -314,7 +314,9 @@ def test_a_process_of_another_user_is_not_heard(service: Service, tmp_path: Path
             "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
             "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.makefile().read())"
         )
-        command = [sys.executable, "-I", "-S", "-c", ask, str(other), json.dumps(order)]
+        # Another user may not reach the environment's folder.
+        python = str(Path(sys.executable).resolve())
+        command = [python, "-I", "-S", "-c", ask, str(other), json.dumps(order)]
         allowed = subprocess.run(command, capture_output=True, text=True, check=True)
         assert '"listed"' in allowed.stdout
         refused = subprocess.run(command, capture_output=True, text=True, check=False, user="daemon")
