@@ -143,5 +143,6 @@ def _message(facts: Description, snapshot: str, names: list[str]) -> str:
             if releases
             else ""
         )
-        + "\nnext: llmkeep site -i INVENTORY, which changes no other host"
+        + "\nnext: llmkeep audit collect -i INVENTORY, which finds what was recorded after the backup, then "
+        + "llmkeep site -i INVENTORY, which changes no other host"
     )

@@ -326,8 +326,11 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
         or prefix != hashlib.sha256(ours[: int(size)]).hexdigest()
         or int(size) > len(ours)
     ):
-        raise Altered(f"{host} holds other heads of this node in {COPY} than the first ones of {own}: one of the two was "
-                      "changed. Nothing was copied; look at both")  # fmt: skip
+        raise Altered(
+            f"{host} holds other heads of this node in {COPY} than the first ones of {own}: one of the two was changed, "
+            f"or this node was restored from a backup older than those. Nothing was copied; look at both, then move "
+            f"{host}'s to a place that stays"
+        )
     return {} if int(size) == len(ours) else _by_source(_play(places, "give", {}).failures)
 
 

@@ -25,6 +25,7 @@ from estate import (
 
 REPOSITORY = "sftp:root@10.77.0.12:/srv/backup"
 SET_UP = f"-e backup_repository={REPOSITORY}"
+COLLECT = "llmkeep audit collect -i inventory/lab"
 MODEL = {"name": "tiny", "driver": "naive", "release": "tiny", "memory": "1G", "context": 512, "threads": 1}
 MODELS = {"serve": {"vars": {"llm_serving_models": [MODEL]}}}
 
@@ -49,6 +50,8 @@ def trusted_before(estate: Lab, client: Client, candidate: Path) -> str:
     sign_and_add(estate, "/root/candidate")
     estate.site("--tags backup", SET_UP)
     assert "verified" in estate.on("ops1", "llmkeep backup list")
+    # The run that made the backup ended after it.
+    estate.on("ops1", COLLECT)
     before = trusted(estate)
     lose_control_node(estate)
     return before
@@ -63,9 +66,11 @@ def trusted(lab: Lab) -> str:
 
 @dataclass(frozen=True)
 class Restored:
-    """A blank machine once it is the control node. `said`: by the restore; `trusted`: by llm1, before."""
+    """A blank machine once it is the control node. `message`, `finding`: of the restore, and of the record's tail that was
+    lost; `trusted`: by llm1, before."""
 
-    said: str
+    message: str
+    finding: str
     trusted: str
 
 
@@ -74,13 +79,18 @@ def restored(estate: Lab, trusted_before: str) -> Restored:
     """As the operator does it, with the escrow key on a medium."""
     with escrow_medium(estate) as (key, passphrase):
         words = f"{REPOSITORY} --escrow-key {key} --passphrase-file {passphrase}"
-        return Restored(estate.on("ops1", f"llmkeep backup restore {words}"), trusted_before)
+        message = estate.on("ops1", f"llmkeep backup restore {words}")
+    estate.on("ops1", f"{COLLECT}; test $? = 3")
+    finding = estate.on("ops1", "llmkeep audit findings; test $? = 3")
+    estate.on("llm1", "mv /var/lib/llm-audit-witness/ops1 /root/")
+    estate.on("ops1", f"llmkeep audit acknowledge {finding.split()[0]} --reason restored && {COLLECT}")
+    return Restored(message, finding, trusted_before)
 
 
 def test_the_estates_own_roles_change_nothing_on_another_host(
     estate: Lab, client: Client, restored: Restored
 ) -> None:
-    assert "  tiny 1: llmkeep release add FOLDER" in restored.said
+    assert "  tiny 1: llmkeep release add FOLDER" in restored.message
     assert changed(estate.site(SET_UP))["llm1"] == 0
     assert trusted(estate) == restored.trusted
     assert "Paris" in answers(client)
@@ -90,6 +100,10 @@ def test_the_estates_own_roles_change_nothing_on_another_host(
 def test_its_record_goes_on_where_it_ended(estate: Lab) -> None:
     assert estate.on("ops1", "llmkeep audit verify")
     assert "restore backup" in estate.on("ops1", "llmkeep audit show --json")
+
+
+def test_runs_recorded_after_the_backup_are_a_finding(restored: Restored) -> None:
+    assert "or this node was restored from a backup older than those" in restored.finding
 
 
 @pytest.mark.usefixtures("restored")
@@ -126,7 +140,7 @@ def test_a_dead_host_is_replaced_under_its_name_and_gets_a_release_of_before(
     estate.on("ops1", "cat > /root/models.json", given=json.dumps(MODELS))
     estate.site("-i /root/models.json", SET_UP)
     assert estate.on("llm1", "cat /etc/llmkeep/pki/host.pem") != old
-    estate.on("ops1", "llmkeep audit collect -i inventory/lab && llmkeep audit findings")
+    estate.on("ops1", f"{COLLECT} && llmkeep audit findings")
     again = open_client(estate)
     body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4}
     within(240, "an answer", lambda: request(again, "POST", "/v1/chat/completions", body)[0] == 200)
