@@ -324,6 +324,26 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
             "process.executable": "/usr/bin/curl",
         },
     ),
+    "sudo, the end of a command": (
+        f"   ada : {SUDO.removeprefix(' ; ')} {CANARY} ; EXIT=0",
+        "sudo",
+        "",
+        "syslog",
+        {
+            "event.action": "sudo_exit",
+            "event.outcome": "success",
+            "user.name": "ada",
+            "process.executable": "/usr/bin/id",
+            "message": None,
+        },
+    ),
+    "sudo, the end of a command by a signal": (
+        f"   ada : {SUDO.removeprefix(' ; ')} ; SIGNAL=TERM ; EXIT=143",
+        "sudo",
+        "",
+        "syslog",
+        {"event.action": "sudo_exit", "event.outcome": "failure", "process.executable": "/usr/bin/id"},
+    ),
     "sudo, more of a long line": (
         f"   ada : (command continued) {CANARY}",
         "sudo",

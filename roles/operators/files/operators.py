@@ -1,7 +1,7 @@
 """Who may log in to this host as an operator and run which commands, as findings of the role's checks. Prints JSON.
 
 Its argument is a JSON object: `accounts` (name and first day without), `group`, `keys` (lines by name), `commands` (by
-name) and `output` (the folder of what sudo keeps).
+name) `output` (the folder of what sudo keeps) and `log` (its file).
 """
 
 import grp
@@ -165,9 +165,10 @@ def commands(declared: dict[str, list[str]], group: str) -> Finding:
     return verdict(wrong, f"{sum(map(len, declared.values()))} commands of {len(declared)} operators")
 
 
-def recorded(group: str, folder: str) -> Finding:
+def recorded(group: str, folder: str, log: str) -> Finding:
     options = defaults(sudoers(), "", group)
     required = {"log_output": True, "log_input": False, "iolog_dir": folder, "use_pty": True}
+    required |= {"log_exit_status": True, "loglinelen": "0", "logfile": log}
     wrong = [f"{name} is {options.get(name)}" for name in required if options.get(name) != required[name]]
     if options.get("syslog") is False:
         wrong.append("commands are not logged")
@@ -176,7 +177,7 @@ def recorded(group: str, folder: str) -> Finding:
     if subprocess.run(
         ["systemctl", "is-active", "--quiet", "llmkeep-sudo-output.timer"], check=False
     ).returncode:
-        wrong.append("the output is not bounded: llmkeep-sudo-output.timer is not active")
+        wrong.append("the output is neither listed nor bounded: llmkeep-sudo-output.timer is not active")
     return verdict(wrong, f"in {folder}")
 
 
@@ -211,7 +212,7 @@ def main() -> None:
         "keys": finding(keys, declared["keys"]),
         "tokens": finding(tokens, declared["keys"]),
         "commands": finding(commands, declared["commands"], group),
-        "output": finding(recorded, group, declared["output"]),
+        "output": finding(recorded, group, declared["output"], declared["log"]),
         "breakglass": finding(breakglass, declared["keys"]),
     }
     print(json.dumps({"checks": checks}))

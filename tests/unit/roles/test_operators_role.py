@@ -1,8 +1,7 @@
-"""Rules of sudo that role operators writes, as sudo's own parsers read them, and what bounds the output of commands."""
+"""Rules of sudo that role operators writes, as sudo's own parsers read them."""
 
 import importlib.util
 import json
-import os
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -119,12 +118,3 @@ def test_a_rule_that_is_lost_is_named(rules: Path, findings: ModuleType, host: A
 def test_input_is_not_kept_and_output_is(findings: ModuleType) -> None:
     options = findings.defaults(findings.sudoers(), "", GROUP)
     assert (options["log_output"], options["log_input"], options["requiretty"]) == (True, False, True)
-
-
-def test_the_oldest_output_goes_first(tmp_path: Path) -> None:
-    for age, name in enumerate(("new", "old", "-oldest")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "ttyout").write_bytes(os.urandom(1 << 20))
-        os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    subprocess.run(["sh", ROOT / "roles/operators/files/sudo-output.sh", tmp_path, "2"], check=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"], "two and the folder are more than 2 MiB"
