@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--config", type=Path, required=True, help="engine-NAME.yaml")
     engine.set_defaults(run=run_engine_command)
     check = commands.add_parser("check", help="validate a configuration file; prints nothing if it is valid")
-    check.add_argument("kind", choices=["gateway", "engine", "jwks"])
+    check.add_argument("kind", choices=["gateway", "engine", "documents", "jwks"])
     check.add_argument("config", type=Path)
     check.set_defaults(run=check_command)
     fit = commands.add_parser(
@@ -202,6 +202,10 @@ def check_command(options: argparse.Namespace) -> int:
         read_jwks(options.config)
     elif options.kind == "gateway":
         load(options.config, GatewayConfig)
+    elif options.kind == "documents":
+        from llmserve.documents.intake import IntakeConfig
+
+        load(options.config, IntakeConfig)
     else:
         refuse(load(options.config, EngineConfig))
     return 0

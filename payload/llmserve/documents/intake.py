@@ -21,7 +21,14 @@ from llmcore import logs
 from llmcore.config import Section
 from llmcore.notify import notify
 from llmgpu.record import RecordError, record
-from llmserve.documents.collection import Addition, CollectionError, Document, DocumentCollection, NoText
+from llmserve.documents.collection import (
+    Addition,
+    CollectionError,
+    Document,
+    DocumentCollection,
+    NoText,
+    current_index,
+)
 from llmserve.documents.embedding import EmbeddingError, connected
 from llmserve.documents.extraction import UnreadableFile, suffix_of, text_in
 from llmserve.documents.index import document_id
@@ -46,6 +53,7 @@ BUSY = "other documents are being added: send it again in some seconds"
 AWAY = (
     "the index is not reached, or refuses: try again later; an operator finds the reason in this unit's log"
 )
+NO_INDEX = "there is no index of documents yet: an operator restarts llm-documents.service, which makes it"
 
 
 class IntakeConfig(Section):
@@ -213,6 +221,8 @@ class Intake:
         def recorded(addition: Addition) -> None:
             self.on_record(order, f"document.{addition.outcome}", addition.document)
 
+        if current_index(self.client, self.config.documents.index) is None:
+            raise CollectionError(NO_INDEX)
         with connected(self.config.engine) as embedder:
             addition = self.collection(order).add(order.name, text, embedder, recorded, order.subject)
         return Outcome(status=addition.outcome, documents=(ready(addition.document),))

@@ -143,6 +143,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
         "estate_name": "localhost",
         "edge_port": port,
         "__edge_chat_page": False,
+        "__edge_uploads": False,
         "edge_gateway_folder": str(folder),
         "llm_serving_gateways": gateways,
         "__edge_in_hsm": False,

@@ -43,6 +43,7 @@ def main() -> int:
         ("measure the index", "GET", f"/{INDEX}-none/_stats/store", None),
         ("refuse writes to the index", "PUT", f"/{INDEX}-none/_block/write", None),
         ("take writes to the index", "PUT", f"/{INDEX}-none/_settings", {"index.blocks.write": None}),
+        ("add a field to the index", "PUT", f"/{INDEX}-none/_mapping", {"properties": {}}),
         ("search logs", "GET", "/logs-llmkeep.service-none/_search", None),
         ("see the cluster", "GET", "/_cluster/health", None),
         ("issue keys", "POST", "/_security/api_key", {"name": "verify", "role_descriptors": {}}),

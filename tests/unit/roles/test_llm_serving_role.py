@@ -189,6 +189,8 @@ def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
     made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, FACTS, SERVES, configured=True)
     assert "IPAddressAllow=localhost\nRestrictAddressFamilies=AF_UNIX AF_INET\n" in made["unit"]
     assert absent(made) == [
+        "/opt/llmkeep/releases/0123456789ab/etc/documents.yaml",
+        "/etc/systemd/system/llm-documents.service",
         "/etc/systemd/system/llm-engine@smollm2-135m-instruct.service.d/memory.conf",
         "/etc/llmkeep/audit-hold",
         "/etc/nftables.d/output-llm-serving.nft",
@@ -462,3 +464,65 @@ def test_a_host_with_engines_alone_gets_no_gateway_and_no_record(tmp_path: Path)
         for entry in made["tree"]["files"]
         if "gateway" in entry["dest"] or "audit.service" in entry["dest"]
     ]
+
+
+# ---------------------------------------------------------------- uploads of documents
+SEARCHES = SERVES | {"rag": ["llm1"], "search": ["gpu1"]}
+
+
+@pytest.fixture(scope="module")
+def uploading(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of a host whose gateways search documents in the Elasticsearch of another."""
+    wanted = {
+        name: f"lookup('ansible.builtin.template', '{name}.j2')"
+        for name in ("llm-gateway@.service", "output.nft", "sysusers.conf")
+    }
+    given = {**FACTS, "llm_serving_models": MODELS, "elasticsearch_port": 9200}
+    folder = tmp_path_factory.mktemp("role")
+    return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, given, SEARCHES, configured=True)
+
+
+def test_the_unit_for_uploads_has_its_own_key_and_the_gateways_one_that_reads(
+    uploading: Any, tmp_path: Path
+) -> None:
+    paths = {kind: tmp_path / f"{kind}.yaml" for kind in ("documents", "gateway")}
+    for kind, end in (("documents", "/documents.yaml"), ("gateway", "/gateway-1.yaml")):
+        paths[kind].write_text(content(uploading, end))
+        subprocess.run([str(PROGRAM), "check", kind, str(paths[kind])], check=True)
+    documents, gateway = (yaml.safe_load(path.read_text()) for path in paths.values())
+    assert documents["documents"]["key_credential"] == "elasticsearch.documents-intake"
+    assert gateway["documents"]["key_credential"] == "elasticsearch.documents-reader"
+    assert documents["socket"] == gateway["documents"]["intake"]
+    assert documents["engine"] == gateway["engines"]["vectors"]["socket"][0]
+    shared = {"url", "tls", "model"}
+    assert {key: documents["documents"][key] for key in shared} == {
+        key: gateway["documents"][key] for key in shared
+    }
+
+
+def test_the_unit_for_uploads_is_hardened_and_reaches_elasticsearch_alone(
+    uploading: Any, tmp_path: Path
+) -> None:
+    unit = content(uploading, "/llm-documents.service")
+    hardened(tmp_path, "llm-documents.service", unit)
+    lines = unit.splitlines()
+    assert [line for line in lines if line.startswith(("IPAddress", "RestrictAddress"))] == [
+        "IPAddressDeny=any",
+        "IPAddressAllow=localhost",
+        "IPAddressAllow=10.0.0.2",
+        "RestrictAddressFamilies=AF_UNIX AF_INET",
+    ]
+    assert [line for line in lines if line.startswith("PrivateUsers")][-1] == "PrivateUsers=no"
+    assert "ip daddr 10.0.0.2 tcp dport 9200 meta skuid llm-documents accept" in uploading["output.nft"]
+    assert "\nu llm-documents - " in uploading["sysusers.conf"]
+    [groups] = [
+        line for line in uploading["llm-gateway@.service"].splitlines() if "SupplementaryGroups" in line
+    ]
+    assert "llm-documents" in groups
+
+
+def test_without_documents_there_is_no_unit_for_uploads(tmp_path: Path) -> None:
+    wanted = {"sysusers": "lookup('ansible.builtin.template', 'sysusers.conf.j2')"}
+    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, FACTS, SERVES, configured=True)
+    assert "/etc/systemd/system/llm-documents.service" in absent(made)
+    assert "llm-documents" not in made["sysusers"]

@@ -1,6 +1,5 @@
 """Documents that callers upload: a gateway, the unit that takes them in, and a real Elasticsearch, for two tenants."""
 
-import getpass
 import io
 import json
 import os
@@ -15,23 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from document_files import drawn, pdf
-from encoder import described, make_encoder
+from edge import in_front_of
 from search_server import SearchServer, search_server
-from service import Process, Service, eventually, patched, running
+from service import Service, eventually, running
+from uploads import LIMIT, intake, searching, taking_in
 
 from llmserve.documents.intake_protocol import name_fault
 
 pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
-COLLECTIONS: dict[str, dict[str, object]] = {
-    "handbook": {"tenant": "research", "readers": ["developer"], "writers": ["developer"]},
-    "rules": {"tenant": "research", "readers": ["developer"], "writers": ["trainer"]},
-    "salaries": {"tenant": "research", "readers": ["trainer"], "writers": ["trainer"]},
-    "plans": {"tenant": "sales", "readers": ["developer"], "writers": ["developer"]},
-}
 MARKER = "avocet-3190"
-LIMIT = 400_000
 
 
 @pytest.fixture(scope="module")
@@ -40,41 +32,13 @@ def index() -> Iterator[SearchServer]:
         yield server
 
 
-def intake(service: Service, number: int = 0, **changes: object) -> Process:
-    """The unit, as its unit file starts it."""
-    config = {
-        "socket": str(service.folder / "intake.sock"),
-        "gateway_user": getpass.getuser(),
-        "documents": service.documents,
-        "engine": str(service.folder / "tiny.sock"),
-        "audit": {"socket": str(service.folder / "audit.sock")},
-    }
-    file = service.folder / f"documents-{number}.yaml"
-    file.write_text(yaml.safe_dump(config | changes))
-    arguments = ["documents", "intake", "--config", str(file)]
-    sitecustomize = service.folder / f"patched-{number}"
-    sitecustomize.mkdir()
-    environment = patched(sitecustomize, llmserve__documents__intake__BODY_SECONDS=5.0)
-    return Process(service.folder, f"intake-{number}", arguments, environment).await_ready()
-
-
 @pytest.fixture(scope="module")
 def service(index: SearchServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    encoder, folder = tmp_path_factory.mktemp("encoder"), tmp_path_factory.mktemp("uploads")
-    make_encoder(encoder)
-    documents = {
-        "url": f"http://127.0.0.1:{index.port}",
-        "model": "tiny",
-        "intake": str(folder / "intake.sock"),
-        "upload_bytes": LIMIT,
-    }
-    models = {"tiny": described(encoder)}
-    with ExitStack() as stack:
-        service = stack.enter_context(running(folder, models, collections=COLLECTIONS, documents=documents))
-        prepared = service.cli("documents", "prepare", "--config", str(folder / "gateway.yaml"))
-        assert prepared.returncode == 0, prepared.stderr
-        process = intake(service)
-        stack.callback(process.stop)
+    folder = tmp_path_factory.mktemp("uploads")
+    with (
+        running(folder, **searching(folder, index)) as service,
+        taking_in(service, BODY_SECONDS=5.0),
+    ):
         yield service
 
 
@@ -240,6 +204,33 @@ def test_a_file_that_is_too_large_or_of_unknown_size_is_refused(service: Service
             "/v1/collections/handbook/documents", params={"name": "a.md"}, content=iter([b"x"])
         )
     assert (chunked.status_code, chunked.json()["error"]["code"]) == (411, "length_required")
+
+
+def test_the_edge_passes_an_upload_on_as_it_comes_and_refuses_one_over_its_limit(
+    service: Service, tmp_path: Path
+) -> None:
+    """More than other bodies may have; nothing of it is on the edge's disk."""
+    limits = {"edge_body_bytes": 1000, "edge_upload_bytes": 2 * LIMIT, "__edge_uploads": True}
+    path = "/v1/collections/handbook/documents?name=large.html"
+    with (
+        in_front_of(service.folder / "http.sock", tmp_path / "nginx", **limits) as edge,
+        edge.client(authorization=f"Bearer {service.key}") as client,
+    ):
+        page = b"<p>A rule.</p><!--" + b"x" * (LIMIT // 2) + b"-->"
+        added = client.post(path, content=page)
+        assert added.status_code == 201, added.text
+        for size, message in ((LIMIT + 1, "limit"), (2 * LIMIT + 1, f"larger than {2 * LIMIT} bytes")):
+            refused = client.post(path, content=b"x" * size)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+            assert message in refused.json()["error"]["message"]
+        elsewhere = client.post("/v1/search", content=b"x" * 1001)
+        assert "larger than 1000 bytes" in elsewhere.json()["error"]["message"]
+        stranger = client.post(path, content=b"x" * LIMIT, headers={"authorization": ""})
+        assert (stranger.status_code, stranger.json()["error"]["code"]) == (401, "missing_key")
+        begun = edge.folder / "access.log"
+        assert '"path":"/v1/collections/handbook/documents"' in begun.read_text()
+        assert "large.html" not in begun.read_text()
+        assert not list((edge.folder / "t1").rglob("*"))
 
 
 def half_sent(service: Service, key: str, collection: str, number: int) -> socket.socket:
