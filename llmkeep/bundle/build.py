@@ -31,12 +31,13 @@ from llmkeep.bundle import (
     programs,
     provenance,
     signing,
+    site,
     wheels,
 )
 from llmkeep.bundle.lock import Artifact, Deb, Lock, Model
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
 from llmkeep.errors import LlmkeepError
-from llmkeep.source_tree import TREE
+from llmkeep.source_tree import TREE, tracked
 
 DAYS = 365  # how long a bundle may be used, and apt's Valid-Until
 LEFT = 60  # a bundle with fewer days left is made anew
@@ -112,7 +113,13 @@ def _build(
         print(f"bundle: {sentence}", flush=True)
     found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
     advisories = databases.find(wanted["databases"], pinned.databases, mirror)
-    inputs = _inputs(profile, keys, sorted([*found, *advisories]))
+    with_site = site.PROGRAM.exists()
+    if not with_site:
+        print(
+            "bundle: WITHOUT the documentation site: `make peers PEER=docs` installs what builds it",
+            flush=True,
+        )
+    inputs = _inputs(profile, keys, sorted([*found, *advisories, *([site.FOLDER] if with_site else [])]))
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
     if (
         old
@@ -143,6 +150,9 @@ def _build(
         place = f"{databases.FOLDER}/{pinned.databases[name].file}"
         cache.place(path, aside / place)
         sources[place] = pinned.databases[name]
+    if with_site:
+        with _step("documentation site"):
+            sources |= site.place(aside)
     with _step("models"):
         for name in wanted["profiles"][profile]["models"]:
             sources |= _model(aside, name, wanted["models"][name], pinned.models[name])
@@ -184,20 +194,6 @@ def _build(
     return new
 
 
-def tracked(tree: Path, exclude: list[str]) -> list[str]:
-    """The working tree's files that git tracks and that go to an estate."""
-    run = subprocess.run(
-        ["git", "-C", str(tree), "ls-files", "-z"], capture_output=True, text=True, check=False
-    )
-    if run.returncode != 0:
-        raise LlmkeepError(
-            f"{tree} is no git checkout, so what belongs to the tree is not known: {run.stderr.strip()}"
-        )
-    outside = tuple(f"{folder}/" for folder in exclude)
-    names = [name for name in run.stdout.split("\0") if name and not name.startswith(outside)]
-    return [name for name in names if (tree / name).exists()]
-
-
 def revision(tree: Path) -> str:
     """The commit that the tree is at, with `-dirty` where the working tree differs from it."""
     command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -205,7 +201,7 @@ def revision(tree: Path) -> str:
 
 
 def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
-    """One hash over all inputs of a bundle. `found`: the available programs and databases."""
+    """One hash over all inputs of a bundle. `found`: the available programs and databases, and the site."""
     digest = hashlib.sha256(
         f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
     )
@@ -405,6 +401,11 @@ def _media_type(path: str) -> str:
         ".pgp": "application/pgp-keys",
         ".pem": "application/x-pem-file",
         ".yml": "application/yaml",
+        ".html": "text/html",
+        ".css": "text/css",
+        ".js": "text/javascript",
+        ".svg": "image/svg+xml",
+        ".png": "image/png",
     }
     return (
         "application/x-executable" if path.startswith("bin/") else kinds.get(Path(path).suffix, "text/plain")

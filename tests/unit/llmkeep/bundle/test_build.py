@@ -16,7 +16,7 @@ from llmkeep.bundle.build import Keys
 from llmkeep.bundle.lock import Artifact, Model
 from llmkeep.bundle.manifest import Entry
 from llmkeep.errors import LlmkeepError
-from llmkeep.source_tree import TREE
+from llmkeep.source_tree import TREE, tracked
 
 
 def entry(path: str, digest: str) -> Entry:
@@ -68,18 +68,18 @@ def test_only_tracked_files_cross_the_gap_and_never_the_lab(tmp_path: Path) -> N
         ["git", "-C", str(tmp_path), "add", "site.yml", "lab", "roles", "payload", "laboratory"], check=True
     )
     (tmp_path / "roles/gone.yml").unlink()
-    assert build.tracked(tmp_path, ["lab", "payload/tests"]) == ["laboratory", "site.yml"]
+    assert tracked(tmp_path, ["lab", "payload/tests"]) == ["laboratory", "site.yml"]
 
 
 def test_an_estate_gets_what_it_runs_and_no_test_of_it() -> None:
-    carried = build.tracked(TREE, lock.wanted()["tree"]["exclude"])
+    carried = tracked(TREE, lock.wanted()["tree"]["exclude"])
     assert {"site.yml", "meta/features.yml", "inventory/lab/hosts.yml", "docs/README.md"} <= set(carried)
     assert not [name for name in carried if "/tests/" in f"/{name}" or "scenario.yml" in name]
 
 
 def test_a_tree_that_is_no_checkout_is_told(tmp_path: Path) -> None:
     with pytest.raises(LlmkeepError, match="no git checkout"):
-        build.tracked(tmp_path, [])
+        tracked(tmp_path, [])
 
 
 def test_a_damaged_cached_file_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from waiting import until
 
-from llmkeep.bundle import build, cache, lock, wheels
-from llmkeep.source_tree import TREE
+from llmkeep.bundle import cache, lock, wheels
+from llmkeep.source_tree import TREE, tracked
 
 PROJECTS = {
     "llmkeep": ".",
@@ -108,7 +108,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with our own wheels, as a bundle has them."""
     source, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("built")
-    for name in build.tracked(TREE, lock.wanted()["tree"]["exclude"]):
+    for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(TREE / name, source / name)
     for project in PROJECTS.values():
@@ -124,7 +124,7 @@ def installed(
 
 
 def test_each_distribution_but_the_labs_is_installed_here() -> None:
-    files = [TREE / name for name in build.tracked(TREE, []) if Path(name).name == "pyproject.toml"]
+    files = [TREE / name for name in tracked(TREE, []) if Path(name).name == "pyproject.toml"]
     names = {tomllib.loads(file.read_text())["project"]["name"] for file in files}
     assert names == {*PROJECTS, "llmkeep-lab"}
 
