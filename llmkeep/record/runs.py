@@ -71,12 +71,12 @@ def seed() -> bytes:
     return seed_of(unseal(SEALED_SEED.read_bytes(), CREDENTIAL).decode())
 
 
-def append(event: Event) -> None:
-    """Write one event and a signed head over it, waiting for other writers; RecordError on failure."""
+def append(*events: Event) -> None:
+    """Write EVENTS, all or none, and a signed head over them, waiting for other writers; RecordError on failure."""
     try:
         with Chain(FOLDER, seed(), wait=True) as chain:
             chain.sign()  # what a run that was killed left without a head
-            chain.append([event])
+            chain.append(events)
             chain.sign()
     except (ChainError, HeadError, SealError, OSError) as error:
         raise RecordError(f"the audit record {FOLDER} cannot be written: {error}") from error

@@ -23,7 +23,7 @@ from llmcore.files import append
 from llmkeep import playbooks, source_tree
 from llmkeep.durable import write
 from llmkeep.places import Places
-from llmkeep.record import findings, pods
+from llmkeep.record import findings, pods, sessions
 from llmkeep.record import runs as record
 from llmkeep.record.findings import Findings
 from llmkeep.record.runs import RecordError
@@ -189,6 +189,12 @@ def collect(inventories: list[str], clusters: Path | None = None) -> int:
                     unheard[folder.name] = problem
             except Altered as error:
                 altered.append(str(error))
+        try:
+            altered += sessions.collect(
+                KEPT, {host: said for (task, host), said in heard.said.items() if task == sessions.READ}
+            )
+        except RecordError as error:
+            unheard["sessions"] = str(error)
         compared = [(host, said) for (task, host), said in heard.said.items() if task == COMPARE]
         try:
             if compared or len(heard.hosts) > 1:
@@ -222,7 +228,11 @@ def _of_hosts(places: list[Path]) -> tuple[playbooks.Heard, list[tuple[Path, str
     """All that hosts said, and of it, by the folder of its copy, what each said of its record."""
     lengths, seen = _all_kept(KEPT)
     encoded = {host: base64.b64encode(text).decode() for host, text in seen.items()}
-    heard = _play(places, "read", {"witness_kept": lengths, "witness_seen_head": encoded})
+    heard = _play(
+        places,
+        "read",
+        {"witness_kept": lengths, "witness_seen_head": encoded, "witness_sessions": sessions.numbers(KEPT)},
+    )
     return heard, [(KEPT / host, said) for (task, host), said in heard.said.items() if task == READ]
 
 
@@ -257,6 +267,7 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
         "witness_copy": str(COPY),
         "witness_own": str(record.FOLDER),
         "witness_seen": str(SEEN),
+        "witness_ledger": str(sessions.LEDGER),
     }
     with tempfile.NamedTemporaryFile(
         "w", suffix=".json"
@@ -268,7 +279,7 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
             places,
             ["--tags", tag, "--extra-vars", f"@{file.name}"],
             quiet=True,
-            asked=frozenset({READ, COMPARE}),
+            asked=frozenset({READ, COMPARE, sessions.READ}),
             most_bytes=MOST_BYTES,
         )
     if code and not heard.failures:
@@ -291,7 +302,7 @@ def _keep(folder: Path, said: str | pods.Unheard) -> str:
     host = folder.name
     if verifier == "shut":
         return f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
-    if verifier == "none" and not folder.exists():
+    if verifier == "none" and not (folder / "verifier").exists():
         return f"{host} keeps no audit record: is llm-audit running there?"
     try:
         heads_of_it, tip_of_it = (base64.b64decode(each, validate=True) for each in (new, tip))

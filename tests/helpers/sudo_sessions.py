@@ -1,11 +1,16 @@
 """Sessions that sudo keeps: made by hand, or by the real sudo in a mount namespace of its own."""
 
+import importlib.util
 import json
 import os
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from plugin_modules import ROOT
 
 ACCOUNT = {
     "passwd": "alice:x:1777:1777::/:/bin/sh",
@@ -21,6 +26,39 @@ cd "$2"
 shift 2
 for command; do runuser -u alice -- script --quiet --return --command "$command" /dev/null < /dev/null || true; done
 """
+
+
+def loaded() -> ModuleType:
+    """The program of role operators."""
+    spec = importlib.util.spec_from_file_location(
+        "sudo_output", ROOT / "roles/operators/files/sudo_output.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Host:
+    """The folders of a host, and the program on them."""
+
+    def __init__(self, program: ModuleType, root: Path) -> None:
+        self.program = program
+        self.sessions, self.ledger, self.log = root / "sudo-io", root / "state/ledger", root / "sudo.log"
+        self.sessions.mkdir(mode=0o700)
+        self.ledger.parent.mkdir(mode=0o700)
+
+    def append(self, mib: int = 256) -> list[str]:
+        problems: list[str] = self.program.append(self.sessions, self.ledger, self.log, mib)
+        return problems
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.ledger.read_text().splitlines()]
+
+    def check(self) -> tuple[bool, str]:
+        finding = self.program.finding(self.sessions, self.ledger)
+        return finding["ok"], finding["observed"]
 
 
 def session(folder: Path, name: str, ended: bool = True, size: int = 100, **fields: object) -> Path:

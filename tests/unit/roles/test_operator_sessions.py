@@ -1,7 +1,6 @@
 """Sessions of operators on the ledger of their host, and what is removed of them."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -15,42 +14,16 @@ from typing import Any
 import pytest
 from plugin_modules import ROOT
 from rendered_role import content, rendered
-from sudo_sessions import lacking, log_line, real, session, sudo
+from sudo_sessions import Host, lacking, loaded, log_line, real, session, sudo
 
 ALICE, BOB = "alice-20261203T063958-0DCnna", "bob-20261203T064001-aSceQC"
-PROGRAM = ROOT / "roles/operators/files/sudo_output.py"
 
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sudo_output", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded()
     monkeypatch.setattr(module, "SETTLED_SECONDS", 0)
     return module
-
-
-class Host:
-    """The folders of a host, and the program on them."""
-
-    def __init__(self, program: ModuleType, root: Path) -> None:
-        self.program = program
-        self.sessions, self.ledger, self.log = root / "sudo-io", root / "state/ledger", root / "sudo.log"
-        self.sessions.mkdir(mode=0o700)
-        self.ledger.parent.mkdir(mode=0o700)
-
-    def append(self, mib: int = 256) -> list[str]:
-        problems: list[str] = self.program.append(self.sessions, self.ledger, self.log, mib)
-        return problems
-
-    def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.ledger.read_text().splitlines()]
-
-    def check(self) -> tuple[bool, str]:
-        finding = self.program.finding(self.sessions, self.ledger)
-        return finding["ok"], finding["observed"]
 
 
 @pytest.fixture
