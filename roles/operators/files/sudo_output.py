@@ -32,7 +32,7 @@ FILES = {"log", "log.json", "timing", "stdin", "stdout", "stderr", "ttyin", "tty
 # As sudo ends a line of its log. A caller chooses the folder in it, so the last TSID counts, and no other user's line.
 ENDED = re.compile(
     r".{15} : (?P<user>[a-z][a-z0-9-]*) : TTY=.* ; TSID=(?P<second>(?P=user)-\d{8}T\d{6})-XXXXXX ; COMMAND=.*"
-    r" ; EXIT=(?P<code>\d{1,3})"
+    r" ; EXIT=(?P<code>\d{1,2}|1\d\d|2[0-4]\d|25[0-5])"
 )
 BREAKGLASS = "breakglass"  # runs anything, so its arguments may be secret
 FIRST_PREVIOUS = "0" * 64
@@ -182,7 +182,7 @@ def description(session: int, user: str) -> dict[str, object]:
         with regular_file("log.json", session) as file:
             written = file.read(MOST_BYTES)
         fields: dict[str, Any] = json.loads(written)
-        began = datetime.fromtimestamp(fields["timestamp"]["seconds"], UTC).isoformat()
+        began = datetime.fromtimestamp(int(fields["timestamp"]["seconds"]), UTC).isoformat()
         run_as, command, words = text(fields["runuser"]), text(fields["command"]), fields["runargv"][1:]
     except (FileNotFoundError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return {"started": None, "run_as": None, "command": None, "arguments": None}

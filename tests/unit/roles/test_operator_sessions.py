@@ -134,12 +134,22 @@ def test_a_session_waits_for_its_exit_code(
         (log_line(ALICE, 1).replace("EXIT=1", "SIGNAL=TERM ; EXIT=143"), 143),
         (log_line(ALICE, 4, folder="/tmp/ ; TSID=alice-20261203T063900-XXXXXX ; COMMAND=y"), 4),
         (log_line(ALICE, 0) + log_line(ALICE, 1), None),
+        (log_line(ALICE, 256), None),
         (log_line(ALICE, 0).replace(": alice :", ": bob :"), None),
         (log_line(ALICE, 0).replace(": alice :", ": alice : command not allowed ;"), None),
         (log_line(ALICE, 0).replace(" ; EXIT=0", ""), None),
         ("", None),
     ],
-    ids=["signal", "forged folder", "two of a second", "another user's", "refused", "begun", "none"],
+    ids=[
+        "signal",
+        "forged folder",
+        "two of a second",
+        "no code",
+        "another user's",
+        "refused",
+        "begun",
+        "none",
+    ],
 )
 def test_the_exit_code_is_that_of_the_sessions_own_line(host: Host, log: str, code: int | None) -> None:
     session(host.sessions, ALICE)
