@@ -19,10 +19,19 @@ GROUPS = {"mirror": ["ops1"], "control": ["ops1"]}
 
 
 def configured(
-    folder: Path, hosts: dict[str, str], port: int, groups: dict[str, list[str]] = GROUPS
+    folder: Path,
+    hosts: dict[str, str],
+    port: int,
+    groups: dict[str, list[str]] = GROUPS,
+    readers: list[str] | None = None,
 ) -> dict[str, Any]:
-    """What role mirror writes on ops1, with the bundle in FOLDER; HOSTS are full names and addresses."""
-    given = {"mirror_port": port, "_common_nginx_user": "root", "mirror_bundle": str(folder / "bundle")}
+    """Files that role mirror writes on ops1, with the bundle in FOLDER; HOSTS are full names and addresses."""
+    given = {
+        "mirror_port": port,
+        "_common_nginx_user": "root",
+        "mirror_bundle": str(folder / "bundle"),
+        "mirror_docs_from": readers or [],
+    }
     found: dict[str, Any] = rendered(folder, "mirror", COMMON, "ops1", hosts, given, groups, configured=True)
     return {**found, "folder": folder, "port": port}
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from estate import HOSTS, LAB, QUESTION, ROOT, Client, Lab, answered, answers, request
+from waiting import until
 
 from lab import demo
 from lab.door import open_door
@@ -88,6 +89,28 @@ def asked(opened: Any, question: str) -> tuple[str, list[dict[str, str]]]:
     return text.strip(), sent.value.post_data_json["messages"]
 
 
+@pytest.fixture(scope="module")
+def mirror_port(estate: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A port of this machine that leads to the mirror, from an address that may read the documentation alone."""
+    if estate.on("ops1", "ls /srv/llmkeep/bundle/current/docs 2> /dev/null || true") == "":
+        pytest.skip("needs `make peers PEER=docs`")
+    instance, port_file = Instance(estate.instance), tmp_path_factory.mktemp("forward") / "port"
+    command = [
+        sys.executable,
+        "-m",
+        "lab.forward",
+        "--namespace",
+        str(instance.namespace.path),
+        "--port",
+        "8443",
+    ]
+    command += ["--address", instance.machine("ops1").host.address, "--port-file", str(port_file)]
+    with subprocess.Popen(command, cwd=ROOT) as forwarder:
+        until(port_file.exists)
+        yield int(port_file.read_text())
+        forwarder.terminate()
+
+
 def picture(opened: Any, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
         opened.screenshot(path=Path(folder) / f"loop-{name}.png", full_page=name != "experiments")
@@ -121,6 +144,30 @@ def test_a_person_asks_twice_on_the_page_that_make_lab_prints_and_the_second_ans
     assert "Paris" in second
     alone = {"model": MODEL, "messages": messages[-1:], "max_tokens": 64}
     assert "Paris" not in str(answered(client, "/v1/chat/completions", alone, seconds=60))
+
+
+@pytest.mark.parametrize(
+    ("language", "page", "marked", "words", "found"),
+    [
+        ("en", "docs/operate/metrics.html", "en", "quarantine", "Health of GPUs"),
+        ("zh", "README.zh-CN.html", "zh-CN", "审计记录", "Glossary"),
+    ],
+)
+def test_the_documentation_is_read_and_searched_from_the_mirror_alone(
+    mirror_port: int, chromium: Any, language: str, page: str, marked: str, words: str, found: str
+) -> None:
+    from browser import tab
+
+    with tab(chromium, mirror_port, language, "dark", 1200) as reader:
+        reader.goto("/docs/")
+        reader.get_by_role("link", name="Glossary").first.wait_for()
+        reader.goto(f"/docs/{page}")
+        assert reader.locator("html").get_attribute("lang") == marked
+        assert reader.locator("body").get_attribute("data-theme") == "auto", "the theme's script did not run"
+        reader.locator(".sidebar-search").fill(words)
+        reader.keyboard.press("Enter")
+        reader.locator("#search-results").get_by_role("link", name=found, exact=True).wait_for()
+        assert reader.request.get("/apt/dists/trixie/InRelease").status == 403
 
 
 def test_an_operator_sees_both_hosts_on_the_page_that_make_lab_prints(

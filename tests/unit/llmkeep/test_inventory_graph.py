@@ -52,7 +52,7 @@ def test_flows_of_the_lab_come_from_its_rules(lab: Estate) -> None:
     assert reached(lab, "redis_tls_port") == [(["llm1"], ["ops1"])]
     assert reached(lab, "elasticsearch_port") == [(["llm1"], ["ops1"])]
     assert reached(lab, "exporters_port") == [(["ops1"], ["llm1", "llm2", "train1", "train2"])]
-    assert reached(lab, "mirror_port") == [(["llm1", "llm2", "train1", "train2"], ["ops1"])]
+    assert reached(lab, "mirror_port") == [(["lab_seat", "llm1", "llm2", "train1", "train2"], ["ops1"])]
     # llm1 has edge_key_source: file, and ops1 is itself the HSM.
     assert reached(lab, "hsm_port") == [(["train1", "train2"], ["ops1"])]
     assert reached(lab, "keepalived") == [(["ops1", "llm1"], ["ops1", "llm1"])]

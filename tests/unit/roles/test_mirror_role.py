@@ -216,6 +216,24 @@ def test_the_firewall_lets_in_the_other_hosts_of_the_inventory_only(made: dict[s
     ]
 
 
+def test_a_reader_of_the_documentation_gets_nothing_else(tmp_path: Path) -> None:
+    if not shutil.which("nginx"):
+        pytest.skip("the mirror is nginx, which is not here")
+    made = configured(tmp_path, HOSTS, own_port(), readers=["127.0.0.0/8", "10.0.0.12"])
+    for path in ("bundle/docs/docs/README.html", "bundle/apt/InRelease", "releases/m/MANIFEST.json"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(path)
+    with authority(tmp_path / "control") as places, mirror(made, places, "localhost"):
+        host = certify(places, "llm1", "llm1.estate.internal")
+        assert get(made, "docs/docs/README.html") == "bundle/docs/docs/README.html"
+        for path in ("apt/InRelease", "docs/../apt/InRelease", "releases/m/MANIFEST.json", "v2/"):
+            with pytest.raises(fetching.MirrorError, match="answered 403"):
+                get(made, path, host)
+    rules = content(made, "input-mirror.nft").splitlines()
+    assert f"ip saddr 127.0.0.0/8 tcp dport {made['port']} accept" in rules
+    assert len(rules) == len(set(rules)) == 3
+
+
 def test_a_mirror_on_a_host_of_its_own_is_the_control_nodes_only_client(tmp_path: Path) -> None:
     accepted, let_in = {}, {}
     for name in ("ops1", "depot1"):

@@ -63,6 +63,12 @@ def test_chinese_pages_are_marked_as_such(whole: tuple[Path, list[str]]) -> None
     assert re.search(r"<html [^>]*lang=.en", (whole[0] / "README.html").read_text())
 
 
+def test_alerts_find_their_runbooks_on_the_site(whole: tuple[Path, list[str]]) -> None:
+    headings = re.findall(r"^### ([a-z-]+)$", (TREE / "docs/operate/metrics.md").read_text(), re.MULTILINE)
+    ids = re.findall(r'id="([^"]+)"', (whole[0] / "docs/operate/metrics.html").read_text())
+    assert set(headings) <= set(ids)
+
+
 @pytest.mark.parametrize("link", ["gone.md", "other.md#gone", "#gone", "../gone/README.md"])
 def test_a_link_that_leads_nowhere_is_named_with_its_line(small: Path, link: str) -> None:
     (small / "docs/README.md").write_text(f"# Pages\n\nSee [this]({link}).\n")
