@@ -149,6 +149,8 @@ class Connection(asyncio.Protocol):
         self.response: Response | None = None  # until the caller has left it
         self.timer: asyncio.TimerHandle | None = None  # aborts it, unless it is used before
         self.closed: asyncio.Future[None] | None = None
+        self.writable = asyncio.Event()
+        self.writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -179,8 +181,15 @@ class Connection(asyncio.Protocol):
         response.fail(error)
         self.transport.abort()
 
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.client.idle.pop(self, None)
+        self.writable.set()
         self.parser = None  # it refers to this object
         if self.timer:
             self.timer.cancel()
@@ -245,6 +254,15 @@ class Connection(asyncio.Protocol):
         self.response = response = Response(self)
         self.transport.write(request)
         return response
+
+    async def send_pieces(self, response: Response, pieces: AsyncIterator[bytes]) -> None:
+        """Send the body of a request as it comes, no faster than the server takes it. What they raise fails the response."""
+        try:
+            async for piece in pieces:
+                self.transport.write(piece)
+                await self.writable.wait()
+        except Exception as error:
+            self.fail(response, error)
 
     def leave(self) -> None:
         """The caller has left the response. If it took the body to its end, the rest may still come."""
@@ -352,9 +370,11 @@ class HttpClient:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         own: bool = False,
+        pieces: AsyncIterator[bytes] | None = None,
     ) -> AsyncIterator[Response]:
         """Send a request; yields the response once its headers are there. `headers`: further ones, without line breaks. `own`:
-        on a new connection, which is not reused.
+        on a new connection, which is not reused. `pieces`: a body as it comes, which needs `own` and its Content-Length in
+        `headers`; the rest of it is not sent once the response is there, and what it raises is raised here.
 
         Leaving the block before the end of the response aborts the connection. A server may close an idle connection just as a
         request is sent, so a request whose reused connection ends before the first byte of a response is sent once more, on a
@@ -378,7 +398,12 @@ class HttpClient:
         if connection is None:
             connection = await self.connect()
             response = connection.send(request)
-            await self.head_of(response)
+            sending = asyncio.create_task(connection.send_pieces(response, pieces)) if pieces else None
+            try:
+                await self.head_of(response)
+            finally:
+                if sending:
+                    sending.cancel()
         try:
             yield response
         finally:

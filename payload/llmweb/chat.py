@@ -6,12 +6,14 @@ was asked or answered is kept here.
 
 import hashlib
 import hmac
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, get_args
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -21,6 +23,7 @@ from llmserve.api.errors import ApiError, unauthenticated, unavailable
 from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.feedback.ratings import Reason
 from llmserve.gateway.in_flight import InFlightRequests
+from llmserve.gateway.uploads import pieces, size_of
 from llmserve.http_client import BadAnswer, Lost
 from llmserve.http_client import Response as Answer
 from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, language_of, same_site
@@ -35,7 +38,11 @@ BELOW = "/page"  # what follows is a path of the gateway
 PASSED_ON = frozenset(
     {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/usage")}
     | {(method, "/v1/feedback") for method in ("GET", "POST", "DELETE")}
+    | {("GET", "/v1/collections")}
 )
+# By which writers of collections list, add and remove documents.
+COLLECTIONS = "/v1/collections"
+DOCUMENTS = re.compile(r"/v1/collections/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/documents")
 BEGIN, SIGNED_IN, LOGIN = f"{ROOT}provider", f"{ROOT}signed-in", "__Host-llmkeep-login"
 MOST_AT_ONCE = 8  # requests of a holder: their bodies are in memory
 ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
@@ -161,16 +168,29 @@ class Chat(Site):
         exchange: Exchange = scope["llm"]
         request = Request(scope, receive)
         method, path = scope["method"], scope["path"].removeprefix(BELOW)
-        known = (method, path) in PASSED_ON
+        of_documents = method in {"GET", "POST", "DELETE"} and DOCUMENTS.fullmatch(path)
+        known = of_documents or (method, path) in PASSED_ON
         if known:
-            exchange.route = scope["path"]
+            exchange.route = f"{BELOW}{COLLECTIONS}/*" if of_documents else scope["path"]
             exchange.action = f"{method} {exchange.route}"
         session, identity = self.asking(request, exchange)
         if not known:
             raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
         with self.few(identity):
+            if of_documents:
+                await self.ask_of_documents(request, session, identity, send)
+                return
             body = await body_of(request, self.config.body_bytes) if method == "POST" else None
-            await self.ask(request, session, identity, body, send)
+            await self.ask(request, session, identity, path, body, send)
+
+    async def ask_of_documents(
+        self, request: Request, session: Session, identity: Identity, send: Send
+    ) -> None:
+        """Pass a request about documents on; a file goes on as it comes, and is never here as a whole. Raises ApiError."""
+        path = request.scope["path"].removeprefix(BELOW)
+        query = urlencode(request.query_params.multi_items())
+        file = pieces(request) if request.method == "POST" else None
+        await self.ask(request, session, identity, f"{path}?{query}" if query else path, None, send, file)
 
     @contextmanager
     def few(self, identity: Identity) -> Iterator[None]:
@@ -192,17 +212,29 @@ class Chat(Site):
                 del self.at_once[holder]
 
     async def ask(
-        self, request: Request, session: Session, identity: Identity, body: bytes | None, send: Send
+        self,
+        request: Request,
+        session: Session,
+        identity: Identity,
+        path: str,
+        body: bytes | None,
+        send: Send,
+        file: AsyncIterator[bytes] | None = None,
     ) -> None:
-        """Ask a gateway, and pass its answer on as it comes. Raises ApiError."""
+        """Ask a gateway, and pass its answer on as it comes. `file`: the body, where it is one. Raises ApiError."""
         scope = request.scope
         exchange: Exchange = scope["llm"]
-        method, path = scope["method"], scope["path"].removeprefix(BELOW)
+        method = scope["method"]
         headers = {
             **self.credential(session, request),
             "x-request-id": exchange.request_id.decode(),
             "traceparent": exchange.traceparent.decode(),
         }
+        if file:
+            headers |= {
+                "content-type": "application/octet-stream",
+                "content-length": str(size_of(request)),
+            }
         if exchange.address:
             headers["x-forwarded-for"] = exchange.address
         if request.headers.get("cache-control") == "no-cache":
@@ -211,7 +243,7 @@ class Chat(Site):
         exchange.public = True  # from here on the gateway records it
         try:
             with self.in_flight.watched(scope["peer"], identity, method, ends, ANSWER_SECONDS):
-                async with self.gateways.ask(method, path, body, headers) as answer:
+                async with self.gateways.ask(method, path, body, headers, file) as answer:
                     await relay(answer, self.renewal(request), send)
         except (OSError, TimeoutError, Lost, BadAnswer):
             raise unavailable(

@@ -16,9 +16,14 @@ class Gateways:
 
     @asynccontextmanager
     async def ask(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        pieces: AsyncIterator[bytes] | None = None,
     ) -> AsyncIterator[Response]:
-        """The response once its headers are there; leaving the block ends the request.
+        """The response once its headers are there; leaving the block ends the request. `pieces`: a body as it comes.
 
         Only a gateway that could not be connected to is passed over: what was sent once is not sent again. Raises ApiError 503
         if none is there, and what HttpClient does.
@@ -28,7 +33,7 @@ class Gateways:
             for client in list(self.clients):
                 try:
                     response = await asked.enter_async_context(
-                        client.request(method, path, body, headers, own=True)
+                        client.request(method, path, body, headers, own=True, pieces=pieces)
                     )
                 except (FileNotFoundError, ConnectionRefusedError):
                     continue

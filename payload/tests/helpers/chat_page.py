@@ -79,7 +79,8 @@ def served(
         "tenants": {"research": {"keep_prompts": True}},
         **options,
     }
-    variables = {"__edge_operator_socket": str(folder / "web.sock"), "__edge_chat_page": True}
+    variables: dict[str, Any] = {"__edge_operator_socket": str(folder / "web.sock"), "__edge_chat_page": True}
+    variables["__edge_uploads"] = "documents" in options
     with (
         running(folder, models or MODELS, **options) as service,
         in_front_of(folder / "http.sock", folder / "nginx", **variables) as edge,

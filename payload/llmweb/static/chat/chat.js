@@ -1,6 +1,7 @@
 // The chat page: one conversation with a model.
 import { Composer } from "./composer.js";
 import { Conversations, Unkept } from "./conversations.js";
+import { Documents } from "./documents.js";
 import { Gateway } from "./gateway.js";
 import { Library } from "./library.js";
 import * as messages from "./messages.js";
@@ -218,6 +219,7 @@ async function start() {
   at("#kept").addEventListener("toggle", () => at("#kept").open && orSay(look)());
   at("#forget").addEventListener("click", orSay(forget));
   showQuota();
+  new Documents(gateway).begin().catch((error) => error.code === "denied" || say(refused(error)));
   try {
     const models = await gateway.models();
     at("#model").replaceChildren(...models.map((name) => new Option(name, name, false, name === "default")));

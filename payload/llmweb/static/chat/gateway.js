@@ -34,12 +34,28 @@ export class Gateway {
       throw new Refusal("network", error.message);
     }
     if (response.ok) return response;
-    const id = response.headers.get("x-request-id") ?? "";
     const said = await response.json().catch(() => ({}));
-    // Key, token or session: whichever has ended, one signs in again.
-    const code = response.status === 401 ? "no_session" : said.error?.code;
-    const wait = [429, 503].includes(response.status) ? parseFloat(response.headers.get("retry-after")) : NaN;
-    throw new Refusal(code ?? `${response.status}`, said.error?.message ?? `${response.status}`, id, wait);
+    throw refusal(response.status, (name) => response.headers.get(name), said);
+  }
+
+  // Sends a file, and returns the response's object; throws Refusal. `progress` is called with the part of it that is sent, up to 1,
+  // which fetch does not tell.
+  send(path, file, progress) {
+    return new Promise((resolve, reject) => {
+      const request = new XMLHttpRequest();
+      request.open("POST", `/page/v1/${path}`);
+      request.setRequestHeader("x-csrf-token", this.token);
+      request.setRequestHeader("content-type", "application/octet-stream");
+      request.responseType = "json";
+      request.upload.addEventListener("progress", ({ loaded, total }) => progress(total ? loaded / total : 1));
+      request.addEventListener("error", () => reject(new Refusal("network", "the connection broke off")));
+      request.addEventListener("load", () => {
+        const { status, response } = request;
+        if (status < 300) resolve(response);
+        else reject(refusal(status, (name) => request.getResponseHeader(name), response ?? {}));
+      });
+      request.send(file);
+    });
   }
 
   // As `ask`, and again where a refusal says after how long. `waiting` is called with the seconds and the number of the retry.
@@ -105,6 +121,14 @@ export class Gateway {
     if (!whole) throw new Refusal("broken", "the answer has no end", id);
     return ended;
   }
+}
+
+// `header`: gives a header of the response, or null.
+function refusal(status, header, said) {
+  // Key, token or session: whichever has ended, one signs in again.
+  const code = status === 401 ? "no_session" : said.error?.code;
+  const wait = [429, 503].includes(status) ? parseFloat(header("retry-after")) : NaN;
+  return new Refusal(code ?? `${status}`, said.error?.message ?? `${status}`, header("x-request-id") ?? "", wait);
 }
 
 function pause(seconds, signal) {

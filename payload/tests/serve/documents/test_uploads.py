@@ -225,6 +225,7 @@ def test_the_edge_passes_an_upload_on_as_it_comes_and_refuses_one_over_its_limit
             assert message in refused.json()["error"]["message"]
         elsewhere = client.post("/v1/search", content=b"x" * 1001)
         assert "larger than 1000 bytes" in elsewhere.json()["error"]["message"]
+        assert client.get("/v1/collections").json()["uploads"] is True
         stranger = client.post(path, content=b"x" * LIMIT, headers={"authorization": ""})
         assert (stranger.status_code, stranger.json()["error"]["code"]) == (401, "missing_key")
         begun = edge.folder / "access.log"
