@@ -13,7 +13,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -100,13 +100,16 @@ class Intake:
         self.turn = asyncio.Lock()
         self.waiting: dict[str, Row] = {}  # by document, as the failures
         self.failures: OrderedDict[str, Row] = OrderedDict()
-        self.work: set[asyncio.Task[Outcome]] = set()
+        self.work: set[asyncio.Task[Any]] = (
+            set()
+        )  # on files that are here as a whole, and who answers for them
 
     def collection(self, order: Order) -> DocumentCollection:
         return DocumentCollection(self.client, self.config.documents.index, order.tenant, order.collection)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One order of a gateway; others are disconnected."""
+        answering = cast("asyncio.Task[Any]", asyncio.current_task())
         link: socket.socket = writer.get_extra_info("socket")
         _, user, _ = PEER.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
         try:
@@ -115,7 +118,7 @@ class Intake:
                 return
             async with asyncio.timeout(ORDER_SECONDS):
                 order = Order.model_validate_json(await reader.readuntil(b"\n"))
-            outcome = await self.answer(order, reader, writer)
+            outcome = await self.answer(order, reader, writer, answering)
             writer.write(outcome.model_dump_json().encode() + b"\n")
             await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
@@ -123,10 +126,15 @@ class Intake:
         except ValidationError:
             log.error("an order was none: do gateway and unit run the same release?")
         finally:
+            self.work.discard(answering)
             writer.close()
 
     async def answer(
-        self, order: Order, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        order: Order,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        answering: asyncio.Task[Any],
     ) -> Outcome:
         """Raises OSError, TimeoutError or IncompleteReadError where the file does not arrive."""
         if order.verb == "list":
@@ -152,7 +160,7 @@ class Intake:
         finally:
             if task is None:
                 self.places.leave(order.tenant)
-        self.work.add(task)
+        self.work |= {task, answering}
         task.add_done_callback(self.work.discard)
         done, _ = await asyncio.wait({task}, timeout=WAIT_SECONDS)
         return task.result() if done else Outcome(status="accepted", documents=(self.row(order),))
@@ -307,5 +315,11 @@ async def serve(config: IntakeConfig, client: "Elasticsearch") -> None:
         await stop.requested.wait()
         notify("STOPPING=1")
         server.close()
-        if intake.work:
-            await asyncio.wait(intake.work, timeout=STOP_SECONDS)
+        late = (await asyncio.wait(intake.work, timeout=STOP_SECONDS))[1] if intake.work else ()
+        if late:
+            log.warning("stopped before documents were added", extra={"fields": {"count": len(late)}})
+            logging.shutdown()
+            os._exit(
+                0
+            )  # no thread can be cancelled, and systemd would call it a failure after killing this one
+        server.close_clients()  # whose files are not here as a whole

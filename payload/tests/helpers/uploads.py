@@ -59,6 +59,21 @@ def intake(
 
 
 @contextmanager
+def instead(service: Service, number: int, changes: dict[str, Any], **constants: float) -> Iterator[Process]:
+    """Another unit on the socket of the one that runs, within the block."""
+    path = service.folder / "intake.sock"
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    process = intake(service, number, constants, **changes)
+    try:
+        yield process
+    finally:
+        process.stop()
+        path.unlink(missing_ok=True)
+        aside.rename(path)
+
+
+@contextmanager
 def taking_in(service: Service, **constants: float) -> Iterator[Process]:
     """Make the index, and run the unit within the block."""
     prepared = service.cli("documents", "prepare", "--config", str(service.folder / "gateway.yaml"))

@@ -3,11 +3,12 @@
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from document_files import drawn, pdf
 from edge import in_front_of
 from search_server import SearchServer, search_server
 from service import Service, eventually, running
-from uploads import LIMIT, intake, searching, taking_in
+from uploads import LIMIT, instead, intake, searching, taking_in
 
 from llmserve.documents.intake_protocol import name_fault
 
@@ -291,6 +292,87 @@ def test_while_the_unit_is_away_a_sentence_says_so_and_it_comes_back(service: Se
     finally:
         aside.rename(socket_path)
     assert upload(service, "a.md", b"A rule.").status_code == 201
+
+
+def hold_engine(service: Service, stack: ExitStack) -> Callable[[], None]:
+    """No text is embedded until the returned function is called, or the stack ends."""
+    process = service.engines["tiny"].process
+
+    def go_on() -> None:
+        process.send_signal(signal.SIGCONT)
+
+    process.send_signal(signal.SIGSTOP)
+    stack.callback(go_on)
+    return go_on
+
+
+def test_a_file_that_takes_long_is_accepted_listed_as_waiting_and_then_as_ready(service: Service) -> None:
+    with instead(service, 2, {}, WAIT_SECONDS=0.5), ExitStack() as stack:
+        go_on = hold_engine(service, stack)
+        accepted = upload(service, "slow.md", b"A slow rule.")
+        assert (accepted.status_code, accepted.json()["status"]) == (202, "accepted")
+        assert listed(service)["slow.md"]["status"] == "waiting"
+        go_on()
+        row = eventually(
+            "it is ready", lambda: (row := listed(service)["slow.md"])["status"] == "ready" and row
+        )
+    assert (row["by"], row["passages"]) == ("ada", 1)
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(30.0, True), (0.5, False)])
+def test_a_unit_that_is_stopped_ends_the_file_that_it_reads_within_its_time(
+    service: Service, seconds: float, left: bool
+) -> None:
+    name = f"stopped-{seconds:g}.md"
+    number = 3 + left
+    with ExitStack() as stack:
+        process = stack.enter_context(instead(service, number, {}, WAIT_SECONDS=0.5, STOP_SECONDS=seconds))
+        stack.enter_context(half_sent(service, service.key, "handbook", number))
+        go_on = hold_engine(service, stack)
+        assert upload(service, name, b"A rule that is read.").status_code == 202
+        process.process.terminate()
+        eventually("it stops", lambda: upload(service, "late.md", b"A rule.").status_code == 503)
+        if left:
+            go_on()
+        assert process.ended() == 0
+        assert ("stopped before documents were added" in process.log.read_text()) != left
+    assert (name in listed(service)) == left
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "reason"),
+    [
+        (
+            5,
+            {"audit": {"socket": "/nonexistent/audit.sock"}},
+            "try again later; an operator finds the reason",
+        ),
+        (6, {"engine": "/nonexistent/tiny.sock"}, "start the engine for embeddings"),
+        (7, {"documents": {"url": "http://127.0.0.1:9"}}, "the index is not reached, or refuses"),
+        (
+            8,
+            {"documents": {"index": "llmkeep-none"}},
+            "there is no index of documents yet: an operator restarts",
+        ),
+    ],
+    ids=["without the record", "without the engine", "without Elasticsearch", "without the index"],
+)
+def test_without_what_the_unit_needs_nothing_is_added_and_a_sentence_says_so(
+    service: Service, number: int, changes: dict[str, dict[str, str] | str], reason: str
+) -> None:
+    if isinstance(documents := changes.get("documents"), dict):
+        changes = {"documents": {**(service.documents or {}), **documents}}
+    name = f"lacking-{number}.md"
+    kept = upload(service, "kept.md", b"A rule that is there.").json()["id"]
+    with instead(service, number, changes), service.client() as client:
+        answer = upload(service, name, b"A rule.")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "documents_unavailable")
+        assert reason in answer.json()["error"]["message"]
+        if "audit" in changes:
+            path = f"/v1/collections/handbook/documents?document={kept}"
+            assert client.delete(path).status_code == 503
+    assert name not in listed(service)
+    assert "kept.md" in listed(service)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's process is started by root alone")
