@@ -1,6 +1,8 @@
 """The whole estate on kernels of its own, with encrypted volumes: what a container cannot show."""
 
+import json
 import time
+from typing import Any
 
 import pytest
 from estate import HOSTS, ROOT, Client, Lab, answered, changed, drill, leaks, request, verify, within
@@ -78,6 +80,39 @@ def test_an_operator_restarts_a_unit_that_is_named_and_no_other(estate: Lab) -> 
     assert after[0] != before[0]
     assert after[1] == before[1]
     assert "alice" in estate.on("llm1", "sudoreplay --directory /var/log/sudo-io --list")
+
+
+def test_a_session_of_an_operator_comes_to_be_on_the_control_nodes_record(estate: Lab) -> None:
+    status = "sudo --non-interactive systemctl --no-ask-password --no-pager --full status opa.service"
+    estate.on("llm1", f"runuser -u alice -- script --quiet --command '{status}' /dev/null < /dev/null")
+    estate.on("llm1", "systemctl start llmkeep-sudo-output.service")
+    digest = "cd /var/log/sudo-io/{} && LC_ALL=C sha256sum -- * | sha256sum"
+    # A look that the timer had begun is waited for, and may have been too early.
+    look = "systemctl start llmkeep-audit-witness.service; llmkeep audit show --subject alice --json || true"
+
+    def sessions() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in estate.on("ops1", look).splitlines()]
+
+    within(60, "the session", lambda: any(each["process.args"][-2] == "status" for each in sessions()))
+    (event,) = [each for each in sessions() if each["process.args"][-2] == "status"]
+    assert (event["host.name"], event["process.executable"]) == ("llm1", "/usr/bin/systemctl")
+    assert (event["process.exit_code"], event["event.outcome"]) == (0, "success")
+    assert (
+        estate.on("llm1", digest.format(event["llmkeep.session.id"])).split()[0]
+        == event["llmkeep.session.sha256"]
+    )
+    assert estate.on("ops1", "llmkeep audit verify; echo code $?").split()[-1] == "0"
+
+
+def test_a_session_that_runs_is_listed_once_its_sudo_is_gone(estate: Lab) -> None:
+    follow = "sudo --non-interactive journalctl --no-pager --unit=opa.service --follow"
+    estate.on("llm1", f"systemd-run --unit=follow runuser -u alice -- script --command '{follow}' /dev/null")
+    within(20, "the session", lambda: "--follow" in estate.on("llm1", "cat /var/log/sudo-io/alice-*/log"))
+    ledger = "systemctl start llmkeep-sudo-output.service; cat /var/lib/llmkeep-sudo-output/ledger"
+    assert "--follow" not in estate.on("llm1", ledger)
+    estate.on("llm1", "systemctl kill --signal=KILL follow; systemctl stop follow")
+    last = json.loads(estate.on("llm1", ledger).splitlines()[-1])
+    assert (last["arguments"][-1], last["interrupted"], last["exit"]) == ("--follow", True, None)
 
 
 MODELS = "/srv/llmkeep/models"
