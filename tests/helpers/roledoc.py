@@ -46,7 +46,7 @@ def render(role: Path) -> str:
     spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
     lines = [f"# {role.name}", "", sentence(spec["short_description"])]
     for paragraph in spec.get("description", []):
-        lines += ["", sentence(paragraph)]
+        lines += ["", *wrapped(sentence(paragraph))]
     lines += [
         "",
         "```yaml",
@@ -60,21 +60,22 @@ def render(role: Path) -> str:
     ]
     for kind, names in changes(role).items():
         if names:
-            listed = f"- {kind}: {', '.join(f'`{name}`' for name in names)}"
-            lines += wrap(listed, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    lines += ["", "## Variables", "", "| Name | Type | Default | Meaning |", "|---|---|---|---|"]
+            lines += wrapped(f"- {kind}: {', '.join(f'`{name}`' for name in names)}", "  ")
+    lines += ["", "## Variables", ""]
     for name, option in sorted(spec["options"].items()):
-        lines += rows(name, option)
+        lines += entries(name, option)
     if shared := shared_by(role):
         lines += [
             "",
             "## Shared variables",
             "",
-            "Variables of `_common` and of other roles that this role reads. Set them for all hosts that they concern.",
+            *wrapped(
+                "Variables of `_common` and of other roles that this role reads. Set them for all hosts that they concern."
+            ),
             "",
         ]
-        lines += ["| Name | Role | Type | Default | Meaning |", "|---|---|---|---|---|"]
-        lines += [row(name, option, of) for name, (of, option) in sorted(shared.items())]
+        for name, (owner, option) in sorted(shared.items()):
+            lines += entry(name, option, f"of {owner}, ")
     lines += [
         "",
         "## Checks",
@@ -82,7 +83,8 @@ def render(role: Path) -> str:
         "`playbooks/verify.yml` runs them; so do molecule and every run of the role.",
         "",
     ]
-    lines += [f"- `{check['id']}`: {check['title']}" for check in checks(role)]
+    for check in checks(role):
+        lines += wrapped(f"- `{check['id']}`: {check['title']}", "  ")
     return (
         "\n".join(lines)
         + "\n\n<!-- Written by tests/helpers/roledoc.py from meta/argument_specs.yml and tasks/verify.yml. -->\n"
@@ -230,25 +232,28 @@ def declared_by(role: Path) -> dict[str, dict[str, Any]]:
     return options
 
 
-def rows(name: str, option: dict[str, Any]) -> list[str]:
-    """A variable's lines of the table: its own, and one for each option below it."""
-    below = f"{name}[]" if option["type"] == "list" else name
-    found = [row(name, option)]
-    for each, inner in option.get("options", {}).items():
-        found += rows(f"{below}.{each}", inner)
-    return found
+def entries(name: str, option: dict[str, Any], indent: str = "") -> list[str]:
+    """A variable's entry of the list, and below it one for each option inside it."""
+    lines = entry(name, option, indent=indent)
+    for inner, value in option.get("options", {}).items():
+        lines += entries(inner, value, indent + "  ")
+    return lines
 
 
-def row(name: str, option: dict[str, Any], of: str = "") -> str:
-    """A variable's line of the table, in the table of shared ones with the role that declares it."""
+def entry(name: str, option: dict[str, Any], owner: str = "", indent: str = "") -> list[str]:
+    """A variable's entry of the list; of a shared one, with the role that declares it."""
     kind = option["type"] + (f" of {option['elements']}" if "elements" in option else "")
     default = "required" if option.get("required") else f"`{shown(option.get('default'))}`"
     meaning = option["description"]
     meaning = " ".join(meaning) if isinstance(meaning, list) else meaning
     if "choices" in option:
         meaning = f"{sentence(meaning)} One of {', '.join(str(choice) for choice in option['choices'])}"
-    role = f" {of} |" if of else ""
-    return f"| `{name}` |{role} {kind} | {default} | {cell(sentence(meaning))} |"
+    return wrapped(f"{indent}- `{name}` ({owner}{kind}, {default}): {sentence(meaning)}", indent + "  ")
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """The text in lines of 100 columns, each after the first one indented."""
+    return wrap(text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def shown(value: object) -> str:
@@ -256,9 +261,9 @@ def shown(value: object) -> str:
     if value is None:
         return "derived"
     if isinstance(value, str):
-        return cell(" ".join(value.split())) or '""'
+        return " ".join(value.split()) or '""'
     flow = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
-    return cell(flow.removesuffix("\n").removesuffix("\n...").strip())
+    return flow.removesuffix("\n").removesuffix("\n...").strip()
 
 
 def cell(text: str) -> str:

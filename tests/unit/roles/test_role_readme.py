@@ -22,15 +22,25 @@ def test_the_list_of_roles_is_that_of_features() -> None:
     )
 
 
-def test_sub_options_and_shared_variables_are_in_the_tables() -> None:
-    luks = (ROOT / "roles/luks/README.md").read_text()
-    assert "| `luks_volumes[].serial` | str | required |" in luks
-    assert "| `hsm_token` | _common | str | `llmkeep` |" in luks
-    assert "| `hsm_relay` | hsm |" in (ROOT / "roles/edge/README.md").read_text()
+def test_sub_options_are_listed_below_their_variable() -> None:
     nested = {"type": "dict", "description": "a", "options": {"b": {"type": "int", "description": "c"}}}
     option = {"type": "list", "elements": "dict", "description": "d", "options": {"e": nested}}
-    names = [line.split("`")[1] for line in roledoc.rows("top", option)]
-    assert names == ["top", "top[].e", "top[].e.b"]
+    assert roledoc.entries("top", option) == [
+        "- `top` (list of dict, `derived`): d.",
+        "  - `e` (dict, `derived`): a.",
+        "    - `b` (int, `derived`): c.",
+    ]
+
+
+def test_shared_variables_name_the_role_that_declares_them() -> None:
+    assert "- `hsm_token` (of _common, str, `llmkeep`)" in (ROOT / "roles/luks/README.md").read_text()
+    assert "- `hsm_relay` (of hsm, str, " in (ROOT / "roles/edge/README.md").read_text()
+
+
+@pytest.mark.parametrize("role", roledoc.ROLES, ids=lambda role: role.name)
+def test_no_line_of_an_entry_begins_a_list_of_its_own(role: Path) -> None:
+    lines = (role / "README.md").read_text().partition("## Variables")[2].splitlines()
+    assert [line for line in lines if re.match(r" *([-+*>]|\d+[.)]) (?!`)", line)] == []
 
 
 def test_what_a_role_does_to_a_host_is_read_from_its_tasks_and_variables() -> None:
