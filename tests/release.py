@@ -1,9 +1,9 @@
 """`make release VERSION=X.Y.Z`: the files of a release in dist/…, CHANGELOG.md, and the release's entry in changelogs/.
 
 Everything is made from the commit that is checked out, in a copy: the collection, wheels of llmkeep, llmkeep-core,
-llmkeep-proof and llmkeep-payload, and SHA256SUMS. The same commit and tools give the same bytes: dates are the commit's.
-`changelogs/releases.yml` has the commit, the parts of the suite that passed there, each file's sha256, and the digest of the
-image in `.lab/image` if it was made from this commit. No tag is read.
+llmkeep-proof and llmkeep-payload, the documentation site where its tools are installed, and SHA256SUMS. The same commit and
+tools give the same bytes: dates are the commit's. `changelogs/releases.yml` has the commit, the parts of the suite that passed
+there, each file's sha256, and the digest of the image in `.lab/image` if it was made from this commit. No tag is read.
 
 `--verify`: build the release again from the commit that releases.yml names, and compare digests; nothing is changed.
 
@@ -23,7 +23,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from llmkeep.bundle import wheels
+from llmkeep.bundle import site, wheels
 from llmkeep.errors import LlmkeepError
 
 PROGRAMS = Path(sys.executable).parent
@@ -170,6 +170,9 @@ def build(place: Path, out: Path, epoch: int) -> dict[str, str]:
     normalize(collection, epoch)
     for part in PARTS:
         wheels.build(place / part, out)
+    if site.PROGRAM.exists():
+        version = yaml.safe_load((place / "galaxy.yml").read_text())["version"]
+        pack_site(place, out / f"llmkeep-docs-{version}.tar.gz", epoch)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
     return digests
@@ -191,16 +194,31 @@ def normalize(collection: Path, epoch: int) -> None:
     manifest = json.loads(members["MANIFEST.json"][1])
     manifest["file_manifest_file"]["chksum_sha256"] = hashlib.sha256(listed).hexdigest()
     contents = {"MANIFEST.json": json.dumps(manifest, indent=1).encode(), "FILES.json": listed}
+    names = [*contents, *sorted(members.keys() - contents.keys())]
+    pack(collection, epoch, ((members[name][0], contents.get(name, members[name][1])) for name in names))
+
+
+def pack(path: Path, epoch: int, members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> None:
+    """Write an archive of these members, in their order and with one time."""
     with (
-        collection.open("wb") as file,
+        path.open("wb") as file,
         gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=epoch) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
-        for name in [*contents, *sorted(members.keys() - contents.keys())]:
-            member, content = members[name]
-            content = contents.get(name, content)
+        for member, content in members:
             member.mtime, member.size = epoch, len(content)
             archive.addfile(member, io.BytesIO(content))
+
+
+def pack_site(place: Path, path: Path, epoch: int) -> None:
+    """Write the documentation site as an archive, in a folder of the archive's name; Refused if a link is broken."""
+    made = place.parent / path.name.removesuffix(".tar.gz")
+    names = [str(each.relative_to(place)) for each in place.rglob("*") if each.is_file()]
+    if warnings := site.build(place, names, made):
+        raise Refused("the documentation has broken links:\n" + "\n".join(warnings))
+    files = [each for each in sorted(made.rglob("*")) if each.is_file()]
+    members = ((tarfile.TarInfo(str(each.relative_to(made.parent))), each.read_bytes()) for each in files)
+    pack(path, epoch, members)
 
 
 def image(tree: Path, commit: str) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmkeep.bundle import site
 from llmkeep.image.layout import Layout
 from tests import release
 
@@ -66,7 +67,11 @@ def tree(tmp_path: Path) -> Path:
         (tree / part / "pyproject.toml").write_text(PROJECT.format(name=name))
     (tree / "galaxy.yml").write_text((ROOT / "galaxy.yml").read_text())
     for name in ("README.md", "LICENSE"):
-        (tree / name).write_text(f"{name}\n")
+        (tree / name).write_text(f"# {name}\n")
+    (tree / "docs").mkdir()
+    (tree / "docs/conf.py").write_text(
+        "extensions = ['myst_parser']\nroot_doc = 'README'\nsuppress_warnings = ['toc.not_included']\n"
+    )
     (tree / ".gitignore").write_text(".lab/\ndist/\n")
     (tree / "changelogs/fragments").mkdir(parents=True)
     (tree / "changelogs/config.yaml").write_text((ROOT / "changelogs/config.yaml").read_text())
@@ -146,6 +151,7 @@ def test_states_an_image_of_this_commit_alone(tmp_path: Path, commit: str) -> No
     assert release.image(tmp_path, "a" * 40) == (record if commit == "a" * 40 else None)
 
 
+needs_sphinx = pytest.mark.skipif(not site.PROGRAM.exists(), reason="needs `make peers PEER=docs`")
 writes_changelogs = pytest.mark.skipif(
     not release.CHANGELOG_PROGRAM.exists(), reason="antsibull-changelog comes with `make peers PEER=release`"
 )
@@ -170,6 +176,7 @@ def test_a_release_is_made_again_with_the_same_bytes(tree: Path) -> None:
     assert set(entry["files"]) == {
         "llmkeep-estate-0.1.0.tar.gz",
         *(f"llmkeep{part}-0.1.0-py3-none-any.whl" for part in ("", "_core", "_payload", "_proof")),
+        *(["llmkeep-docs-0.1.0.tar.gz"] if site.PROGRAM.exists() else []),
     }
     assert "* Edge - it answers, at last.\n" in (tree / "CHANGELOG.md").read_text()
     assert not (tree / "changelogs/fragments/edge.yml").exists()
@@ -177,6 +184,23 @@ def test_a_release_is_made_again_with_the_same_bytes(tree: Path) -> None:
         assert {"MANIFEST.json", "FILES.json", "CHANGELOG.md"} <= set(collection.getnames())
     commit(tree)
     release.verify(tree, "0.1.0")
+
+
+@needs_sphinx
+def test_the_documentation_of_a_release_is_a_folder_to_unpack(tree: Path, tmp_path: Path) -> None:
+    release.pack_site(tree, tmp_path / "llmkeep-docs-0.1.0.tar.gz", 0)
+    with tarfile.open(tmp_path / "llmkeep-docs-0.1.0.tar.gz") as archive:
+        assert {name.split("/")[0] for name in archive.getnames()} == {"llmkeep-docs-0.1.0"}
+        page = archive.extractfile("llmkeep-docs-0.1.0/README.html")
+        assert page is not None
+        assert b"<h1>README.md" in page.read()
+
+
+@needs_sphinx
+def test_refuses_documentation_with_a_broken_link(tree: Path, tmp_path: Path) -> None:
+    (tree / "README.md").write_text("# Pages\n\nSee [this](gone.md).\n")
+    with pytest.raises(release.Refused, match=r"broken links:\nREADME\.md:3: .*gone\.md"):
+        release.pack_site(tree, tmp_path / "docs.tar.gz", 0)
 
 
 @writes_changelogs
