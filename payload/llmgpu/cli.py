@@ -120,17 +120,17 @@ def check_command(options: argparse.Namespace) -> int:
         trouble = str(error)
     finally:
         nvml.close()
-    found = judge(reading, trouble, config.expect, histories)
+    findings = judge(reading, trouble, config.expect, histories)
     if options.cuda:
-        found += cuda_findings(config.expect.count)
+        findings += cuda_findings(config.expect.count)
     if options.json:
         gpus = [asdict(gpu) for gpu in reading.gpus] if reading else []
         report = {
-            "accepted": not any(each.drains for each in found),
+            "accepted": not any(each.drains for each in findings),
             "driver": reading.driver if reading else None,
             "expected": config.expect.model_dump(exclude_none=True),
             "cuda": options.cuda,
-            "findings": [asdict(each) for each in found],
+            "findings": [asdict(each) for each in findings],
             "gpus": gpus,
         }
         print(json.dumps(report, indent=1))
@@ -139,13 +139,13 @@ def check_command(options: argparse.Namespace) -> int:
             print(
                 f"GPU {gpu.index}  {gpu.name or '-'}  {gpu.uuid or '-'}  {'lost' if gpu.lost else 'answers'}"
             )
-        for each in found:
+        for each in findings:
             print(
                 f"{'FAILED' if each.drains else 'warning'}: {each} (docs/operate/gpu-health.md#{each.runbook})"
             )
-        if not found:
+        if not findings:
             print(f"{config.expect.count} GPUs are as expected")
-    return int(any(each.drains for each in found))
+    return int(any(each.drains for each in findings))
 
 
 def cuda_findings(count: int) -> list[Finding]:
@@ -154,18 +154,22 @@ def cuda_findings(count: int) -> list[Finding]:
         answers = cuda.check()
     except cuda.CudaError as error:
         return [Finding("cuda", str(error), "no-cuda")]
-    found = [Finding("cuda", answer, "no-cuda", gpu=index) for index, answer in enumerate(answers) if answer]
+    findings = [
+        Finding("cuda", answer, "no-cuda", gpu=index) for index, answer in enumerate(answers) if answer
+    ]
     if len(answers) != count:
-        found.append(Finding("cuda", f"CUDA finds {len(answers)} GPUs, {count} are expected", "missing-gpu"))
-    return found
+        findings.append(
+            Finding("cuda", f"CUDA finds {len(answers)} GPUs, {count} are expected", "missing-gpu")
+        )
+    return findings
 
 
 def status_command(options: argparse.Namespace) -> int:
     config = load(options.config, GpuConfig)
     become_owner(config.state)
-    held = quarantine.load(config.state).quarantine
+    quarantines = quarantine.load(config.state).quarantine
     for name in config.engines:
-        entry = held.get(name)
+        entry = quarantines.get(name)
         print(
             f"{name}: quarantined since {entry.since} by {entry.by}: {entry.reason}"
             if entry
@@ -191,9 +195,9 @@ def settings_command(options: argparse.Namespace) -> int:
         refused = [each for gpu in gpus for each in declared.refusals(nvml, gpu, config.expect)]
         if refused:
             raise OrderError("\n".join([*refused, "no setting was changed"]))
-        found = [each for gpu in gpus for each in declared.differences(gpu, config.expect)]
-        due = [each for each in found if not each.pending]
-        waiting = [each for each in found if each.pending]
+        differences = [each for gpu in gpus for each in declared.differences(gpu, config.expect)]
+        due = [each for each in differences if not each.pending]
+        waiting = [each for each in differences if each.pending]
         if not options.check:
             divided = sorted({each.gpu for each in due if each.setting == declared.MIG})
             work = Maintenance(
@@ -219,7 +223,7 @@ def settings_command(options: argparse.Namespace) -> int:
             print(f"GPU {each.gpu}: {each.setting}: {each.before} -> {each.after}")
         for each in waiting:
             print(f"GPU {each.gpu}: {each.setting} is {each.after} after a reset of the GPU or a reboot")
-        if not found:
+        if not differences:
             print(f"the settings of {config.expect.count} GPUs are as declared")
     return 0
 
@@ -243,17 +247,17 @@ def order_command(options: argparse.Namespace) -> int:
     """Write one order, for the watch to record and carry out."""
     config = load(options.config, GpuConfig)
     if options.command != "repaired" and options.engine not in config.engines:
-        known = ", ".join(config.engines) or "none"
-        raise OrderError(f"there is no engine '{options.engine}' on this host: {known}")
-    with orders.edited(config.orders) as given:
+        engines = ", ".join(config.engines) or "none"
+        raise OrderError(f"there is no engine '{options.engine}' on this host: {engines}")
+    with orders.edited(config.orders) as order_set:
         if options.command == "drain":
-            orders.drain(given, options.engine, options.operator, options.reason)
+            orders.drain(order_set, options.engine, options.operator, options.reason)
         elif options.command == "undrain":
-            orders.undrain(given, options.engine, options.operator, options.reason)
+            orders.undrain(order_set, options.engine, options.operator, options.reason)
         else:
             if not options.uuid.startswith("GPU-"):
                 raise OrderError(f"'{options.uuid}' is no UUID of a GPU: `llm-gpu check` prints them")
-            orders.repaired(given, options.uuid, options.operator, options.reason)
+            orders.repaired(order_set, options.uuid, options.operator, options.reason)
     print("ordered: llm-gpu.service records it and carries it out, `llm-gpu status` shows it")
     return 0
 

@@ -50,9 +50,9 @@ def try_all() -> list[str]:
     def call(name: str, *arguments: object) -> None:
         function: Callable[..., int] = getattr(cuda, name)
         if code := function(*arguments):
-            said = ctypes.c_char_p()
-            cuda.cuGetErrorName(code, ctypes.byref(said))
-            raise CudaError(f"{name} failed with {(said.value or b'').decode() or code}")
+            error_name = ctypes.c_char_p()
+            cuda.cuGetErrorName(code, ctypes.byref(error_name))
+            raise CudaError(f"{name} failed with {(error_name.value or b'').decode() or code}")
 
     call("cuInit", ctypes.c_uint(0))
     count = ctypes.c_int()

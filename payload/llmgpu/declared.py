@@ -32,24 +32,24 @@ class Difference:
 
 def differences(gpu: Gpu, expect: Expect) -> Iterator[Difference]:
     """What differs from the declaration, in the order in which it is set. `gpu` answers."""
-    for setting, value, wanted, pending in (
+    for setting, value, target, pending in (
         (PERSISTENCE, gpu.persistence, expect.persistence, None),
         (ECC, gpu.ecc, expect.ecc, gpu.ecc_pending),
     ):
-        if wanted is not None and value is not wanted:
-            yield Difference(gpu.index, setting, WORDS[value], WORDS[wanted], pending is wanted)
+        if target is not None and value is not target:
+            yield Difference(gpu.index, setting, WORDS[value], WORDS[target], pending is target)
     if expect.compute_mode and gpu.compute_mode != expect.compute_mode:
         yield Difference(gpu.index, COMPUTE, gpu.compute_mode or WORDS[None], expect.compute_mode)
     if (watts := expect.power_limit_watts) and gpu.power_limit != watts:
         before = WORDS[None] if gpu.power_limit is None else f"{gpu.power_limit:g} W"
         yield Difference(gpu.index, POWER, before, f"{watts:g} W")
     profiles = expect.layout(gpu.index)
-    wanted = expect.mig if profiles is None else bool(profiles)
-    if gpu.mig is None and not wanted:
+    target = expect.mig if profiles is None else bool(profiles)
+    if gpu.mig is None and not target:
         return  # a GPU that cannot be divided is one that is not
-    if wanted is not None and (gpu.mig is not wanted or (profiles and profiles != gpu.mig_instances)):
-        before, after = layout(gpu.mig, gpu.mig_instances), layout(wanted, profiles or ())
-        yield Difference(gpu.index, MIG, before, after, gpu.mig is not wanted and gpu.mig_pending is wanted)
+    if target is not None and (gpu.mig is not target or (profiles and profiles != gpu.mig_instances)):
+        before, after = layout(gpu.mig, gpu.mig_instances), layout(target, profiles or ())
+        yield Difference(gpu.index, MIG, before, after, gpu.mig is not target and gpu.mig_pending is target)
 
 
 def layout(mig: bool | None, profiles: tuple[str, ...]) -> str:
@@ -127,21 +127,21 @@ def set_mig(handle: Any, mode: bool, profiles: tuple[str, ...]) -> bool:
 
 def known_profiles(handle: Any) -> dict[str, Any]:
     """What a GPU whose MIG is on can be divided into, by name."""
-    found = {}
+    profiles = {}
     for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
         if (info := supported(pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, number)) is not None:
-            found[profile(info.name)] = info
-    return found
+            profiles[profile(info.name)] = info
+    return profiles
 
 
 def instances_of(handle: Any) -> list[tuple[str, Any]]:
     """A GPU's instances, each with the name of its profile; root alone may list them."""
-    found = []
+    instances = []
     for name, info in known_profiles(handle).items():
         array, count = (pynvml.c_nvmlGpuInstance_t * info.instanceCount)(), ctypes.c_uint(info.instanceCount)
         pynvml.nvmlDeviceGetGpuInstances(handle, info.id, array, ctypes.byref(count))
-        found += [(name, array[number]) for number in range(count.value)]
-    return found
+        instances += [(name, array[number]) for number in range(count.value)]
+    return instances
 
 
 def compute_profiles(instance: Any) -> Iterator[Any]:
@@ -167,12 +167,12 @@ def destroy(instances: list[tuple[str, Any]]) -> None:
 
 def create(handle: Any, profiles: tuple[str, ...]) -> None:
     """Make GPU instances, the largest first, each with one compute instance that has all of it."""
-    known = known_profiles(handle) if profiles else {}
-    if unknown := sorted(set(profiles) - set(known)):
+    available = known_profiles(handle) if profiles else {}
+    if unknown := sorted(set(profiles) - set(available)):
         raise SettingError(
-            f"the GPU has no MIG profile {unknown[0]}: declare those of {', '.join(sorted(known))}"
+            f"the GPU has no MIG profile {unknown[0]}: declare those of {', '.join(sorted(available))}"
         )
-    for name in sorted(profiles, key=lambda each: -known[each].sliceCount):
-        instance = pynvml.nvmlDeviceCreateGpuInstance(handle, known[name].id)
+    for name in sorted(profiles, key=lambda each: -available[each].sliceCount):
+        instance = pynvml.nvmlDeviceCreateGpuInstance(handle, available[name].id)
         whole = max(compute_profiles(instance), key=lambda info: info.sliceCount)
         pynvml.nvmlGpuInstanceCreateComputeInstance(instance, whole.id)

@@ -46,15 +46,15 @@ def judge(
     """
     if reading is None:
         return [Finding("reading", f"no reading of the GPUs: {trouble}", "no-reading")]
-    found = []
+    findings = []
     # Indices shift when the driver no longer counts a GPU, so which engine has lost it is not known.
     if len(reading.gpus) != expect.count:
         text = f"the driver finds {len(reading.gpus)} GPUs, {expect.count} are expected: see `lspci -d 10de:`"
-        found.append(Finding("count", text, "missing-gpu"))
+        findings.append(Finding("count", text, "missing-gpu"))
     for gpu in reading.gpus:
-        found += lost(gpu) if gpu.lost else state_of(gpu, expect)
-        found += xids(gpu, histories.get(gpu.uuid, history.HEALTHY))
-    return found
+        findings += lost(gpu) if gpu.lost else state_of(gpu, expect)
+        findings += xids(gpu, histories.get(gpu.uuid, history.HEALTHY))
+    return findings
 
 
 def lost(gpu: Gpu) -> list[Finding]:
@@ -64,10 +64,10 @@ def lost(gpu: Gpu) -> list[Finding]:
 def xids(gpu: Gpu, state: history.State) -> Iterator[Finding]:
     """One finding for each Xid whose advice was not followed yet."""
     for code, action in history.pending(state).items():
-        known = TABLE[code]
+        entry = TABLE[code]
         again = f", again after {state[code].reboots} reboots" if state[code].reboots else ""
-        text = f"Xid {code} ({known.meaning}){again}: {ADVICE[action]}"
-        yield Finding(f"xid-{code}", text, known.runbook, gpu=gpu.index)
+        text = f"Xid {code} ({entry.meaning}){again}: {ADVICE[action]}"
+        yield Finding(f"xid-{code}", text, entry.runbook, gpu=gpu.index)
 
 
 def state_of(gpu: Gpu, expect: Expect) -> Iterator[Finding]:

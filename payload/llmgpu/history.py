@@ -47,11 +47,11 @@ State = Mapping[int, Seen]  # by code; only those of the table that drain
 HEALTHY: State = {}
 
 
-def advice(code: int, seen: Seen) -> Action:
+def advice(code: int, xid: Seen) -> Action:
     """The action that `code` asks for in this state."""
-    if not seen.active:
+    if not xid.active:
         return "none"
-    return "inspect" if seen.reboots >= REBOOTS else TABLE[code].action
+    return "inspect" if xid.reboots >= REBOOTS else TABLE[code].action
 
 
 def after(state: State, event: Event) -> State:
@@ -61,8 +61,8 @@ def after(state: State, event: Event) -> State:
             return HEALTHY
         case Rebooted():
             return {
-                code: Seen(False, seen.reboots + 1) if advice(code, seen) in ("reset", "reboot") else seen
-                for code, seen in state.items()
+                code: Seen(False, xid.reboots + 1) if advice(code, xid) in ("reset", "reboot") else xid
+                for code, xid in state.items()
             }
         case Happened(code):
             if code not in TABLE or not TABLE[code].drains:
@@ -77,4 +77,4 @@ def replay(events: Iterable[Event], state: State = HEALTHY) -> State:
 
 def pending(state: State) -> dict[int, Action]:
     """The codes that keep this GPU from serving, each with its advice; empty if none does."""
-    return {code: advice(code, seen) for code, seen in sorted(state.items()) if seen.active}
+    return {code: advice(code, xid) for code, xid in sorted(state.items()) if xid.active}

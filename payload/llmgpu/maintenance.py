@@ -91,10 +91,12 @@ class Maintenance:
     def drain(self, engines: Sequence[str], reason: str) -> None:
         """Return once each is quarantined on the record, and each gateway has ended what it had begun there."""
         for name in engines:
-            with orders.edited(self.config.orders) as given:
-                held = name in given.drains
-                orders.drain(given, name, self.operator, given.drains[name].reason if held else reason)
-            if not held:
+            with orders.edited(self.config.orders) as order_set:
+                existing = name in order_set.drains
+                orders.drain(
+                    order_set, name, self.operator, order_set.drains[name].reason if existing else reason
+                )
+            if not existing:
                 self.drained.append(name)
         for name in engines:
             wait(
@@ -114,8 +116,8 @@ class Maintenance:
     def status(self, engine: str) -> str:
         """What `llm-gpu status` says of it. A process of its own, which reads the watch's file as the watch's user."""
         arguments = [sys.executable, "-P", "-m", "llmgpu", "status", "--config", str(self.config_path)]
-        said = subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
-        return next((line for line in said.splitlines() if line.startswith(f"{engine}: ")), "")
+        output = subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
+        return next((line for line in output.splitlines() if line.startswith(f"{engine}: ")), "")
 
     def on_record(self, engine: str) -> bool:
         """Whether the watch has quarantined it for this operator."""
@@ -143,7 +145,7 @@ class Maintenance:
             raise OrderError(
                 f"the gateway with metrics on 127.0.0.1:{port} does not answer: {error}"
             ) from error
-        states = {found["socket"]: found["state"] for found in ADMISSION.finditer(text)}
+        states = {match["socket"]: match["state"] for match in ADMISSION.finditer(text)}
         state = states.get(socket, DRAINED)  # a gateway that does not know the socket sends nothing there
         if state == KEPT and not self.take_last:
             raise OrderError(
@@ -164,8 +166,8 @@ class Maintenance:
         failed = [unit for unit in self.stopped if systemctl("start", unit)]
         for name in self.drained:
             if self.config.engines[name].unit not in failed:
-                with orders.edited(self.config.orders) as given:
-                    orders.undrain(given, name, self.operator, f"{given.drains[name].reason}: done")
+                with orders.edited(self.config.orders) as order_set:
+                    orders.undrain(order_set, name, self.operator, f"{order_set.drains[name].reason}: done")
         if failed:
             raise SettingError(
                 f"{failed[0]} does not start, and stays drained: see `journalctl --unit {failed[0]}`, then `llm-gpu undrain`"

@@ -63,30 +63,30 @@ class GpuGauges(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        seen = self.look()
+        snapshot = self.look()
         age = GaugeMetricFamily("llm_gpu_last_success_age_seconds", "Age of the last successful reading")
-        age.add_metric([], seen.age)
+        age.add_metric([], snapshot.age)
         yield age
         present = GaugeMetricFamily("llm_gpu_present", "1 if the GPU answers", labels=["gpu", "uuid", "name"])
-        for gpu in seen.reading.gpus:
+        for gpu in snapshot.reading.gpus:
             present.add_metric([str(gpu.index), gpu.uuid, gpu.name], not gpu.lost)
         yield present
         for name, text, value in GAUGES:
             family = GaugeMetricFamily(name, text, labels=["gpu"])
-            for gpu in seen.reading.gpus:
-                if not gpu.lost and (known := value(gpu)) is not None:
-                    family.add_metric([str(gpu.index)], known)
+            for gpu in snapshot.reading.gpus:
+                if not gpu.lost and (measurement := value(gpu)) is not None:
+                    family.add_metric([str(gpu.index)], measurement)
             yield family
         findings = GaugeMetricFamily("llm_gpu_findings", "What is wrong now", labels=["gpu", "drains"])
-        for gpu_index in ["", *(str(gpu.index) for gpu in seen.reading.gpus)]:
+        for gpu_index in ["", *(str(gpu.index) for gpu in snapshot.reading.gpus)]:
             for drains in (True, False):
-                number = seen.findings.get((gpu_index, drains), 0)
+                number = snapshot.findings.get((gpu_index, drains), 0)
                 findings.add_metric([gpu_index, "yes" if drains else "no"], number)
         yield findings
         quarantined = GaugeMetricFamily(
             "llm_gpu_engine_quarantined", "1 while the engine is quarantined", labels=["engine"]
         )
-        for engine, value_ in seen.quarantined.items():
+        for engine, value_ in snapshot.quarantined.items():
             quarantined.add_metric([engine], value_)
         yield quarantined
 
@@ -109,8 +109,8 @@ class Metrics:
 
     def count(self, gpu: int | None, code: int, number: int) -> None:
         """`gpu`: its index, or None if the driver did not say."""
-        known = gpu is not None and gpu < self.gpus
-        self.xids.labels(str(gpu) if known else "unknown", label(code)).inc(number)
+        in_range = gpu is not None and gpu < self.gpus
+        self.xids.labels(str(gpu) if in_range else "unknown", label(code)).inc(number)
 
     def listen(self, host: str, port: int, quarantine: Callable[[], bytes]) -> ThreadingHTTPServer:
         """Serve GET /metrics in a thread: 200, or 503 without a recent reading. For gateways of other hosts, GET /quarantine

@@ -146,28 +146,28 @@ class Nvml:
 
     def gpu(self, index: int) -> Gpu:
         """One GPU's reading; `lost` if it no longer answers."""
-        known = self.handles.get(index)
-        if known is None:
+        entry = self.handles.get(index)
+        if entry is None:
             return Gpu(index, lost=True)
         try:
-            return read_gpu(index, known)
+            return read_gpu(index, entry)
         except pynvml.NVMLError_GpuIsLost:
-            return Gpu(index, known.uuid, known.name, lost=True)
+            return Gpu(index, entry.uuid, entry.name, lost=True)
 
     def wait(self, seconds: float) -> Counter[tuple[str, int]]:
         """Wait for Xid events, for at most `seconds` each; returns their number by UUID ("" if unknown) and code.
 
         Returns once nothing more waits, so that a storm ends up as one number. Raises NvmlError.
         """
-        found: Counter[tuple[str, int]] = Counter()
+        counts: Counter[tuple[str, int]] = Counter()
         end = time.monotonic() + seconds
-        uuids = {address(known.handle): known.uuid for known in self.handles.values()}
-        while (left := end - time.monotonic()) > 0 or found:
-            patience = 0 if found else max(1, round(1000 * left))
+        uuids = {address(entry.handle): entry.uuid for entry in self.handles.values()}
+        while (remaining := end - time.monotonic()) > 0 or counts:
+            patience = 0 if counts else max(1, round(1000 * remaining))
             try:
                 event = pynvml.nvmlEventSetWait_v2(self.events, patience)
             except pynvml.NVMLError_Timeout:
-                if found:
+                if counts:
                     break
                 continue
             except (
@@ -178,15 +178,15 @@ class Nvml:
             except pynvml.NVMLError as error:
                 raise NvmlError(message(error)) from error
             if event.eventType == XID_EVENTS:
-                found[uuids.get(address(event.device), ""), int(event.eventData)] += 1
+                counts[uuids.get(address(event.device), ""), int(event.eventData)] += 1
             if time.monotonic() > end:
                 break  # a storm must not keep the next reading away
-        return found
+        return counts
 
 
-def read_gpu(index: int, known: Handle) -> Gpu:
+def read_gpu(index: int, entry: Handle) -> Gpu:
     """All values of one GPU; raises NVMLError_GpuIsLost."""
-    handle = known.handle
+    handle = entry.handle
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     used = supported(pynvml.nvmlDeviceGetUtilizationRates, handle)
     ecc = supported(pynvml.nvmlDeviceGetEccMode, handle)
@@ -200,12 +200,12 @@ def read_gpu(index: int, known: Handle) -> Gpu:
         for kind in (pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)
     )
     down = (
-        link for link in range(known.links) if not supported(pynvml.nvmlDeviceGetNvLinkState, handle, link)
+        link for link in range(entry.links) if not supported(pynvml.nvmlDeviceGetNvLinkState, handle, link)
     )
     return Gpu(
         index,
-        known.uuid,
-        known.name,
+        entry.uuid,
+        entry.name,
         memory_total=memory.total,
         memory_used=memory.used,
         utilization=None if used is None else used.gpu / 100,
@@ -229,7 +229,7 @@ def read_gpu(index: int, known: Handle) -> Gpu:
         pcie_width_max=supported(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
         pcie_generation=supported(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
         pcie_generation_max=supported(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-        nvlinks=known.links,
+        nvlinks=entry.links,
         nvlinks_down=tuple(down),
         mig=None if mig is None else flag(mig[0]),
         mig_pending=None if mig is None else flag(mig[1]),
@@ -240,14 +240,14 @@ def read_gpu(index: int, known: Handle) -> Gpu:
 
 def mig_instances(handle: Any) -> tuple[str, ...]:
     """Profiles of a GPU's MIG devices, sorted. By their names, which every user may read; the instances are root's to list."""
-    found = []
+    profiles = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
             device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-            found.append(profile(pynvml.nvmlDeviceGetName(device)))
+            profiles.append(profile(pynvml.nvmlDeviceGetName(device)))
         except (pynvml.NVMLError_NotFound, pynvml.NVMLError_NoPermission):
             continue  # no device there, or one that this user may not see
-    return tuple(sorted(found))
+    return tuple(sorted(profiles))
 
 
 def profile(name: str) -> str:

@@ -76,23 +76,25 @@ def edited(path: Path) -> Iterator[Orders]:
 
 def drain(orders: Orders, engine: str, operator: str, reason: str) -> None:
     """Drain an engine; raises OrderError if another operator has drained it."""
-    held = orders.drains.get(engine)
-    if held and held.operator != operator:
-        raise OrderError(f"'{engine}' was drained by {held.operator} ({held.reason}): only they change that")
-    orders.drains[engine] = Drain(operator, reason, held.since if held else now())
+    current = orders.drains.get(engine)
+    if current and current.operator != operator:
+        raise OrderError(
+            f"'{engine}' was drained by {current.operator} ({current.reason}): only they change that"
+        )
+    orders.drains[engine] = Drain(operator, reason, current.since if current else now())
 
 
 def undrain(orders: Orders, engine: str, operator: str, reason: str) -> None:
     """Take back a drain; raises OrderError unless this operator gave it."""
-    held = orders.drains.get(engine)
-    if held is None:
+    current = orders.drains.get(engine)
+    if current is None:
         raise OrderError(
             f"no operator has drained '{engine}'. What llm-gpu quarantined itself ends once its GPUs are healthy: "
             "`llm-gpu status` says what is wrong with them"
         )
-    if held.operator != operator:
+    if current.operator != operator:
         raise OrderError(
-            f"'{engine}' was drained by {held.operator} ({held.reason}), not by {operator}: ask them to"
+            f"'{engine}' was drained by {current.operator} ({current.reason}), not by {operator}: ask them to"
         )
     del orders.drains[engine]
     orders.ended[engine] = Drain(operator, reason, now())

@@ -73,7 +73,7 @@ def save(path: Path, saved: Saved) -> None:
     content = {
         "boot": saved.boot,
         "histories": {
-            uuid: {str(code): [seen.active, seen.reboots] for code, seen in state.items()}
+            uuid: {str(code): [xid.active, xid.reboots] for code, xid in state.items()}
             for uuid, state in saved.histories.items()
         },
         "quarantine": {name: asdict(entry) for name, entry in saved.quarantine.items()},

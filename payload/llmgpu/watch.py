@@ -68,20 +68,20 @@ class Reader:
         """Read until a GPU has been missing for a while: only a library that is opened anew finds it again. Raises NvmlError."""
         missing = 0
         while missing < REOPEN:
-            reading = self.named(nvml.read())
+            reading = self.with_uuids(nvml.read())
             with self.lock:
                 self.reading, self.trouble = reading, ""
             self.news.set()
             due = time.monotonic() + self.seconds
-            while (left := due - time.monotonic()) > 0:
-                found = nvml.wait(left)
-                if found:
+            while (remaining := due - time.monotonic()) > 0:
+                counts = nvml.wait(remaining)
+                if counts:
                     with self.lock:
-                        self.xids.update(found)
+                        self.xids.update(counts)
                     self.news.set()
             missing = missing + 1 if reading.present < self.expected else 0
 
-    def named(self, reading: Reading) -> Reading:
+    def with_uuids(self, reading: Reading) -> Reading:
         """The reading, in which lost GPUs have the UUIDs that they had before."""
         self.uuids |= {gpu.index: gpu.uuid for gpu in reading.gpus if gpu.uuid}
         gpus = (replace(gpu, uuid=gpu.uuid or self.uuids.get(gpu.index, "")) for gpu in reading.gpus)
@@ -102,8 +102,8 @@ class Reader:
     def take_xids(self) -> Counter[tuple[str, int]]:
         """The events since the last call."""
         with self.lock:
-            found, self.xids = self.xids, Counter()
-        return found
+            counts, self.xids = self.xids, Counter()
+        return counts
 
 
 class Watch:
@@ -124,9 +124,9 @@ class Watch:
             quarantine.save(config.state, self.saved)
         self.findings: list[Finding] = []
         self.last_sick: dict[str, float] = {}  # by engine: time.monotonic()
-        self.told: dict[tuple[str, int | None], str] = {}  # findings that were logged
+        self.reports: dict[tuple[str, int | None], str] = {}  # findings that were logged
         self.xids = XidLog()
-        self.said: dict[str, float] = {}  # what was logged lately: time.monotonic()
+        self.messages: dict[str, float] = {}  # what was logged lately: time.monotonic()
         self.records = True  # whether the audit writer has taken all events of this round
         self.began = time.monotonic()
         self.indices: dict[str, int] = {}  # of GPUs by UUID
@@ -139,12 +139,12 @@ class Watch:
         counts: Counter[tuple[str, bool]] = Counter(
             ("" if each.gpu is None else str(each.gpu), each.drains) for each in self.findings
         )
-        held = self.saved.quarantine
+        quarantines = self.saved.quarantine
         return Snapshot(
             reading,
             time.monotonic() - reading.at,
             dict(counts),
-            {engine: engine in held for engine in self.config.engines},
+            {engine: engine in quarantines for engine in self.config.engines},
         )
 
     def run(self, stopped: Callable[[], bool]) -> bool:
@@ -180,21 +180,21 @@ class Watch:
             self.indices |= {gpu.uuid: gpu.index for gpu in reading.gpus if gpu.uuid}
         self.remember(self.reader.take_xids())
         try:
-            given = orders.load(self.config.orders)
+            order_set = orders.load(self.config.orders)
         except StateError as error:
-            given = orders.Orders(self.drains_as_saved())
+            order_set = orders.Orders(self.drains_as_saved())
             self.say(str(error))
-        self.apply_repairs(given.repairs)
+        self.apply_repairs(order_set.repairs)
         if reading is None and time.monotonic() - self.began < self.config.stale_seconds:
             return  # the first reading of a driver that wakes its GPUs up takes long
         self.findings = judge(reading, trouble, self.config.expect, self.saved.histories)
         self.tell()
-        self.decide(given)
+        self.decide(order_set)
 
-    def remember(self, found: Counter[tuple[str, int]]) -> None:
+    def remember(self, counts: Counter[tuple[str, int]]) -> None:
         """Count events, and keep what each does to its GPU's state; saved only if that changes it."""
         changed = False
-        for (uuid, code), number in found.items():
+        for (uuid, code), number in counts.items():
             index = self.indices.get(uuid)
             self.metrics.count(index, code, number)
             self.xids.add(index, uuid, code, number)
@@ -223,12 +223,12 @@ class Watch:
 
     def drains_as_saved(self) -> dict[str, orders.Drain]:
         """The operators' drains, while the file with their orders cannot be read."""
-        held = self.saved.quarantine.items()
+        entries = self.saved.quarantine.items()
         return {
-            name: orders.Drain(each.by, each.reason, each.since) for name, each in held if each.by != WATCH
+            name: orders.Drain(each.by, each.reason, each.since) for name, each in entries if each.by != WATCH
         }
 
-    def decide(self, given: orders.Orders) -> None:
+    def decide(self, order_set: orders.Orders) -> None:
         """Compare what is quarantined with what has to be; each change is on record before it takes effect."""
         now = time.monotonic()
         for name, served in self.config.engines.items():
@@ -239,25 +239,25 @@ class Watch:
             ]
             if wrong:
                 self.last_sick[name] = now
-            held = self.saved.quarantine.get(name)
+            current = self.saved.quarantine.get(name)
             socket = str(served.socket)
-            if drain := given.drains.get(name):
-                wanted: Entry | None = Entry(socket, drain.operator, drain.reason, drain.since)
+            if drain := order_set.drains.get(name):
+                target: Entry | None = Entry(socket, drain.operator, drain.reason, drain.since)
             elif wrong:
                 reason = "; ".join(map(str, wrong))[:REASON]
-                since = held.since if held and held.by == WATCH else orders.now()
-                wanted = Entry(socket, WATCH, reason, since)
-            elif held and held.by == WATCH and not self.well_for(name, now):
-                wanted = held
+                since = current.since if current and current.by == WATCH else orders.now()
+                target = Entry(socket, WATCH, reason, since)
+            elif current and current.by == WATCH and not self.well_for(name, now):
+                target = current
             else:
-                wanted = None
-            if wanted:
-                if wanted != held:
-                    self.put(name, wanted)
-            elif held:
-                ended = given.ended.get(name)
+                target = None
+            if target:
+                if target != current:
+                    self.put(name, target)
+            elif current:
+                ended = order_set.ended.get(name)
                 self.take_back(
-                    name, ended.reason if ended and held.by != WATCH else "its GPUs are healthy again"
+                    name, ended.reason if ended and current.by != WATCH else "its GPUs are healthy again"
                 )
         for name in set(self.saved.quarantine) - set(self.config.engines):
             self.take_back(name, "this host has no such engine any more")
@@ -296,19 +296,19 @@ class Watch:
         """Log findings that are new, and those that are over; not what changes within one, as a temperature does."""
         now = {(each.check, each.gpu): each for each in self.findings}
         for key, each in now.items():
-            if key not in self.told:
+            if key not in self.reports:
                 level = logging.ERROR if each.drains else logging.WARNING
                 log.log(level, "finding", extra={"fields": {"finding": str(each), "runbook": each.runbook}})
-        for key in self.told.keys() - now.keys():
-            log.info("finding is over", extra={"fields": {"finding": self.told[key]}})
-        self.told = {key: self.told.get(key, str(each)) for key, each in now.items()}
+        for key in self.reports.keys() - now.keys():
+            log.info("finding is over", extra={"fields": {"finding": self.reports[key]}})
+        self.reports = {key: self.reports.get(key, str(each)) for key, each in now.items()}
 
     def say(self, text: str) -> None:
         """Log it, unless it was logged less than LOG_SECONDS ago."""
         now = time.monotonic()
-        self.said = {each: at for each, at in self.said.items() if now - at < LOG_SECONDS}
-        if text not in self.said:
-            self.said[text] = now
+        self.messages = {each: at for each, at in self.messages.items() if now - at < LOG_SECONDS}
+        if text not in self.messages:
+            self.messages[text] = now
             log.error(text)
 
 
@@ -328,8 +328,8 @@ class XidLog:
         self.logged = {key: at for key, at in self.logged.items() if now - at < LOG_SECONDS}
         for key in [key for key in self.counts if key not in self.logged]:
             gpu, uuid, code = key
-            known = TABLE.get(code)
-            meaning = known.meaning if known else "not in this release's table"
+            entry = TABLE.get(code)
+            meaning = entry.meaning if entry else "not in this release's table"
             fields = {
                 "gpu": gpu,
                 "uuid": uuid,
@@ -338,7 +338,7 @@ class XidLog:
                 "meaning": meaning,
             }
             log.log(
-                logging.ERROR if known and known.drains else logging.WARNING, "Xid", extra={"fields": fields}
+                logging.ERROR if entry and entry.drains else logging.WARNING, "Xid", extra={"fields": fields}
             )
             self.logged[key] = now
 
