@@ -275,7 +275,7 @@ def logged(
         estate: Lab = request.getfixturevalue("estate")
         estate.on(
             "ops1",
-            f"llmkeep site {WITH_LOGS} --tags elasticsearch,documents,llm_serving,filebeat",
+            f"llmkeep site {WITH_LOGS} --tags elasticsearch,documents,llm_serving,edge,filebeat",
             timeout=900,
         )
 

@@ -1,19 +1,30 @@
 """Two tenants' documents on the estate: added by root of the serving host, searched and cited through the edge."""
 
+import base64
+import http.client
 import json
+import runpy
+import ssl
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from estate import WITH_LOGS, Client, Lab, open_client, request
+from estate import ROOT, WITH_LOGS, Client, Lab, elasticsearch, open_client, request, within
 
 SOURCE = "/etc/llmkeep/policy/source"
 COLLECTIONS = """
-handbook: {tenant: research, readers: [developer]}
+handbook: {tenant: research, readers: [developer], writers: [developer]}
 plans: {tenant: sales, readers: [developer]}
 """
 MARKERS = {"handbook": "heron-7461", "plans": "crane-9953"}
 TENANTS = {"handbook": "research", "plans": "sales"}
 RULE = "Travel is booked a week ahead, by the form with the number {}."
 MODEL = "smollm2-135m-instruct"
+FILES = runpy.run_path(str(ROOT / "payload/tests/helpers/document_files.py"))
+BINARY = {
+    "manual.pdf": FILES["pdf"](FILES["drawn"]("The first page."), FILES["drawn"]("The plover-31 runs.")),
+    "letter.docx": FILES["docx"](FILES["paragraph"]("The dunlin-52 waits.")),
+}
 
 
 def add(lab: Lab, collection: str, text: str) -> str:
@@ -87,9 +98,111 @@ def test_a_removed_document_is_found_no_more_and_its_removal_is_on_record(
     assert "added" in add(logged, "handbook", RULE.format(MARKERS["handbook"]))
 
 
+def test_a_pdf_and_a_docx_are_read_by_a_process_that_can_open_nothing(
+    logged: Lab, client: Client, keys: dict[str, str]
+) -> None:
+    options = "--collection handbook --tenant research"
+    for name, content in BINARY.items():
+        command = f"base64 --decode > /run/{name} && llm-serve documents add {options} /run/{name} && rm /run/{name}"
+        assert "added" in logged.on("llm1", command, given=base64.b64encode(content).decode())
+    for query, name, page in (("plover-31", "manual.pdf", 2), ("dunlin-52", "letter.docx", 1)):
+        body = {"query": query, "collections": ["handbook"], "size": 50}
+        status, answer = request(client, "POST", "/v1/search", body, keys["handbook"])
+        assert status == 200, answer
+        [passage] = [each for each in json.loads(answer)["data"] if query in each["text"]]
+        assert (passage["name"], passage["page"]) == (name, page)
+
+
+def test_the_documents_of_an_index_for_another_model_are_carried_to_a_new_one(
+    logged: Lab, client: Client, keys: dict[str, str]
+) -> None:
+    """By the host's own key. The old index is a copy that has another name."""
+    status = "llm-serve documents status --json --collection plans --tenant sales"
+    before = json.loads(logged.on("llm1", status))
+    assert before["bytes"] > 0
+    unblocked = {"settings": {"index.blocks.write": None}}
+    elasticsearch(logged, "PUT", f"/{before['index']}/_block/write")
+    elasticsearch(logged, "POST", f"/{before['index']}/_clone/llmkeep-documents-old", unblocked)
+    actions = [
+        {"add": {"index": "llmkeep-documents-old", "alias": "llmkeep-documents"}},
+        {"remove_index": {"index": before["index"]}},
+    ]
+    elasticsearch(logged, "POST", "/_aliases", {"actions": actions})
+    elasticsearch(logged, "GET", "/llmkeep-documents/_count")
+    output = logged.on("llm1", "llm-serve documents reindex")
+    assert f"{before['index']} in the place of llmkeep-documents-old" in output
+    after = json.loads(logged.on("llm1", status))
+    assert after | {"bytes": 0} == before | {"bytes": 0}
+    assert "has the vectors of" in logged.on("llm1", "llm-serve documents reindex")
+    for collection, key in keys.items():
+        body = {"query": "When is travel booked?", "collections": [collection]}
+        _, answer = request(client, "POST", "/v1/search", body, key)
+        assert MARKERS[collection] in answer.decode()
+
+
+def upload(client: Client, key: str, name: str, content: bytes) -> tuple[int, str]:
+    """Add a document to the handbook through the edge; the status, and how it ended."""
+    target = urlsplit(client.url)
+    context = ssl.create_default_context(cafile=str(client.ca))
+    link = http.client.HTTPSConnection(str(target.hostname), target.port, context=context, timeout=120)
+    try:
+        path = f"/v1/collections/handbook/documents?name={name}"
+        link.request("POST", path, content, {"authorization": f"Bearer {key}"})
+        answer = link.getresponse()
+        said = json.loads(answer.read())
+    finally:
+        link.close()
+    return answer.status, said.get("status") or said["error"]["code"]
+
+
+def test_what_a_writer_uploads_through_the_edge_is_found_by_its_tenant_alone(
+    logged: Lab, client: Client, keys: dict[str, str]
+) -> None:
+    """Files of more than other requests may have, which the unit's own user reads and writes with its own key."""
+    page = f"<p>The upload of the bittern-58 is known.</p><!--{'x' * (3 << 20)}-->".encode()
+    manual = FILES["pdf"](FILES["drawn"]("A page."), FILES["drawn"]("The whimbrel-64 is uploaded."))
+    for name, content in (("upload.html", page), ("upload.pdf", manual)):
+        assert upload(client, keys["plans"], name, content) == (404, "collection_not_found")
+        status, outcome = upload(client, keys["handbook"], name, content)
+        assert (status, outcome) in {(201, "added"), (202, "accepted")}
+
+    def rows() -> dict[str, Any]:
+        status, answer = request(client, "GET", "/v1/collections/handbook/documents", key=keys["handbook"])
+        assert status == 200, answer
+        return {each["name"]: each for each in json.loads(answer)["data"]}
+
+    within(
+        60,
+        "both are ready",
+        lambda: {rows()[f"upload.{end}"]["status"] for end in ("html", "pdf")} == {"ready"},
+    )
+    for query, name, number in (("bittern-58", "upload.html", 1), ("whimbrel-64", "upload.pdf", 2)):
+        body = {"query": query, "collections": ["handbook"], "size": 50}
+        _, answer = request(client, "POST", "/v1/search", body, keys["handbook"])
+        [passage] = [each for each in json.loads(answer)["data"] if query in each["text"]]
+        assert (passage["name"], passage["page"]) == (name, number)
+        for collection in TENANTS:
+            _, answer = request(
+                client, "POST", "/v1/search", body | {"collections": [collection]}, keys["plans"]
+            )
+            assert query not in answer.decode()
+    document = rows()["upload.pdf"]["id"]
+    path = f"/v1/collections/handbook/documents?document={document}"
+    assert request(client, "DELETE", path, key=keys["plans"])[0] == 404
+    assert request(client, "DELETE", path, key=keys["handbook"])[0] == 204
+    assert "upload.pdf" not in rows()
+    record = logged.on("llm1", f"grep --no-filename {document} /var/log/llm-audit/records-*.jsonl")
+    events = [json.loads(line) for line in record.splitlines()]
+    by_user = {
+        (each["event.action"], each["user.id"]) for each in events if "document." in each["event.action"]
+    }
+    assert by_user == {("document.added", "eve@lab"), ("document.removed", "eve@lab")}
+
+
 @pytest.mark.usefixtures("client")
 def test_no_text_of_a_document_is_in_a_log(logged: Lab) -> None:
     for host in ("ops1", "llm1"):
         assert not logged.on(
-            host, f"journalctl --output=cat | grep -E '{'|'.join(MARKERS.values())}' || true"
+            host,
+            f"journalctl --output=cat | grep -E '{'|'.join([*MARKERS.values(), 'bittern-58', 'whimbrel-64'])}' || true",
         ).strip()
