@@ -35,14 +35,14 @@ terminal = Console(stderr=True, highlight=False)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     known = parser()
-    given, more = known.parse_known_args(arguments)
-    if more and given.verb != "site":
+    options, more = known.parse_known_args(arguments)
+    if more and options.verb != "site":
         known.error(f"unrecognized arguments: {' '.join(more)}")
-    given.more = more
+    options.more = more
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it started, like Ctrl-C
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # root's, after a plain `su`
     try:
-        return run(given)
+        return run(options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return error.exit_code
@@ -135,67 +135,67 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run(given: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run the chosen command; returns its exit code."""
-    if given.verb == "prepare":
+    if arguments.verb == "prepare":
         require_root()
-        require_programs([given.kind])
+        require_programs([arguments.kind])
         with Steps(terminal, CHECKOUT / ".lab" / "logs").series() as begin:
-            KINDS[given.kind].base(begin)
+            KINDS[arguments.kind].base(begin)
         return 0
-    instance = Instance(given.instance, given.inventory)
-    match given.verb:
+    instance = Instance(arguments.instance, arguments.inventory)
+    match arguments.verb:
         case "up":
-            return up(instance, given.ok_if_up)
+            return up(instance, arguments.ok_if_up)
         case "down" | "destroy":
-            return stop(instance, given.verb)
+            return stop(instance, arguments.verb)
         case "status":
-            return show_status(instance, given.json)
+            return show_status(instance, arguments.json)
         case "sink":
-            return show_sink(instance, given.json, given.clear)
+            return show_sink(instance, arguments.json, arguments.clear)
         case "open":
-            return open_or_close(instance, given.close)
+            return open_or_close(instance, arguments.close)
         case "floor":
-            like = Instance(given.like) if given.like else None
+            like = Instance(arguments.like) if arguments.like else None
             for line in floor.floor(
-                instance, given.bundle, steps(instance), restore=given.restore, like=like
+                instance, arguments.bundle, steps(instance), restore=arguments.restore, like=like
             ):
                 print(line)
             return 0
         case "demo":
-            demo.demo(instance, given.bundle, given.question, steps(instance))
+            demo.demo(instance, arguments.bundle, arguments.question, steps(instance))
             return 0
         case "netns":
             instance.require_up()
             return subprocess.call(
-                instance.namespace.command(*after_dashes(given.command)), env=instance.environment()
+                instance.namespace.command(*after_dashes(arguments.command)), env=instance.environment()
             )
         case "site":
             instance.require_up()
             return subprocess.call(
-                demo.playbook(instance, "site.yml", *after_dashes(given.more, needed=False)),
+                demo.playbook(instance, "site.yml", *after_dashes(arguments.more, needed=False)),
                 env=instance.environment(),
                 cwd=CHECKOUT,
             )
-    machine = instance.machine(given.host)
-    match given.verb:
+    machine = instance.machine(arguments.host)
+    match arguments.verb:
         case "ssh":
             require_power(machine)
             return subprocess.call(instance.ssh(machine))
         case "exec":
             require_power(machine)
-            words = after_dashes(given.command)
+            words = after_dashes(arguments.command)
             return subprocess.call(instance.ssh(machine, words[0] if len(words) == 1 else shlex.join(words)))
     with instance.changing():
-        change(instance, machine, given)
+        change(instance, machine, arguments)
     return 0
 
 
-def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> None:
+def change(instance: Instance, machine: Machine, arguments: argparse.Namespace) -> None:
     """The commands that change one host."""
-    if given.verb != "plug":
+    if arguments.verb != "plug":
         instance.require_up()
-    match given.verb:
+    match arguments.verb:
         case "power-off":
             instance.power_off(machine)
         case "power-on":
@@ -205,25 +205,25 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
         case "join":
             machine.join()
         case "snapshot":
-            if given.of:
-                with terminal.status(f"copying {given.name} of {machine.host.name}"):
-                    machine.take_over(Instance(given.of).machine(given.host), given.name)
+            if arguments.of:
+                with terminal.status(f"copying {arguments.name} of {machine.host.name}"):
+                    machine.take_over(Instance(arguments.of).machine(arguments.host), arguments.name)
                 return
             if machine.running():
                 instance.settle(machine)
             with terminal.status(f"copying the disks of {machine.host.name}"):
-                machine.snapshot(given.name)
+                machine.snapshot(arguments.name)
         case "restore":
-            machine.require_snapshot(given.name)
+            machine.require_snapshot(arguments.name)
             instance.power_off(machine)
             with terminal.status(f"putting back the disks of {machine.host.name}"):
-                machine.restore(given.name)
+                machine.restore(arguments.name)
             power_on(machine)
         case "enrol":
-            machine.enrol(given.certificate)
+            machine.enrol(arguments.certificate)
         case "plug":
             with terminal.status(f"writing the medium of {machine.host.name}"):
-                plug(machine, given.source)
+                plug(machine, arguments.source)
 
 
 def power_on(machine: Machine) -> None:

@@ -70,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--address", required=True)
     parser.add_argument("--port", required=True, type=int)
     parser.add_argument("--port-file", required=True, type=Path, help="where to write the port it listens on")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     listener = listening_socket()
-    with given.namespace.open("rb") as handle:
+    with options.namespace.open("rb") as handle:
         os.setns(handle.fileno(), os.CLONE_NEWNET)
-    staged = given.port_file.with_suffix(".new")
+    staged = options.port_file.with_suffix(".new")
     staged.write_text(f"{listener.getsockname()[1]}\n", encoding="ascii")
-    staged.replace(given.port_file)
-    asyncio.run(serve(listener, given.address, given.port))
+    staged.replace(options.port_file)
+    asyncio.run(serve(listener, options.address, options.port))
 
 
 if __name__ == "__main__":

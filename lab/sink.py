@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--inside", required=True, nargs="+", help="addresses of the lab: no packet to them is recorded"
     )
     parser.add_argument("--file", required=True, type=Path, help="where to append JSON lines")
-    given = parser.parse_args(arguments)
-    listen(given.interface, given.gateway, frozenset(given.inside), given.file)
+    options = parser.parse_args(arguments)
+    listen(options.interface, options.gateway, frozenset(options.inside), options.file)
 
 
 if __name__ == "__main__":

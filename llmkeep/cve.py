@@ -67,23 +67,23 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_cve)
 
 
-def _cve(given: argparse.Namespace) -> int:
+def _cve(arguments: argparse.Namespace) -> int:
     tree = source_tree.located()
-    inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
-    for bundle in filter(None, (given.database, given.fixed_by)):
+    inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
+    for bundle in filter(None, (arguments.database, arguments.fixed_by)):
         require_signed(bundle)
-    scan = software.scan(tree, inventories, given, given.database, given.days, given.waivers)
-    if given.fixed_by:
-        fixes.close(scan, given.fixed_by, given.database, datetime.now(UTC))
+    scan = software.scan(tree, inventories, arguments, arguments.database, arguments.days, arguments.waivers)
+    if arguments.fixed_by:
+        fixes.close(scan, arguments.fixed_by, arguments.database, datetime.now(UTC))
     # Numbers by another limit or other waivers are not the estate's.
-    if (given.database, given.days, given.waivers) == (CURRENT, database.DAYS, PLACES.waivers):
-        runs.note(runs.VULNERABLE, tree, given, estate.summary(scan))
-    if given.vex:
-        durable.write(given.vex, vex.document(scan), 0o644)
+    if (arguments.database, arguments.days, arguments.waivers) == (CURRENT, database.DAYS, PLACES.waivers):
+        runs.note(runs.VULNERABLE, tree, arguments, estate.summary(scan))
+    if arguments.vex:
+        durable.write(arguments.vex, vex.document(scan), 0o644)
     print(
         json.dumps(scan, indent=1, ensure_ascii=False)
-        if given.json
-        else printable("\n".join(lines(scan, not given.limit)))
+        if arguments.json
+        else printable("\n".join(lines(scan, not arguments.limit)))
     )
     if not estate.complete(scan):
         return UNKNOWN

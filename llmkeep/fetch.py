@@ -199,28 +199,28 @@ def fetch(places: Places, connection: dict[str, Any], host: str, name: str) -> s
     )
 
 
-def _fetch(given: argparse.Namespace) -> int:
-    for what, word in (("HOST", given.host), ("NAME", given.name)):
+def _fetch(arguments: argparse.Namespace) -> int:
+    for what, word in (("HOST", arguments.host), ("NAME", arguments.name)):
         if not WORD.fullmatch(word):
             raise ReleaseError(
                 f"{what} is {word[:120]!r}: use letters, digits and . _ - after the first character"
             )
     tree = verified_tree()
     playbook = (tree / "playbooks/candidate.yml").resolve()
-    inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     event: dict[str, object] = {
-        "event.action": f"release fetch {given.name} from {given.host}",
+        "event.action": f"release fetch {arguments.name} from {arguments.host}",
         "event.type": ["info"],
     }
-    with recorded(tree, playbook, inventories, given, event) as outcome:
+    with recorded(tree, playbook, inventories, arguments, event) as outcome:
         code, heard = play(playbook, inventories, [], quiet=True, asked=frozenset({CONNECTION}))
         connections = {host: json.loads(text) for (_, host), text in heard.said.items()}
-        if code or given.host not in connections:
+        if code or arguments.host not in connections:
             listed = ", ".join(sorted(connections)) or "; ".join(heard.failures + heard.complaints) or "none"
             raise ReleaseError(
-                f"{given.host} is no host in [train] of {', '.join(map(str, inventories))}, which has: {listed}"
+                f"{arguments.host} is no host in [train] of {', '.join(map(str, inventories))}, which has: {listed}"
             )
-        message = fetch(given.places, connections[given.host], given.host, given.name)
+        message = fetch(arguments.places, connections[arguments.host], arguments.host, arguments.name)
         outcome.code = 0
     print(message)
     return 0

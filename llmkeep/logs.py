@@ -108,30 +108,34 @@ def line(document: dict[str, Any]) -> str:
     return printable(f"{document.get('@timestamp')} {where} {by} {json.dumps(rest, sort_keys=True)}")
 
 
-def _find(given: argparse.Namespace) -> int:
-    found = find(given.places, given.request, given.wait)
+def _find(arguments: argparse.Namespace) -> int:
+    found = find(arguments.places, arguments.request, arguments.wait)
     for document in found:
-        print(json.dumps(document, sort_keys=True) if given.json else line(document))
+        print(json.dumps(document, sort_keys=True) if arguments.json else line(document))
     if not found:
         raise Refused(
             NOTHING_FOUND,
-            f"no document has http.request.id {given.request!r}: take the id from the answer's header X-Request-Id; what a "
+            f"no document has http.request.id {arguments.request!r}: take the id from the answer's header X-Request-Id; what a "
             "host has not shipped yet is in its journal (`journalctl -g ID`)",
         )
     return 0
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> int:
     now = datetime.now(UTC)
-    with asked(given.places) as client:
-        namespaces = given.places.logs_sources.read_text("ascii").split()
+    with asked(arguments.places) as client:
+        namespaces = arguments.places.logs_sources.read_text("ascii").split()
         found = logs_check.check(
-            client, namespaces, now - timedelta(hours=given.hours), now, timedelta(seconds=given.settle)
+            client,
+            namespaces,
+            now - timedelta(hours=arguments.hours),
+            now,
+            timedelta(seconds=arguments.settle),
         )
     result = logs_check.recorded(found, now)
-    if given.record:
-        write(given.places.logs_checked, result, 0o600)
-    if given.json:
+    if arguments.record:
+        write(arguments.places.logs_checked, result, 0o600)
+    if arguments.json:
         print(result.decode())
     else:
         print("\n".join(map(printable, logs_check.lines(found))))

@@ -43,12 +43,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_list)
 
 
-def _list(given: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace) -> int:
     tree = verified_tree()
     playbook = (tree / "playbooks/packages.yml").resolve()
-    places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    places = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     with recorded(
-        tree, playbook, places, given, {"event.action": "packages list", "event.type": ["info"]}
+        tree, playbook, places, arguments, {"event.action": "packages list", "event.type": ["info"]}
     ) as outcome:
         outcome.code, heard = play(
             playbook, places, [], quiet=True, asked=frozenset({PRINTED}), most_bytes=MOST_BYTES
@@ -62,10 +62,10 @@ def _list(given: argparse.Namespace) -> int:
         )
     hosts = {host: names(host, text) for (_, host), text in heard.said.items()}
     text = document(hosts)
-    if given.out:
-        durable.write(given.out, text.encode(), 0o644)
+    if arguments.out:
+        durable.write(arguments.out, text.encode(), 0o644)
         print(
-            f"{given.out}: {len(set().union(*hosts.values()))} packages of {len(hosts)} hosts",
+            f"{arguments.out}: {len(set().union(*hosts.values()))} packages of {len(hosts)} hosts",
             file=sys.stderr,
         )
     else:

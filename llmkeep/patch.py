@@ -55,26 +55,26 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_patch)
 
 
-def _patch(given: argparse.Namespace) -> int:
+def _patch(arguments: argparse.Namespace) -> int:
     tree = source_tree.located()
     playbook = (tree / "playbooks/patch.yml").resolve()
-    places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    places = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     options: dict[str, object] = {
-        "patch_only_plan": given.plan,
-        "patch_back": given.back,
-        "patch_last_instance": given.last_instance,
-        "patch_without_rollback": given.without_rollback,
-        "patch_reboot": not given.no_reboot,
+        "patch_only_plan": arguments.plan,
+        "patch_back": arguments.back,
+        "patch_last_instance": arguments.last_instance,
+        "patch_without_rollback": arguments.without_rollback,
+        "patch_reboot": not arguments.no_reboot,
     }
-    if given.canary_key_file:
-        options["patch_canary_key_file"] = str(given.canary_key_file.resolve())
+    if arguments.canary_key_file:
+        options["patch_canary_key_file"] = str(arguments.canary_key_file.resolve())
     words = ["--extra-vars", json.dumps(options)]
-    if given.limit:
-        words += ["--limit", given.limit]
-    with recorded(tree, playbook, places, given) as outcome:
+    if arguments.limit:
+        words += ["--limit", arguments.limit]
+    with recorded(tree, playbook, places, arguments) as outcome:
         outcome.code, heard = play(playbook, places, words)
         outcome.hosts, outcome.accepted = heard.hosts, heard.accepted
-    if given.plan and outcome.code == 0:
-        for line in software.plan(tree, places, given):
+    if arguments.plan and outcome.code == 0:
+        for line in software.plan(tree, places, arguments):
             print(printable(line))
     return outcome.code

@@ -139,33 +139,39 @@ def variables(name: str, groups: dict[str, Any]) -> dict[str, Any]:
     return dict(hosts[name])
 
 
-def _replace(given: argparse.Namespace) -> int:
+def _replace(arguments: argparse.Namespace) -> int:
     tree = verified_tree()
-    places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
-    hostvars = variables(given.name, listed(places, tree))
-    for line in plan(given.places, given.name, given.keep_volumes):
+    places = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
+    hostvars = variables(arguments.name, listed(places, tree))
+    for line in plan(arguments.places, arguments.name, arguments.keep_volumes):
         print(line)
-    if given.plan:
+    if arguments.plan:
         return 0
-    if given.host_key:
+    if arguments.host_key:
         trust(
-            str(hostvars.get("ansible_host", given.name)),
+            str(hostvars.get("ansible_host", arguments.name)),
             int(hostvars.get("ansible_port", 22)),
-            given.host_key,
+            arguments.host_key,
             KNOWN_HOSTS,
         )
-    event: dict[str, object] = {"event.action": f"host replace {given.name}", "event.reason": given.reason}
+    event: dict[str, object] = {
+        "event.action": f"host replace {arguments.name}",
+        "event.reason": arguments.reason,
+    }
     playbook = (tree / "playbooks/replace-host.yml").resolve()
-    with recorded(tree, playbook, places, given, event) as outcome:
-        outcome.code, report = play(playbook, places, ["--limit", given.name], quiet=True)
+    with recorded(tree, playbook, places, arguments, event) as outcome:
+        outcome.code, report = play(playbook, places, ["--limit", arguments.name], quiet=True)
         outcome.hosts = report.hosts
         if outcome.code:
             raise ReplaceError(
-                "; ".join(map(printable, report.failures)) or f"{given.name} could not be asked"
+                "; ".join(map(printable, report.failures)) or f"{arguments.name} could not be asked"
             )
-        print(replace(given.places, given.name, given.reason, who(), given.keep_volumes), flush=True)
+        print(
+            replace(arguments.places, arguments.name, arguments.reason, who(), arguments.keep_volumes),
+            flush=True,
+        )
         outcome.code, report = play(
-            (tree / "playbooks/revoke.yml").resolve(), places, ["--limit", f"all:!{given.name}"]
+            (tree / "playbooks/revoke.yml").resolve(), places, ["--limit", f"all:!{arguments.name}"]
         )
         outcome.hosts = report.hosts
     if outcome.code == 0:
@@ -204,26 +210,28 @@ def replace_disk(places: Places, host: str, volume: str, serial: str) -> str:
     return f"{host}/{volume}: recovery key and header of the dead disk are in {path}"
 
 
-def _replace_disk(given: argparse.Namespace) -> int:
+def _replace_disk(arguments: argparse.Namespace) -> int:
     tree = verified_tree()
-    places = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
-    require_declared(given.host, given.volume, given.serial, listed(places, tree))
-    volume = f"{given.host}/{given.volume}"
+    places = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
+    require_declared(arguments.host, arguments.volume, arguments.serial, listed(places, tree))
+    volume = f"{arguments.host}/{arguments.volume}"
     print(
-        f"{volume}: made anew on {given.serial}, empty. `llmkeep site` brings models and releases back, and nothing else"
+        f"{volume}: made anew on {arguments.serial}, empty. `llmkeep site` brings models and releases back, and nothing else"
     )
-    if given.plan:
+    if arguments.plan:
         return 0
-    if registered_serial(given.places, given.host, given.volume) == given.serial:
-        print(f"{volume} is on {given.serial} already: nothing was left to do")
+    if registered_serial(arguments.places, arguments.host, arguments.volume) == arguments.serial:
+        print(f"{volume} is on {arguments.serial} already: nothing was left to do")
         return 0
-    event: dict[str, object] = {"event.action": f"disk replace {volume}", "event.reason": given.reason}
+    event: dict[str, object] = {"event.action": f"disk replace {volume}", "event.reason": arguments.reason}
     playbook = (tree / "playbooks/replace-disk.yml").resolve()
-    with recorded(tree, playbook, places, given, event) as outcome:
+    with recorded(tree, playbook, places, arguments, event) as outcome:
         outcome.code, report = play(playbook, places, ["--extra-vars", json.dumps({"volume": volume})])
         outcome.hosts = report.hosts
         if outcome.code == 0:
-            print(replace_disk(given.places, given.host, given.volume, given.serial), flush=True)
+            print(
+                replace_disk(arguments.places, arguments.host, arguments.volume, arguments.serial), flush=True
+            )
             print("next: llmkeep site -i INVENTORY")
     return outcome.code
 

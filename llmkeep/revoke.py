@@ -23,17 +23,17 @@ INVENTORY = "/etc/llmkeep/renew/hosts.yml"
 HOSTS_MISSING = 3
 
 
-def _distributed(verb: Callable[[Places, str, str, str], str], given: argparse.Namespace) -> int:
+def _distributed(verb: Callable[[Places, str, str, str], str], arguments: argparse.Namespace) -> int:
     """Change the record and the list, then bring the list to all hosts."""
     tree = verified_tree()
     playbook = (tree / "playbooks/revoke.yml").resolve()
-    inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     event: dict[str, object] = {
-        "event.action": f"pki {verb.__name__} {given.name}",
-        "event.reason": given.reason,
+        "event.action": f"pki {verb.__name__} {arguments.name}",
+        "event.reason": arguments.reason,
     }
-    with recorded(tree, playbook, inventories, given, event) as outcome:
-        print(verb(given.places, given.name, given.reason, who()), flush=True)
+    with recorded(tree, playbook, inventories, arguments, event) as outcome:
+        print(verb(arguments.places, arguments.name, arguments.reason, who()), flush=True)
         outcome.code, heard = play(playbook, inventories, [])
         outcome.hosts = heard.hosts
     return outcome.code and (130 if outcome.code == 130 else HOSTS_MISSING)
@@ -55,34 +55,34 @@ def _record(action: str, host: str, more: runs.Event) -> None:
         )
 
 
-def _request(given: argparse.Namespace) -> str:
-    if given.csr:
+def _request(arguments: argparse.Namespace) -> str:
+    if arguments.csr:
         csr = (
             sys.stdin.buffer.read(edges.LARGEST_REQUEST + 1)
-            if given.csr == "-"
-            else Path(given.csr).read_bytes()
+            if arguments.csr == "-"
+            else Path(arguments.csr).read_bytes()
         )
-        names = [name for name in given.names.split(",") if name]
-        return edges.accept(given.places, given.host, names, csr, given.hsm)
-    if given.new_key:
-        edge = edges.retire(given.places, given.host)
-        _record("request --new-key", given.host, {"llmkeep.key.sha256": edge.key})
-        edge.write(given.places, given.host)
+        names = [name for name in arguments.names.split(",") if name]
+        return edges.accept(arguments.places, arguments.host, names, csr, arguments.hsm)
+    if arguments.new_key:
+        edge = edges.retire(arguments.places, arguments.host)
+        _record("request --new-key", arguments.host, {"llmkeep.key.sha256": edge.key})
+        edge.write(arguments.places, arguments.host)
         return (
-            f"{given.host} makes a new key and request with the next `llmkeep site`, and serves today's certificate until "
+            f"{arguments.host} makes a new key and request with the next `llmkeep site`, and serves today's certificate until "
             "the new one is installed"
         )
-    return edges.hand_out(given.places, given.host)
+    return edges.hand_out(arguments.places, arguments.host)
 
 
-def _install(given: argparse.Namespace) -> str:
-    host, root = given.host, given.root.read_bytes() if given.root else None
-    before = edges.Edge.read(given.places, host)
-    edge = edges.install(given.places, host, given.chain.read_bytes(), root, datetime.now(UTC))
+def _install(arguments: argparse.Namespace) -> str:
+    host, root = arguments.host, arguments.root.read_bytes() if arguments.root else None
+    before = edges.Edge.read(arguments.places, host)
+    edge = edges.install(arguments.places, host, arguments.chain.read_bytes(), root, datetime.now(UTC))
     if edge == before:
         return f"{host} has this certificate already; next: llmkeep site"
     _record("install", host, edges.described(edge))
-    edge.write(given.places, host)
+    edge.write(arguments.places, host)
     return (
         f"the certificate is good for {', '.join(edge.names)}; next: llmkeep site, which brings it to {host}"
     )
@@ -100,11 +100,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         (revoking.reinstate, "let a revoked name have certificates again"),
     ):
         parser = verbs.add_parser(verb.__name__, parents=[common], help=text, description=__doc__)
-        parser.set_defaults(run=lambda given, verb=verb: _distributed(verb, given))
+        parser.set_defaults(run=lambda arguments, verb=verb: _distributed(verb, arguments))
     parser = verbs.add_parser(
         "crl", help="renew the revocation list if it has to be (site.yml and the renewal call it)"
     )
-    parser.set_defaults(run=told(lambda given: str(revoking.publish(given.places))))
+    parser.set_defaults(run=told(lambda arguments: str(revoking.publish(arguments.places))))
     parser = verbs.add_parser(
         "request", help="hand out an edge's request for its public names (site.yml brings it)"
     )

@@ -19,13 +19,13 @@ from llmkeep.record.runs import recorded
 ESTATE_INVENTORY = Path("/etc/llmkeep/inventory")  # as in ansible.cfg
 
 
-def _words(given: argparse.Namespace) -> list[str]:
+def _words(arguments: argparse.Namespace) -> list[str]:
     """The operator's options as arguments of ansible-playbook."""
-    words = [word for name in ("limit", "tags", "skip_tags") if getattr(given, name) for word in
-             (f"--{name.replace('_', '-')}", getattr(given, name))]  # fmt: skip
-    words += [word for value in given.extra_vars for word in ("--extra-vars", value)]
-    words += ["--check"] * given.check + ["--diff"] * given.diff + ["-v"] * given.verbose
-    return words + list(given.ansible)
+    words = [word for name in ("limit", "tags", "skip_tags") if getattr(arguments, name) for word in
+             (f"--{name.replace('_', '-')}", getattr(arguments, name))]  # fmt: skip
+    words += [word for value in arguments.extra_vars for word in ("--extra-vars", value)]
+    words += ["--check"] * arguments.check + ["--diff"] * arguments.diff + ["-v"] * arguments.verbose
+    return words + list(arguments.ansible)
 
 
 def _playbook(given: str, root: Path) -> Path:
@@ -39,19 +39,19 @@ def _playbook(given: str, root: Path) -> Path:
     )
 
 
-def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
+def _run(arguments: argparse.Namespace, words: list[str] | None = None) -> int:
     """Run one playbook with these words for Ansible, by default those of the operator's options."""
     root = source_tree.located()
     # Of a verb it is the tree's own, wherever the operator stands.
-    playbook = _playbook(given.playbook, root) if given.playbook else (root / "site.yml").resolve()
-    inventories = [inventory_path(place, root) for place in given.inventory]
+    playbook = _playbook(arguments.playbook, root) if arguments.playbook else (root / "site.yml").resolve()
+    inventories = [inventory_path(place, root) for place in arguments.inventory]
     # Of the bundle that the run begins with: another one may be installed meanwhile.
     serial = int(record.SERIAL.read_text()) if record.SERIAL.exists() else None
-    with recorded(root, playbook, inventories, given) as outcome:
-        code, heard = play(playbook, inventories, _words(given) if words is None else words)
+    with recorded(root, playbook, inventories, arguments) as outcome:
+        code, heard = play(playbook, inventories, _words(arguments) if words is None else words)
         outcome.code, outcome.hosts, outcome.accepted = code, heard.hosts, heard.accepted
     if code == 0 and playbook == (root / "site.yml").resolve() and serial is not None:
-        record.note(record.APPLIED, root, given, {"serial": serial})
+        record.note(record.APPLIED, root, arguments, {"serial": serial})
     return code
 
 
@@ -64,21 +64,21 @@ def ansible_playbook(argv: list[str]) -> int:
     inventories, rest = split.parse_known_args(argv)
     parser = PlaybookCLI(["ansible-playbook", *rest])
     parser.init_parser()
-    said = parser.parser.parse_args(rest)
-    words = [word for word in rest if word not in said.args]
+    arguments = parser.parser.parse_args(rest)
+    words = [word for word in rest if word not in arguments.args]
     # Other ways to run less than all of it, by the names that Ansible's parser gives them.
     less = ("start_at_task", "step", "syntax", "listhosts", "listtasks", "listtags")
-    for playbook in said.args:
+    for playbook in arguments.args:
         given = argparse.Namespace(
             playbook=playbook,
             inventory=inventories.inventory or [str(ESTATE_INVENTORY)],
-            limit=said.subset,
-            tags=",".join(said.tags or ()),
-            skip_tags=",".join(said.skip_tags or ()),
-            extra_vars=said.extra_vars or [],
-            check=said.check,
-            diff=said.diff,
-            ansible=[f"--{name.replace('_', '-')}" for name in less if getattr(said, name)],
+            limit=arguments.subset,
+            tags=",".join(arguments.tags or ()),
+            skip_tags=",".join(arguments.skip_tags or ()),
+            extra_vars=arguments.extra_vars or [],
+            check=arguments.check,
+            diff=arguments.diff,
+            ansible=[f"--{name.replace('_', '-')}" for name in less if getattr(arguments, name)],
             unrecorded=None,
         )
         if code := _run(given, words):
@@ -86,22 +86,22 @@ def ansible_playbook(argv: list[str]) -> int:
     return 0
 
 
-def _verify(given: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> int:
     root = source_tree.located()
-    inventories = [inventory_path(place, root) for place in given.inventory]
-    if given.limit:
-        given.limit += ",localhost"  # who writes the report
-    chosen = {"verify_roles": given.tags, "verify_skipped_roles": given.skip_tags}
+    inventories = [inventory_path(place, root) for place in arguments.inventory]
+    if arguments.limit:
+        arguments.limit += ",localhost"  # who writes the report
+    chosen = {"verify_roles": arguments.tags, "verify_skipped_roles": arguments.skip_tags}
     roles = {name: names.split(",") for name, names in chosen.items() if names}
     # Not as tags, of which a role's checks have none.
-    words = _words(argparse.Namespace(**vars(given) | {"tags": None, "skip_tags": None}))
+    words = _words(argparse.Namespace(**vars(arguments) | {"tags": None, "skip_tags": None}))
     words += ["--extra-vars", json.dumps(roles)] if roles else []
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
-        report = given.report.resolve() if given.report else Path(folder) / "report.json"
-        code, heard = verification.run(root, inventories, given, words, report, quiet=given.json)
-        if given.json and report.exists():
+        report = arguments.report.resolve() if arguments.report else Path(folder) / "report.json"
+        code, heard = verification.run(root, inventories, arguments, words, report, quiet=arguments.json)
+        if arguments.json and report.exists():
             print(report.read_text(), end="")
-        elif given.json:
+        elif arguments.json:
             print(json.dumps({"ok": False, "checks": 0, "hosts": {}, "failures": heard.failures}))
         if not report.exists():
             print("llmkeep: the checks could not be run to their end, so nothing is proved", file=sys.stderr)

@@ -189,13 +189,13 @@ def told(found: dict[str, Any], settings: dict[str, int], load: Load) -> list[st
     return lines
 
 
-def _size(given: argparse.Namespace) -> int:
+def _size(arguments: argparse.Namespace) -> int:
     root = source_tree.located()
-    settings, hosts = settings_of([inventory_path(place, root) for place in given.inventory], root)
-    load = Load(given.requests, hosts, given.system_lines, given.logins)
+    settings, hosts = settings_of([inventory_path(place, root) for place in arguments.inventory], root)
+    load = Load(arguments.requests, hosts, arguments.system_lines, arguments.logins)
     found = prediction(load, settings, measured())
     lacking = shortcomings(found, settings)
-    if given.json:
+    if arguments.json:
         print(json.dumps({"settings": settings, "hosts": hosts, **found, "shortcomings": lacking}, indent=2))
     else:
         print("\n".join([*told(found, settings, load), *(f"- {line}" for line in lacking)]))

@@ -182,8 +182,8 @@ def overview(places: Places) -> str:
 
 # ---------------------------------------------------------------- command line
 def _command(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:
-    def run(given: argparse.Namespace) -> int:
-        print(printable(verb(given)))
+    def run(arguments: argparse.Namespace) -> int:
+        print(printable(verb(arguments)))
         return 0
 
     return run
@@ -193,9 +193,13 @@ def _here(verb: Callable[[Places], str]) -> Callable[[argparse.Namespace], str]:
     return lambda given: verb(given.places)
 
 
-def _restore(given: argparse.Namespace) -> str:
+def _restore(arguments: argparse.Namespace) -> str:
     return restore.restore(
-        given.places, Repository(given.repository), given.escrow_key, given.passphrase_file, given.snapshot
+        arguments.places,
+        Repository(arguments.repository),
+        arguments.escrow_key,
+        arguments.passphrase_file,
+        arguments.snapshot,
     )
 
 

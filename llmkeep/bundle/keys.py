@@ -126,8 +126,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--user", default="", help="account that may use the module (default: this one)")
     parser.set_defaults(
         run=_told(
-            lambda given: init(
-                given.folder, given.escrow, given.passphrase_file, given.without_passphrase, _token(given)
+            lambda arguments: init(
+                arguments.folder,
+                arguments.escrow,
+                arguments.passphrase_file,
+                arguments.without_passphrase,
+                _token(arguments),
             )
         )
     )
@@ -141,7 +145,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--new-passphrase-file", type=Path, help="the new one (default: ask twice)")
     parser.set_defaults(
         run=_told(
-            lambda given: change_passphrase(given.folder, given.passphrase_file, given.new_passphrase_file)
+            lambda arguments: change_passphrase(
+                arguments.folder, arguments.passphrase_file, arguments.new_passphrase_file
+            )
         )
     )
     parser = verbs.add_parser(
@@ -150,16 +156,24 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("folder", type=Path)
     passphrase.add_options(parser)
     parser.set_defaults(
-        run=_told(lambda given: create_escrow(given.folder, given.passphrase_file, given.without_passphrase))
+        run=_told(
+            lambda arguments: create_escrow(
+                arguments.folder, arguments.passphrase_file, arguments.without_passphrase
+            )
+        )
     )
 
 
-def _token(given: argparse.Namespace) -> Token | None:
-    if bool(given.module) != bool(given.token) or (given.module and given.without_passphrase):
+def _token(arguments: argparse.Namespace) -> Token | None:
+    if bool(arguments.module) != bool(arguments.token) or (arguments.module and arguments.without_passphrase):
         raise LlmkeepError(
             "--module and --token belong together, and a token always has a PIN: give both, or neither"
         )
-    return Token(given.module, given.token, given.label, given.user) if given.module else None
+    return (
+        Token(arguments.module, arguments.token, arguments.label, arguments.user)
+        if arguments.module
+        else None
+    )
 
 
 def _told(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:

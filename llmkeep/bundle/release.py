@@ -461,24 +461,26 @@ def _told(verb: Any) -> Any:
     return run
 
 
-def _init(given: argparse.Namespace) -> str:
-    places = given.places
+def _init(arguments: argparse.Namespace) -> str:
+    places = arguments.places
     missing = not places.publish_public.exists()
     word = (
-        passphrase.of_new_key("the publish key", given.passphrase_file, given.without_passphrase)
+        passphrase.of_new_key("the publish key", arguments.passphrase_file, arguments.without_passphrase)
         if missing
         else None
     )
     return f"{places.publish_public}: releases are signed by {init(places, word)}"
 
 
-def _verify(given: argparse.Namespace) -> str:
-    keyring = given.keyring or given.places.publish_public
-    if media.read(given.folder):
-        return media.verify(given.folder, keyring, manifest.RELEASE, _seen(given.places, given.folder))
-    good = verify(given.places, given.folder, keyring)
+def _verify(arguments: argparse.Namespace) -> str:
+    keyring = arguments.keyring or arguments.places.publish_public
+    if media.read(arguments.folder):
+        return media.verify(
+            arguments.folder, keyring, manifest.RELEASE, _seen(arguments.places, arguments.folder)
+        )
+    good = verify(arguments.places, arguments.folder, keyring)
     count = f"{len(good.files)} files, all as signed by {good.signer}"
-    return f"{given.folder}: release {name_of(good)}, serial {good.serial}, {count}"
+    return f"{arguments.folder}: release {name_of(good)}, serial {good.serial}, {count}"
 
 
 def register(
@@ -498,7 +500,9 @@ def register(
     verb.add_argument("--new-passphrase-file", type=Path, help="the new one (default: ask twice)")
     verb.set_defaults(
         run=_told(
-            lambda given: change_passphrase(given.places, given.passphrase_file, given.new_passphrase_file)
+            lambda arguments: change_passphrase(
+                arguments.places, arguments.passphrase_file, arguments.new_passphrase_file
+            )
         )
     )
     verb = verbs.add_parser("sign", help="make a release of a candidate")
@@ -516,12 +520,12 @@ def register(
     )
     verb.set_defaults(
         run=_told(
-            lambda given: sign(
-                given.places,
-                given.folder,
-                given.days,
-                expected=given.sha256,
-                passphrase_file=given.passphrase_file,
+            lambda arguments: sign(
+                arguments.places,
+                arguments.folder,
+                arguments.days,
+                expected=arguments.sha256,
+                passphrase_file=arguments.passphrase_file,
             )
         )
     )
@@ -536,8 +540,12 @@ def register(
     verb.add_argument("folder", type=Path)
     verb.add_argument("--keyring", type=Path, help=trust)
     verb.set_defaults(
-        run=_told(lambda given: add(given.places, given.folder, given.keyring or given.places.publish_public))
+        run=_told(
+            lambda arguments: add(
+                arguments.places, arguments.folder, arguments.keyring or arguments.places.publish_public
+            )
+        )
     )
     verb = verbs.add_parser("list", help="the releases on this mirror")
-    verb.set_defaults(run=_told(lambda given: listed(given.places)))
+    verb.set_defaults(run=_told(lambda arguments: listed(arguments.places)))
     return verbs

@@ -41,8 +41,8 @@ def require_apart(experiments: Iterable[Experiment]) -> None:
             )
 
 
-def _check(given: argparse.Namespace) -> int:
-    experiments = [read(path) for path in given.files]
+def _check(arguments: argparse.Namespace) -> int:
+    experiments = [read(path) for path in arguments.files]
     require_apart(experiments)
     for each in experiments:
         print(
@@ -64,9 +64,9 @@ def _check(given: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _source(given: argparse.Namespace) -> Iterator[Path]:
+def _source(arguments: argparse.Namespace) -> Iterator[Path]:
     """Policy's source that may be changed, by no other `llmkeep experiment` meanwhile."""
-    folder: Path = given.source or given.places.policy_source
+    folder: Path = arguments.source or arguments.places.policy_source
     if not folder.is_dir():
         raise LlmkeepError(
             f"{folder} is not there: make the estate's own source by `cp -r {source_tree.located()}/policy {folder}`, or give "
@@ -76,59 +76,59 @@ def _source(given: argparse.Namespace) -> Iterator[Path]:
         yield folder
 
 
-def _start(given: argparse.Namespace) -> int:
-    with _source(given) as source:
-        print(ladder.start(source, read(given.file), given.reason, given.shadow))
+def _start(arguments: argparse.Namespace) -> int:
+    with _source(arguments) as source:
+        print(ladder.start(source, read(arguments.file), arguments.reason, arguments.shadow))
     return 0
 
 
-def _outcomes_of(given: argparse.Namespace, experiment: Experiment, source: Path) -> Told:
+def _outcomes_of(arguments: argparse.Namespace, experiment: Experiment, source: Path) -> Told:
     """Outcomes by rung of all hosts, or of a file, or none; and of all hosts, their llm_serving_models."""
-    if given.inventory:
+    if arguments.inventory:
         from llmkeep.experiments import hosts  # and with it Ansible: not for the rest
 
-        return hosts.collect(given, experiment, ladder.run_of(source, experiment))
-    return Told(outcomes.read(given.outcomes, experiment) if given.outcomes else None)
+        return hosts.collect(arguments, experiment, ladder.run_of(source, experiment))
+    return Told(outcomes.read(arguments.outcomes, experiment) if arguments.outcomes else None)
 
 
-def _step(given: argparse.Namespace) -> int:
-    experiment = read(given.file)
-    with _source(given) as source:
-        told = _outcomes_of(given, experiment, source)
-        print(ladder.step(source, experiment, told.seen, given.reason, given.despite))
+def _step(arguments: argparse.Namespace) -> int:
+    experiment = read(arguments.file)
+    with _source(arguments) as source:
+        told = _outcomes_of(arguments, experiment, source)
+        print(ladder.step(source, experiment, told.seen, arguments.reason, arguments.despite))
     return 0
 
 
-def _promote(given: argparse.Namespace) -> int:
-    experiment = read(given.file)
-    with _source(given) as source:
-        told = _outcomes_of(given, experiment, source)
-        print(ladder.promote(source, experiment, told, given.reason, given.despite))
+def _promote(arguments: argparse.Namespace) -> int:
+    experiment = read(arguments.file)
+    with _source(arguments) as source:
+        told = _outcomes_of(arguments, experiment, source)
+        print(ladder.promote(source, experiment, told, arguments.reason, arguments.despite))
     return 0
 
 
-def _stop(given: argparse.Namespace) -> int:
-    with _source(given) as source:
-        print(ladder.stop(source, given.name, given.reason, given.remove))
+def _stop(arguments: argparse.Namespace) -> int:
+    with _source(arguments) as source:
+        print(ladder.stop(source, arguments.name, arguments.reason, arguments.remove))
     return 0
 
 
-def _show(given: argparse.Namespace) -> int:
-    experiment = read(given.file)
-    if given.publish and not given.inventory:
+def _show(arguments: argparse.Namespace) -> int:
+    experiment = read(arguments.file)
+    if arguments.publish and not arguments.inventory:
         raise LlmkeepError("--publish is for what all hosts tell: give -i in place of --outcomes")
-    with _source(given) if given.inventory else nullcontext(Path()) as source:
-        seen = _outcomes_of(given, experiment, source).seen or {}
+    with _source(arguments) if arguments.inventory else nullcontext(Path()) as source:
+        seen = _outcomes_of(arguments, experiment, source).seen or {}
     found = [outcomes.verdict(experiment, percent, seen[percent]) for percent in sorted(seen)]
     text = _as_json(found)
-    if given.json:
+    if arguments.json:
         print(text)
     else:
         print("\n".join(outcomes.lines(found)) or f"{experiment.name} has no outcome yet, of this run")
-    if given.publish:
+    if arguments.publish:
         from llmkeep.experiments import hosts  # as above
 
-        if code := hosts.publish(given, given.places.verdicts / f"{experiment.name}.json", text):
+        if code := hosts.publish(arguments, arguments.places.verdicts / f"{experiment.name}.json", text):
             return code
     return STOPPED if any(rung.stopped for rung in found) else 0
 

@@ -32,11 +32,11 @@ MODELS = "Tell the models of the inventory"
 QUOTED = 200
 
 
-def collect(given: argparse.Namespace, experiment: Experiment, run: str) -> Told:
+def collect(arguments: argparse.Namespace, experiment: Experiment, run: str) -> Told:
     """Outcomes of the run with this id, on record; raises LlmkeepError where a host does not tell all of it."""
     tree = source_tree.located()
     playbook = (tree / "playbooks/outcomes.yml").resolve()
-    places = [inventory_path(place, tree) for place in given.inventory]
+    places = [inventory_path(place, tree) for place in arguments.inventory]
     event: dict[str, object] = {
         "event.action": f"experiment outcomes {experiment.name}",
         "event.type": ["info"],
@@ -55,7 +55,7 @@ def collect(given: argparse.Namespace, experiment: Experiment, run: str) -> Told
             "outcomes_metrics": [metric.name for metric in experiment.metrics],
             "outcomes_into": folder,
         }
-        with recorded(tree, playbook, places, given, event) as outcome:
+        with recorded(tree, playbook, places, arguments, event) as outcome:
             outcome.code, heard = play(
                 playbook,
                 places,
@@ -109,14 +109,14 @@ def whole(archive: Path) -> list[bytes]:
     return lines
 
 
-def publish(given: argparse.Namespace, path: Path, text: str) -> int:
+def publish(arguments: argparse.Namespace, path: Path, text: str) -> int:
     """Bring a verdict to the pages of product owners, as `llmkeep site --tags operator_page` does; returns the exit code."""
     tree = source_tree.located()
     site = (tree / "site.yml").resolve()
-    places = [inventory_path(place, tree) for place in given.inventory]
+    places = [inventory_path(place, tree) for place in arguments.inventory]
     durable.write(path, f"{text}\n".encode(), 0o644)
     print(f"bringing {path} to the pages by role operator_page", file=sys.stderr)
-    tagged = argparse.Namespace(**vars(given) | {"tags": "operator_page"})
+    tagged = argparse.Namespace(**vars(arguments) | {"tags": "operator_page"})
     with recorded(tree, site, places, tagged) as outcome:
         outcome.code, heard = play(site, places, ["--tags", "operator_page"], quiet=True)
         outcome.hosts = heard.hosts

@@ -74,74 +74,85 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_sign)
 
 
-def _sign(given: argparse.Namespace) -> int:
+def _sign(arguments: argparse.Namespace) -> int:
     try:
-        if not given.folder.is_dir() or given.signature.resolve().is_relative_to(given.folder.resolve()):
+        if not arguments.folder.is_dir() or arguments.signature.resolve().is_relative_to(
+            arguments.folder.resolve()
+        ):
             raise ModelRefused(
-                UNFIT, f"{given.folder} has to be a model's folder, and {given.signature} outside of it"
+                UNFIT,
+                f"{arguments.folder} has to be a model's folder, and {arguments.signature} outside of it",
             )
-        encrypted = given.key.is_file() and b"ENCRYPTED" in given.key.read_bytes()
-        word = passphrase.given(given.passphrase_file, str(given.key)) if encrypted else None
+        encrypted = arguments.key.is_file() and b"ENCRYPTED" in arguments.key.read_bytes()
+        word = passphrase.given(arguments.passphrase_file, str(arguments.key)) if encrypted else None
         durable.write(
-            given.signature, signature.make(given.folder, signature.private(given.key, word)), 0o644
+            arguments.signature,
+            signature.make(arguments.folder, signature.private(arguments.key, word)),
+            0o644,
         )
     except ModelRefused as refusal:
         print(f"llmkeep: refused: {refusal}", file=sys.stderr)
         return refusal.code
-    print(f"{given.signature}: the signature of {given.folder}; give it and the public key with the model")
+    print(
+        f"{arguments.signature}: the signature of {arguments.folder}; give it and the public key with the model"
+    )
     return 0
 
 
-def _add(given: argparse.Namespace) -> int:
+def _add(arguments: argparse.Namespace) -> int:
     try:
-        if given.source.endswith(".gguf"):
-            made = _add_gguf(Path(given.source), given)
-        elif given.source.startswith("hub:"):
-            made = _add_source(Hub(given.source), given)
+        if arguments.source.endswith(".gguf"):
+            made = _add_gguf(Path(arguments.source), arguments)
+        elif arguments.source.startswith("hub:"):
+            made = _add_source(Hub(arguments.source), arguments)
         else:
-            if not Path(given.source).is_dir():
+            if not Path(arguments.source).is_dir():
                 raise ModelRefused(
                     UNFIT,
-                    f"{given.source[:120]!r} is no directory, no GGUF file and no hub:OWNER/REPO@COMMIT: give one",
+                    f"{arguments.source[:120]!r} is no directory, no GGUF file and no hub:OWNER/REPO@COMMIT: give one",
                 )
-            made = _add_source(Folder(Path(given.source)), given)
+            made = _add_source(Folder(Path(arguments.source)), arguments)
     except ModelRefused as refusal:
-        print(f"llmkeep: refused: {printable(given.source)}: {refusal}", file=sys.stderr)
+        print(f"llmkeep: refused: {printable(arguments.source)}: {refusal}", file=sys.stderr)
         return refusal.code
     for kind, names in (("left out", made.left_out), ("taken without its auto_map", made.changed)):
         if names:
             print(f"{kind}: {', '.join(map(printable, names))}")
     print(
-        f"{given.into}: model {made.name}, {made.files} files, {made.size / 1e6:.1f} MB, licence {printable(made.licence)}\n"
+        f"{arguments.into}: model {made.name}, {made.files} files, {made.size / 1e6:.1f} MB, licence {printable(made.licence)}\n"
         f"sign it on the control node; write down what it shall have:\n"
-        f"  llmkeep release sign {given.into} --sha256 {made.digest}"
+        f"  llmkeep release sign {arguments.into} --sha256 {made.digest}"
     )
     return 0
 
 
-def _add_source(source: Hub | Folder, given: argparse.Namespace, stated: str | None = None) -> intake.Taken:
+def _add_source(
+    source: Hub | Folder, arguments: argparse.Namespace, stated: str | None = None
+) -> intake.Taken:
     def accept(found: Licence, text: str) -> dict[str, Any]:
-        return _accepted(found, text, given.accept_licence)
+        return _accepted(found, text, arguments.accept_licence)
 
-    return intake.add(source, given.into, given.name, accept, given.licence_file, stated, _signed(given))
+    return intake.add(
+        source, arguments.into, arguments.name, accept, arguments.licence_file, stated, _signed(arguments)
+    )
 
 
-def _signed(given: argparse.Namespace) -> Signature | None:
+def _signed(arguments: argparse.Namespace) -> Signature | None:
     """The signature of the model's maker, where the operator demands it."""
-    if not given.maker_key:
-        if given.signature:
+    if not arguments.maker_key:
+        if arguments.signature:
             raise ModelRefused(
-                UNFIT, f"{given.signature} proves nothing without its maker's key: give --maker-key"
+                UNFIT, f"{arguments.signature} proves nothing without its maker's key: give --maker-key"
             )
         return None
-    if given.source.endswith(".gguf"):
+    if arguments.source.endswith(".gguf"):
         raise ModelRefused(
             UNFIT, "a GGUF file is converted, so no maker signed what is made of it: leave --maker-key away"
         )
-    return signature.read(given.signature or Path(given.source, signature.NAME), given.maker_key)
+    return signature.read(arguments.signature or Path(arguments.source, signature.NAME), arguments.maker_key)
 
 
-def _add_gguf(file: Path, given: argparse.Namespace) -> intake.Taken:
+def _add_gguf(file: Path, arguments: argparse.Namespace) -> intake.Taken:
     """Convert beside INTO, then take the result in."""
     if not file.is_file():
         raise ModelRefused(UNFIT, f"there is no file {file}: give the path of a GGUF file")
@@ -149,14 +160,14 @@ def _add_gguf(file: Path, given: argparse.Namespace) -> intake.Taken:
         stated, size = gguf.outline(file)
     except gguf.Unreadable as error:
         raise ModelRefused(DAMAGED, str(error)) from error
-    place = given.into.absolute().with_name(f".{given.into.name}.gguf")
+    place = arguments.into.absolute().with_name(f".{arguments.into.name}.gguf")
     intake.check_space(place, 2 * size)  # the conversion, and the copy of it
     shutil.rmtree(place, ignore_errors=True)  # of an interrupted run
     try:
         with durable.own(place):
             gguf.convert(file, place / file.stem)
             source = Folder(place / file.stem, f"GGUF file {file.name}, sha256 {sha256(file)}")
-            return _add_source(source, given, stated)
+            return _add_source(source, arguments, stated)
     except LlmkeepError as error:
         raise error if isinstance(error, ModelRefused) else ModelRefused(UNFIT, str(error)) from error
     finally:

@@ -401,7 +401,9 @@ def register(
     )
     verb.set_defaults(
         run=told(
-            lambda given: init(given.places, given.domain, given.escrow, given.network or list(NETWORKS))
+            lambda arguments: init(
+                arguments.places, arguments.domain, arguments.escrow, arguments.network or list(NETWORKS)
+            )
         )
     )
     verb = verbs.add_parser("sign", help="sign a host's request; prints the certificate and its chain")
@@ -416,8 +418,8 @@ def register(
     verb = verbs.add_parser("chain", help="print issuing and root certificate")
     verb.set_defaults(
         run=told(
-            lambda given: (
-                pem(load(given.places.issuing_certificate)) + pem(load(given.places.root_certificate))
+            lambda arguments: (
+                pem(load(arguments.places.issuing_certificate)) + pem(load(arguments.places.root_certificate))
             )
         )
     )

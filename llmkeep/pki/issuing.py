@@ -119,32 +119,34 @@ def adopt(places: Places, certificate_pem: bytes) -> str:
     )
 
 
-def _request(given: argparse.Namespace) -> bytes:
-    pin = str(given.places.sealed(PIN))
-    csr = request(given.places, {
-        "module": given.module, "token": given.token, "label": given.label, "user": given.user,
-        "address": "", "seconds": given.seconds, "pin": pin, "pin_name": PIN,
+def _request(arguments: argparse.Namespace) -> bytes:
+    pin = str(arguments.places.sealed(PIN))
+    csr = request(arguments.places, {
+        "module": arguments.module, "token": arguments.token, "label": arguments.label, "user": arguments.user,
+        "address": "", "seconds": arguments.seconds, "pin": pin, "pin_name": PIN,
     })  # fmt: skip
     print(f"sha256 of its public key: {digest(x509.load_pem_x509_csr(csr).public_key())}", file=sys.stderr)
     return csr
 
 
-def _certify(given: argparse.Namespace) -> bytes:
+def _certify(arguments: argparse.Namespace) -> bytes:
     certificate = certify(
-        given.csr.read_bytes(),
-        given.root.read_bytes(),
-        given.root_key,
-        given.escrow_key,
-        given.passphrase_file,
+        arguments.csr.read_bytes(),
+        arguments.root.read_bytes(),
+        arguments.root_key,
+        arguments.escrow_key,
+        arguments.passphrase_file,
     )
     key = x509.load_pem_x509_certificate(certificate).public_key()
     print(f"sha256 of its public key: {digest(key)}; compare it with the request's", file=sys.stderr)
     return certificate
 
 
-def _root_list(given: argparse.Namespace) -> bytes:
-    root = load(given.root)
-    return root_list(root, opened_root_key(root, given.root_key, given.escrow_key, given.passphrase_file))
+def _root_list(arguments: argparse.Namespace) -> bytes:
+    root = load(arguments.root)
+    return root_list(
+        root, opened_root_key(root, arguments.root_key, arguments.escrow_key, arguments.passphrase_file)
+    )
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -186,4 +188,4 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.set_defaults(run=told(_root_list))
     verb = verbs.add_parser("adopt", help="control node: sign with the key in the HSM from now on")
     verb.add_argument("--certificate", type=Path, required=True, help="what certify printed")
-    verb.set_defaults(run=told(lambda given: adopt(given.places, given.certificate.read_bytes())))
+    verb.set_defaults(run=told(lambda arguments: adopt(arguments.places, arguments.certificate.read_bytes())))

@@ -47,36 +47,36 @@ def _init(_: argparse.Namespace) -> int:
     return 0
 
 
-def _collect(given: argparse.Namespace) -> int:
+def _collect(arguments: argparse.Namespace) -> int:
     try:
-        return witness.collect(given.inventory, given.clusters)
+        return witness.collect(arguments.inventory, arguments.clusters)
     except Altered as error:
         record.shout(f"THE AUDIT RECORD WAS ALTERED. {error}")
         return audit_cli.ALTERED
 
 
-def _findings(given: argparse.Namespace) -> int:
+def _findings(arguments: argparse.Namespace) -> int:
     known = findings.load(witness.KEPT)
     if known is None:
         print("the witness has not looked at any record: start llmkeep-audit-witness.service")
         return 1
     for number, each in known.altered.items():
         print(audit_cli.printable(f"{number} since {each.since}: {each.what}"))
-    unheard = known.lasting(given.minutes)
+    unheard = known.lasting(arguments.minutes)
     for each in unheard:
         print(audit_cli.printable(f"since {each.since}: {each.what}"))
     return audit_cli.ALTERED if known.altered else int(bool(unheard))
 
 
-def _shipped(given: argparse.Namespace) -> int:
+def _shipped(arguments: argparse.Namespace) -> int:
     folders = [folder for folder in witness.KEPT.glob("*") if (folder / "verifier").exists()]
     kept = {
         folder.name: (witness.Kept(folder).data(), (folder / "verifier").read_text()) for folder in folders
     }
-    with logs.asked(given.places) as client:
+    with logs.asked(arguments.places) as client:
         found = shipped.check(client, kept)
     for host, each in found.items():
-        if given.json:
+        if arguments.json:
             print(json.dumps({"host": host} | asdict(each)))
             continue
         print(
@@ -94,8 +94,8 @@ def _shipped(given: argparse.Namespace) -> int:
     return 0 if any(each.records for each in found.values()) else audit_cli.NOTHING
 
 
-def _acknowledge(given: argparse.Namespace) -> int:
-    print(audit_cli.printable(f"on record as known: {witness.acknowledge(given.id, given.reason)}"))
+def _acknowledge(arguments: argparse.Namespace) -> int:
+    print(audit_cli.printable(f"on record as known: {witness.acknowledge(arguments.id, arguments.reason)}"))
     return 0
 
 

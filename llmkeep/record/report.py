@@ -160,29 +160,29 @@ def own_verifier() -> Verifier:
     return Verifier((runs.FOLDER / "verifier").read_text())
 
 
-def make(given: argparse.Namespace) -> int:
+def make(arguments: argparse.Namespace) -> int:
     """`llmkeep audit report`: run all checks, and sign what they show."""
     tree = source_tree.located()
-    standard = standards.read(tree, given.standard)
+    standard = standards.read(tree, arguments.standard)
     if not runs.is_kept(tree) or not (runs.FOLDER / "verifier").exists():
         raise runs.RecordError("reports are signed by the key of the record, which is not here: "
                                "run it on the control node, after `llmkeep audit init`")  # fmt: skip
     runs.seed()  # before checks are run in vain
     installed = report_sboms.newest(PLACES, own_verifier())
-    inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     begun = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
         path = Path(folder, "verified.json")
-        verification.run(tree, inventories, given, [], path, quiet=given.quiet)
+        verification.run(tree, inventories, arguments, [], path, quiet=arguments.quiet)
         if not path.exists():
             raise LlmkeepError("the checks could not be run to their end, so there is no report")
         document = results(tree, standard, json.loads(path.read_text()), inventories, begun)
     bundle, limit = PLACES.bundles / "current", database.DAYS
-    scan = software.scan(tree, inventories, given, bundle, limit, PLACES.waivers)
+    scan = software.scan(tree, inventories, arguments, bundle, limit, PLACES.waivers)
     now = datetime.now(UTC)
     content = archive(document, scan, installed, own_verifier(), runs.seed(), now)
     digest = hashlib.sha256(content).hexdigest()
-    name = f"{given.standard}-{now.strftime('%Y%m%dT%H%M%S')}-{digest[:8]}.tar"
+    name = f"{arguments.standard}-{now.strftime('%Y%m%dT%H%M%S')}-{digest[:8]}.tar"
     shown = _counted(_verified(content, own_verifier(), name))
     runs.append(
         {
@@ -193,14 +193,14 @@ def make(given: argparse.Namespace) -> int:
             "user.name": runs.who(),
             "llmkeep.report.name": name,
             "llmkeep.report.sha256": digest,
-            "llmkeep.report.standard": given.standard,
+            "llmkeep.report.standard": arguments.standard,
         }
     )
     write(PLACES.reports / name, content, 0o600)
     print(f"{PLACES.reports / name}: SHA-256 {digest}")
-    if given.out:
-        write(given.out / name, content, 0o644)
-        print(f"{given.out / name}: the same")
+    if arguments.out:
+        write(arguments.out / name, content, 0o644)
+        print(f"{arguments.out / name}: the same")
     print(shown)
     return 0
 
@@ -263,10 +263,10 @@ def _shown(value: object) -> str:
     return "absent" if value is None else str(value)
 
 
-def diff(given: argparse.Namespace) -> int:
+def diff(arguments: argparse.Namespace) -> int:
     """`llmkeep audit diff`: what changed between two reports, each verified first."""
-    verifier = Verifier(given.verifier) if given.verifier else own_verifier()
-    pair = [path if path.exists() else PLACES.reports / path for path in (given.before, given.after)]
+    verifier = Verifier(arguments.verifier) if arguments.verifier else own_verifier()
+    pair = [path if path.exists() else PLACES.reports / path for path in (arguments.before, arguments.after)]
     for line in differences(*(opened(path, verifier) for path in pair)):
         print(printable(line))
     return 0

@@ -19,12 +19,12 @@ PRINTED = "Read what is installed"  # task of playbooks/vulnerabilities.yml
 MOST_BYTES = 16 << 20  # of one host
 
 
-def read(tree: Path, inventories: list[Path], given: argparse.Namespace) -> dict[str, str | None]:
+def read(tree: Path, inventories: list[Path], arguments: argparse.Namespace) -> dict[str, str | None]:
     """What each host printed; None of one that did not answer. Raises LlmkeepError where no host was asked."""
     playbook = (tree / "playbooks/vulnerabilities.yml").resolve()
-    words = ["--limit", given.limit] if given.limit else []
+    words = ["--limit", arguments.limit] if arguments.limit else []
     action: runs.Event = {"event.action": "cve", "event.type": ["info"]}
-    with runs.recorded(tree, playbook, inventories, given, action) as outcome:
+    with runs.recorded(tree, playbook, inventories, arguments, action) as outcome:
         outcome.code, heard = play(
             playbook, inventories, words, quiet=True, asked=frozenset({PRINTED}), most_bytes=MOST_BYTES
         )
@@ -39,20 +39,20 @@ def read(tree: Path, inventories: list[Path], given: argparse.Namespace) -> dict
 
 
 def scan(
-    tree: Path, inventories: list[Path], given: argparse.Namespace, bundle: Path, days: int, folder: Path
+    tree: Path, inventories: list[Path], arguments: argparse.Namespace, bundle: Path, days: int, folder: Path
 ) -> dict[str, Any]:
     """Ask the hosts, and compare their answers with BUNDLE's databases and the waivers in FOLDER."""
     accepted = waivers.read(folder)  # before hosts are asked in vain
-    return estate.scan(read(tree, inventories, given), bundle, datetime.now(UTC), days, accepted)
+    return estate.scan(read(tree, inventories, arguments), bundle, datetime.now(UTC), days, accepted)
 
 
-def plan(tree: Path, inventories: list[Path], given: argparse.Namespace) -> Iterator[str]:
+def plan(tree: Path, inventories: list[Path], arguments: argparse.Namespace) -> Iterator[str]:
     """Lines on what newer Debian packages of the bundle in use close, host by host."""
     bundle = PLACES.bundles / "current"
     if not (bundle / manifest.NAME).exists():
         yield f"which vulnerabilities that closes is not known: there is no bundle at {bundle}"
         return
-    document = scan(tree, inventories, given, bundle, database.DAYS, PLACES.waivers)
+    document = scan(tree, inventories, arguments, bundle, database.DAYS, PLACES.waivers)
     fixes.close(document, bundle, bundle, datetime.now(UTC))
     for name, host in document["hosts"].items():
         yield f"{name}: {_closes(host)}"

@@ -284,20 +284,22 @@ def row(values: Key, parts: dict[str, Sums], priced: Prices | None) -> Row:
     return Row(values, total, priced.cost(parts) if priced else None)
 
 
-def _usage(given: argparse.Namespace) -> int:
-    if given.until < given.since:
-        raise LlmkeepError(f"--to {given.until} is before {given.since}: give the days in their order")
+def _usage(arguments: argparse.Namespace) -> int:
+    if arguments.until < arguments.since:
+        raise LlmkeepError(
+            f"--to {arguments.until} is before {arguments.since}: give the days in their order"
+        )
     by_key = witnessed()
     expected, priced = {kept.name for kept in by_key.values()}, None
-    if given.inventory:
+    if arguments.inventory:
         tree = source_tree.located()
-        groups = listed([inventory_path(place, tree) for place in given.inventory], tree)
+        groups = listed([inventory_path(place, tree) for place in arguments.inventory], tree)
         expected |= {*groups.get("serve", {}).get("hosts", [])}
         priced = prices(groups["_meta"]["hostvars"])
     parts: dict[Key, dict[str, Sums]] = defaultdict(lambda: defaultdict(Sums))
     hosts, notes, incomplete = {}, [], []
-    for host, (folder, kept) in sorted(of_hosts(given.record, by_key).items()):
-        ledger = Ledger(host, given.by, given.since, given.until)
+    for host, (folder, kept) in sorted(of_hosts(arguments.record, by_key).items()):
+        ledger = Ledger(host, arguments.by, arguments.since, arguments.until)
         removed = read(folder, kept, ledger)
         for (*values, model), sums in ledger.sums.items():
             parts[tuple(values)][model].add(sums)
@@ -315,33 +317,37 @@ def _usage(given: argparse.Namespace) -> int:
     if priced and (unpriced := priced.unpriced(whole)):
         notes.append(f"no price is listed for {', '.join(sorted(unpriced))}: what used it has no cost here")
     rows = [row(values, models, priced) for values, models in sorted(parts.items())]
-    _print(given, rows, row(("total",) + ("",) * (len(given.by) - 1), whole, priced), priced,
+    _print(arguments, rows, row(("total",) + ("",) * (len(arguments.by) - 1), whole, priced), priced,
            {"hosts": hosts, "incomplete": incomplete, "notes": notes})  # fmt: skip
     return INCOMPLETE if incomplete else 0
 
 
 def _print(
-    given: argparse.Namespace, rows: list[Row], total: Row, priced: Prices | None, about: dict[str, Any]
+    arguments: argparse.Namespace, rows: list[Row], total: Row, priced: Prices | None, about: dict[str, Any]
 ) -> None:
     counted = ["requests", "input_tokens", "output_tokens"]
-    if given.json:
+    if arguments.json:
         made = []
         for each in rows:
             cost = {"cost": None if each.cost is None else f"{each.cost:f}"} if priced else {}
-            made.append(dict(zip(given.by, each.values, strict=True)) | vars(each.sums) | cost)
+            made.append(dict(zip(arguments.by, each.values, strict=True)) | vars(each.sums) | cost)
         money = {"currency": priced.currency} if priced else {}
-        print(json.dumps({"from": given.since, "to": given.until, "rows": made} | money | about, indent=2))
+        print(
+            json.dumps(
+                {"from": arguments.since, "to": arguments.until, "rows": made} | money | about, indent=2
+            )
+        )
         return
-    if given.csv:
+    if arguments.csv:
         out = csv.writer(sys.stdout, lineterminator="\n")
-        out.writerow([*given.by, *counted, *(["cost", "currency"] if priced else [])])
+        out.writerow([*arguments.by, *counted, *(["cost", "currency"] if priced else [])])
         for each in rows:
             out.writerow([*each.cells(priced is not None), *([priced.currency] if priced else [])])
     else:
-        header = [*given.by, *(name.replace("_", " ") for name in counted)]
+        header = [*arguments.by, *(name.replace("_", " ") for name in counted)]
         header += [priced.currency or "cost"] if priced else []
         cells = [each.cells(priced is not None, ",d") for each in (*rows, total)]
-        print("\n".join(table(header, cells, len(given.by))))
+        print("\n".join(table(header, cells, len(arguments.by))))
     for line in (*about["incomplete"], *about["notes"]):
         print(printable(f"llmkeep usage: {line}"), file=sys.stderr)
 

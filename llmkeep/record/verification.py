@@ -11,7 +11,7 @@ from llmkeep.record import runs
 def run(
     tree: Path,
     inventories: list[Path],
-    given: argparse.Namespace,
+    arguments: argparse.Namespace,
     words: list[str],
     report: Path,
     quiet: bool = False,
@@ -23,12 +23,12 @@ def run(
     report.unlink(missing_ok=True)
     playbook = tree / "playbooks/verify.yml"
     words = [*words, "--extra-vars", json.dumps({"verify_report": str(report)})]
-    with runs.recorded(tree, playbook.resolve(), inventories, given) as outcome:
+    with runs.recorded(tree, playbook.resolve(), inventories, arguments) as outcome:
         code, heard = play(playbook, inventories, words, quiet=quiet)
         outcome.code, outcome.hosts = code, heard.hosts
         if report.exists():
             document = json.loads(report.read_text())
             outcome.not_enforceable = document.get("not_enforceable", [])
             outcome.accepted = document.get("accepted", [])
-            runs.note(runs.VERIFIED, tree, given, document)
+            runs.note(runs.VERIFIED, tree, arguments, document)
     return code, heard

@@ -25,8 +25,8 @@ PLACES = Places()
 ALTERED = 3
 
 
-def _bundle(given: argparse.Namespace) -> int:
-    _written(bill.encoded(bill.of_bundle(given.folder)), given.out)
+def _bundle(arguments: argparse.Namespace) -> int:
+    _written(bill.encoded(bill.of_bundle(arguments.folder)), arguments.out)
     return 0
 
 
@@ -37,15 +37,15 @@ def _written(content: bytes, out: Path | None) -> None:
         sys.stdout.write(content.decode())
 
 
-def _make(given: argparse.Namespace) -> int:
-    name, content = hosts.made(given, PLACES)
+def _make(arguments: argparse.Namespace) -> int:
+    name, content = hosts.made(arguments, PLACES)
     path = PLACES.sboms / name
     write(path, content, 0o600)
     found = sboms.opened(path, own_verifier())
     print(path)
-    if given.out:
-        write(given.out / name, content, 0o644)
-        print(f"{given.out / name}: the same")
+    if arguments.out:
+        write(arguments.out / name, content, 0o644)
+        print(f"{arguments.out / name}: the same")
     _print(lines(found))
     return 0 if found.complete else 1
 
@@ -66,26 +66,26 @@ def _list(_: argparse.Namespace) -> int:
     return code
 
 
-def _opened(given: argparse.Namespace, name: str | None) -> Sbom:
-    verifier = Verifier(given.verifier) if given.verifier else own_verifier()
+def _opened(arguments: argparse.Namespace, name: str | None) -> Sbom:
+    verifier = Verifier(arguments.verifier) if arguments.verifier else own_verifier()
     return sboms.opened(sboms.named(PLACES, name), verifier)
 
 
-def _show(given: argparse.Namespace) -> int:
-    found = _opened(given, given.name)
-    if not given.host:
+def _show(arguments: argparse.Namespace) -> int:
+    found = _opened(arguments, arguments.name)
+    if not arguments.host:
         _print(lines(found))
         return 0 if found.complete else 1
-    if given.host not in found.documents:
+    if arguments.host not in found.documents:
         raise LlmkeepError(
-            f"it has no components of {given.host}: take one of {', '.join(found.documents) or 'no host'}"
+            f"it has no components of {arguments.host}: take one of {', '.join(found.documents) or 'no host'}"
         )
-    _written(bill.encoded(found.documents[given.host]), given.out)
+    _written(bill.encoded(found.documents[arguments.host]), arguments.out)
     return 0
 
 
-def _diff(given: argparse.Namespace) -> int:
-    for line in differences(_opened(given, given.before), _opened(given, given.after)):
+def _diff(arguments: argparse.Namespace) -> int:
+    for line in differences(_opened(arguments, arguments.before), _opened(arguments, arguments.after)):
         print(printable(line))
     return 0
 

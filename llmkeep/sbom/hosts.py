@@ -26,7 +26,7 @@ ROLES, READ = "Name the roles of the host", "Read what is installed"  # tasks of
 MOST_BYTES = 64 << 20  # of one host
 
 
-def asked(given: argparse.Namespace) -> tuple[Path, list[Path], Heard]:
+def asked(arguments: argparse.Namespace) -> tuple[Path, list[Path], Heard]:
     """Tree, inventories and what hosts said, on record. Raises LlmkeepError where that cannot be recorded."""
     tree = verified_tree()
     if not runs.is_kept(tree) or not (runs.FOLDER / "verifier").exists():
@@ -34,9 +34,9 @@ def asked(given: argparse.Namespace) -> tuple[Path, list[Path], Heard]:
                                "run it on the control node, after `llmkeep audit init`")  # fmt: skip
     runs.seed()  # before hosts are asked in vain
     playbook = (tree / "playbooks/components.yml").resolve()
-    inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
+    inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     with runs.recorded(
-        tree, playbook, inventories, given, {"event.action": "sbom make", "event.type": ["info"]}
+        tree, playbook, inventories, arguments, {"event.action": "sbom make", "event.type": ["info"]}
     ) as outcome:
         outcome.code, heard = play(
             playbook, inventories, [], quiet=True, asked=frozenset({ROLES, READ}), most_bytes=MOST_BYTES
@@ -104,10 +104,10 @@ def archive(files: Mapping[str, bytes], verifier: Verifier, seed: bytes, now: da
     return packed(dict(files), Signer(verifier.scoped(PURPOSE).name, seed), now)
 
 
-def made(given: argparse.Namespace, places: Places) -> tuple[str, bytes]:
+def made(arguments: argparse.Namespace, places: Places) -> tuple[str, bytes]:
     """Ask all hosts; the name of the archive, and what is in it. It is an event of the record."""
     begun = datetime.now(UTC)
-    tree, inventories, heard = asked(given)
+    tree, inventories, heard = asked(arguments)
     now, known = datetime.now(UTC), catalogue.read(places)
     about = {
         "control_node": socket.gethostname(),
