@@ -28,12 +28,13 @@ smartquotes = False
 myst_heading_anchors = 6
 # The decisions and the roles have a page of links each instead of sixty lines in the navigation of every page.
 suppress_warnings = ["toc.not_included"]
+# Chinese pages end in zh-CN, and no other one ends in N.
 NAVIGATION = {
-    "Use": ["/README", "/payload/README", "/docs/use/*"],
-    "Operate": ["/docs/operate/*", "/roles/README"],
-    "Audit": ["/docs/audit/*", "/SECURITY"],
-    "Develop": ["/docs/develop/*", "/docs/develop/decisions/README", "/CONTRIBUTING", "/lab/README"],
-    "中文": ["/README.zh-CN"],
+    "中文": ["/README.zh-CN", "/docs/*/*.zh-CN"],
+    "Use": ["/README", "/payload/README", "/docs/use/*[!N]"],
+    "Operate": ["/docs/operate/*[!N]", "/roles/README"],
+    "Audit": ["/docs/audit/*[!N]", "/SECURITY"],
+    "Develop": ["/docs/develop/*[!N]", "/docs/develop/decisions/README", "/CONTRIBUTING", "/lab/README"],
 }
 CHINESE = re.compile(r".*[.]zh-CN$")
 
