@@ -71,7 +71,7 @@ class Client:
 CLIENTS = [
     Client("openai-python", "openai_python.py", "clients", ""),
     Client("openai-node", "openai_node.mjs", None, "6 is the last major version for Node.js 20"),
-    Client("LangChain", "langchain_agent.py", "clients", "`create_agent`; embeddings: `check_embedding_ctx_length=False`"),
+    Client("LangChain", "langchain_agent.py", "clients", "`create_agent`; `check_embedding_ctx_length=False`"),
     Client("LiteLLM SDK", "litellm_sdk.py", "clients", "`LITELLM_LOCAL_MODEL_COST_MAP=True`, else its import asks GitHub"),
     Client("OpenAI Agents SDK", "agents_sdk.py", "clients", "`OPENAI_AGENTS_DISABLE_TRACING=1`, else it sends traces to OpenAI"),
     Client("pydantic-ai", "pydantic_agent.py", "clients", ""),
@@ -143,7 +143,7 @@ def refusal(port: int, key: str, path: str, body: dict[str, Any]) -> str:
         "error", {"code": "answered", "param": "", "message": ""}
     )
     link.close()
-    return f"`{error['code']}`, `{error['param']}`: {error['message']}"
+    return f"`{error['code']}`, `{error['param']}`:\n  {error['message']}"
 
 
 def ask(upstream: str, clients: list[Client]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
