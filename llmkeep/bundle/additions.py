@@ -39,9 +39,9 @@ def every_file(tree: Path) -> Iterator[Path]:
     yield from sorted(path for path in (tree / FOLDER).rglob("*") if path.is_file())
 
 
-def merged(wanted: dict[str, Any], tree: Path) -> dict[str, Any]:
+def merged(catalogue: dict[str, Any], tree: Path) -> dict[str, Any]:
     """The content of artifacts.yml with all additions; AdditionsRefused names the file, the value and the way out."""
-    result = copy.deepcopy(wanted)
+    result = copy.deepcopy(catalogue)
     for path in paths(tree):
         name = f"{FOLDER}/{path.name}"
         try:

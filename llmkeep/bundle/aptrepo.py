@@ -31,13 +31,13 @@ OUT_OF_REACH = re.compile(
 class Apt:
     """apt with a state of its own in the cache. `wanted` is artifacts.yml's `apt`, `sources` names those to use."""
 
-    def __init__(self, wanted: dict[str, Any], sources: list[str], tree: Path = TREE) -> None:
-        if gone := sorted(set(sources) - set(wanted["sources"])):
+    def __init__(self, section: dict[str, Any], sources: list[str], tree: Path = TREE) -> None:
+        if gone := sorted(set(sources) - set(section["sources"])):
             raise LlmkeepError(
-                f"the lock has packages of {', '.join(gone)}, and apt.sources has only {', '.join(wanted['sources'])}: "
+                f"the lock has packages of {', '.join(gone)}, and apt.sources has only {', '.join(section['sources'])}: "
                 "run `llmkeep lock update --only apt`"
             )
-        entries = wanted["sources"].items()
+        entries = section["sources"].items()
         self.sources = [aptsources.parse(name, entry) for name, entry in entries if name in sources]
         self.tree, self.folder = tree, cache.home() / "apt"
         self.archives, self.entries = self.folder / "archives", self.folder / "sources.d"
@@ -54,7 +54,7 @@ Dir::State::status "{self.folder}/status";
 Dir::Cache "{self.folder}"; Dir::Cache::archives "{self.archives}";
 Dir::Etc::sourcelist "/dev/null"; Dir::Etc::sourceparts "{self.entries}";
 Dir::Etc::preferences "{self.folder}/preferences"; Dir::Etc::preferencesparts "/dev/null";
-APT::Architecture "{wanted["architecture"]}"; APT::Architectures {{ "{wanted["architecture"]}"; }};
+APT::Architecture "{section["architecture"]}"; APT::Architectures {{ "{section["architecture"]}"; }};
 APT::Install-Recommends "false"; APT::Sandbox::User "root"; APT::Update::Error-Mode "any"; APT::Get::List-Cleanup "false";
 APT::Get::AllowUnauthenticated "false"; Acquire::AllowInsecureRepositories "false"; Acquire::AllowWeakRepositories "false";
 Acquire::AllowDowngradeToInsecureRepositories "false";
@@ -105,12 +105,12 @@ Acquire::Languages "none";
 
     def closure(self, packages: list[str]) -> dict[str, str]:
         """Everything that these packages need on a machine that has nothing: `name=version` to SHA256."""
-        found = {}
+        digests_of = {}
         for line in self.get("install", "--print-uris", *packages).splitlines():
             _, file, _, digest = [*line.split(), ""][:4]
             name, version, _ = file.removesuffix(".deb").split("_")
-            found[f"{name}={version.replace('%3a', ':')}"] = digest.removeprefix("SHA256:")
-        return dict(sorted(found.items()))
+            digests_of[f"{name}={version.replace('%3a', ':')}"] = digest.removeprefix("SHA256:")
+        return dict(sorted(digests_of.items()))
 
     def download(self, keys: list[str]) -> dict[str, str]:
         """Download packages (`name=version`) into the cache; returns their sha256. An interrupted download is resumed."""
@@ -125,11 +125,11 @@ Acquire::Languages "none";
                     "--resolve-apt, which pins what it finds in the bundle's manifest"
                 ) from error
             raise
-        found = {}
+        digests = {}
         for file in self.archives.glob("*.deb"):
             name, version, _ = file.stem.split("_")
-            found[f"{name}={version.replace('%3a', ':')}"] = cache.put(file)
-        return found
+            digests[f"{name}={version.replace('%3a', ':')}"] = cache.put(file)
+        return digests
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -185,24 +185,24 @@ class Moved(LlmkeepError):
 
 
 def resolve(
-    wanted: dict[str, Any], known: dict[str, Deb], tree: Path = TREE
+    section: dict[str, Any], known: dict[str, Deb], tree: Path = TREE
 ) -> tuple[dict[str, list[str]], dict[str, Deb]]:
     """Roles to their wanted packages as `name=version`, and the closure of all roles together.
 
-    `wanted`: artifacts.yml's `apt`, with the roles and sources of one profile. Of the role `installed`, packages that no source
+    `section`: artifacts.yml's `apt`, with the roles and sources of one profile. Of the role `installed`, packages that no source
     has are left out, and printed. Packages that are `known` and in the cache are
     neither downloaded nor looked into again.
     """
-    apt = Apt(wanted, list(wanted["sources"]), tree)
+    apt = Apt(section, list(section["sources"]), tree)
     rules = apt.update()
     offered = {package for package, _ in rules.versions}
-    installed = wanted["roles"].get(additions.INSTALLED, [])
+    installed = section["roles"].get(additions.INSTALLED, [])
     if without := sorted(set(installed) - offered):
         print(
             f"apt: {len(without)} of {len(installed)} packages that hosts have installed are in no source, and get no newer "
             f"version: {', '.join(without)}"
         )
-    wanted_of = wanted["roles"] | {additions.INSTALLED: [name for name in installed if name in offered]}
+    wanted_of = section["roles"] | {additions.INSTALLED: [name for name in installed if name in offered]}
     packages = sorted({name for names in wanted_of.values() for name in names})
     try:
         closure = apt.closure(packages)
@@ -229,8 +229,8 @@ def resolve(
             control = _output(["dpkg-deb", "--field", str(cache.blob(digests[key]))]).decode(errors="replace")
             rules.require_same(key, digests[key], control)
         with ThreadPoolExecutor() as pool:
-            found = pool.map(lambda key: describe(key, digests[key], sources[key]), new)
-            debs |= zip(new, found, strict=True)
+            descriptions = pool.map(lambda key: describe(key, digests[key], sources[key]), new)
+            debs |= zip(new, descriptions, strict=True)
     versions = dict(key.split("=", 1) for key in closure)
     roles = {
         role: [f"{name}={versions[name]}" for name in names] for role, names in wanted_of.items() if names
@@ -238,14 +238,14 @@ def resolve(
     return roles, debs
 
 
-def fetch(wanted: dict[str, Any], debs: dict[str, Deb], tree: Path = TREE) -> None:
+def fetch(section: dict[str, Any], debs: dict[str, Deb], tree: Path = TREE) -> None:
     """Download exactly these packages into the cache; raises Moved if a source has other versions.
 
-    `wanted`: artifacts.yml's `apt`. The directories of vendors are compared with their entries even if nothing is missing.
+    `section`: artifacts.yml's `apt`. The directories of vendors are compared with their entries even if nothing is missing.
     """
     used = {deb.apt_source for deb in debs.values()}
-    for name in sorted(used & set(wanted["sources"])):
-        source = aptsources.parse(name, wanted["sources"][name])
+    for name in sorted(used & set(section["sources"])):
+        source = aptsources.parse(name, section["sources"][name])
         if source.directory:
             aptsources.collect(source, tree)
             locked = {key: deb.sha256 for key, deb in debs.items() if deb.apt_source == name}
@@ -256,18 +256,18 @@ def fetch(wanted: dict[str, Any], debs: dict[str, Deb], tree: Path = TREE) -> No
     missing = [key for key, deb in debs.items() if not cache.has(deb.sha256, deb.size)]
     if not missing:
         return
-    apt = Apt(wanted, list(used), tree)
+    apt = Apt(section, list(used), tree)
     apt.update()
     _require_locked({key: debs[key].sha256 for key in missing}, apt.download(missing))
 
 
-def _require_locked(locked: dict[str, str], found: dict[str, str]) -> None:
+def _require_locked(locked: dict[str, str], digests: dict[str, str]) -> None:
     """Refuse packages whose SHA256 is not the lock's."""
     for key, digest in locked.items():
-        if found.get(key) != digest:
+        if digests.get(key) != digest:
             raise PackagesRefused(
                 FORBIDDEN,
-                f"{key} has sha256 {found.get(key, 'of no file')}, the lock says {digest}: "
+                f"{key} has sha256 {digests.get(key, 'of no file')}, the lock says {digest}: "
                 "a published package was changed; do not use it until you know why",
             )
 
@@ -324,13 +324,13 @@ def _reasons(stderr: str) -> list[str]:
     lines = [
         re.split(r" *Stack backtrace:", line)[0] for line in lines if "Some index files failed" not in line
     ]
-    said = [
+    warnings = [
         line
         for line in stderr.splitlines()
         if line.startswith("W: ") and "signature verification failed" in line
     ]
-    if said and any(line.endswith("is not signed.") for line in lines):
-        lines += [said[0].removeprefix("W: ")]
+    if warnings and any(line.endswith("is not signed.") for line in lines):
+        lines += [warnings[0].removeprefix("W: ")]
     return lines or [stderr.strip() or "apt-get says nothing"]
 
 
@@ -377,9 +377,12 @@ def _debian_entries(source: Source) -> Iterator[str]:
 def _licence(file: Path, name: str) -> str:
     """The short names of a machine-readable debian/copyright (DEP 5), else NOASSERTION."""
     tar = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(file)], capture_output=True, check=True).stdout
-    wanted = f"./usr/share/doc/{name}/copyright"
+    copyright_file = f"./usr/share/doc/{name}/copyright"
     text = subprocess.run(
-        ["tar", "--extract", "--to-stdout", "--file=-", wanted], input=tar, capture_output=True, check=False
+        ["tar", "--extract", "--to-stdout", "--file=-", copyright_file],
+        input=tar,
+        capture_output=True,
+        check=False,
     ).stdout.decode(errors="replace")
     if "Format:" not in text.split("\n", 1)[0]:
         return UNKNOWN_LICENCE

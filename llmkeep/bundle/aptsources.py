@@ -127,11 +127,11 @@ def keyring(source: Source, tree: Path) -> Path:
             UNTRUSTED,
             f"the key of the source {source.name} ({source.uri}) is not there: put the vendor's key {stated} into {place}",
         )
-    found = signing.fingerprints(place)
-    if found != [stated]:
+    marks = signing.fingerprints(place)
+    if marks != [stated]:
         raise PackagesRefused(
             UNTRUSTED,
-            f"{place} holds the key {', '.join(found)}, and the source {source.name} wants {stated}: do not use it "
+            f"{place} holds the key {', '.join(marks)}, and the source {source.name} wants {stated}: do not use it "
             "until the vendor confirms a change of its key",
         )
     return place
@@ -144,8 +144,8 @@ def offers(index: str) -> Iterator[Offer]:
         package, version = fields.get("package", ""), fields.get("version", "")
         if not NAME.fullmatch(package) or not VERSION.fullmatch(version):
             continue
-        said = ",".join(fields.get(key, "") for key in ("provides", "replaces"))
-        claims = frozenset(re.findall(r"(?:^|,)\s*([a-z0-9][a-z0-9+.-]+)", said))
+        relations = ",".join(fields.get(key, "") for key in ("provides", "replaces"))
+        claims = frozenset(re.findall(r"(?:^|,)\s*([a-z0-9][a-z0-9+.-]+)", relations))
         yield Offer(package, version, fields.get("sha256", "").strip(), claims)
 
 
@@ -153,7 +153,7 @@ class Rules:
     """What may be chosen of several sources' offers. Sources come in artifacts.yml's order, which decides between equals."""
 
     def __init__(self, offered: Mapping[Source, list[Offer]]) -> None:
-        self.offered = [(source, offer) for source, found in offered.items() for offer in found]
+        self.offered = [(source, offer) for source, offers in offered.items() for offer in offers]
         self.debian = {offer.package for source, offer in self.offered if source.debian}
         self.allowed: dict[tuple[str, str], tuple[Source, Offer]] = {}  # by identity
         self.versions: dict[tuple[str, str], str] = {}  # what is allowed: name and version to SHA256
@@ -197,13 +197,13 @@ class Rules:
             set(re.findall(NAME, words)),
             set(re.findall(r"([a-z0-9+.-]+)(?::\w+)?=([^\s)]+)", words)),
         )
-        found = {
+        pairs = {
             (source.name, offer.package)
             for source, offer in self.offered
             if (offer.package in named - self.debian or (offer.package, offer.version) in exact)
             and not self.may_provide(source, offer.package)
         }
-        return sorted(found)
+        return sorted(pairs)
 
     def require_same(self, key: str, sha256: str, control: str) -> None:
         """Refuse a package whose own control file is not what its index said, on which all rules were applied."""
@@ -214,10 +214,10 @@ class Rules:
             offer.version,
             offer.claims,
         ):
-            seen = f"{inside.package} {inside.version}" if inside else "no valid name and version"
+            content = f"{inside.package} {inside.version}" if inside else "no valid name and version"
             raise PackagesRefused(
                 FORBIDDEN,
-                f"{key} is not what the index of {', '.join(self.having[sha256])} says: the file is {seen}, or provides or "
+                f"{key} is not what the index of {', '.join(self.having[sha256])} says: the file is {content}, or provides or "
                 "replaces other packages: do not use it, and ask the vendor",
             )
 
@@ -270,20 +270,20 @@ def collect(source: Source, tree: Path) -> dict[str, Path]:
         raise PackagesRefused(
             UNREACHABLE, f"the source {source.name}: there is no {folder}: put the vendor's .deb files there"
         )
-    found = {path.name: path for path in sorted(folder.glob("*.deb"))}
-    for name in sorted(found.keys() ^ stated.keys()):
+    files = {path.name: path for path in sorted(folder.glob("*.deb"))}
+    for name in sorted(files.keys() ^ stated.keys()):
         raise PackagesRefused(
             FORBIDDEN,
             f"{folder / name} is not listed under files of the source {source.name}: list it with its sha256, or remove it"
-            if name in found
+            if name in files
             else f"{folder / name} is not there, and the source {source.name} lists it: bring it, or take it out of files",
         )
-    for name, path in found.items():
+    for name, path in files.items():
         if path.is_symlink():
             raise PackagesRefused(FORBIDDEN, f"{path} is a link: put the file itself there")
-        if (seen := cache.sha256(path)) != stated[name]:
+        if (digest := cache.sha256(path)) != stated[name]:
             raise PackagesRefused(
                 FORBIDDEN,
-                f"{path} has sha256 {seen}, the source {source.name} states {stated[name]}: fetch it from the vendor again",
+                f"{path} has sha256 {digest}, the source {source.name} states {stated[name]}: fetch it from the vendor again",
             )
-    return found
+    return files

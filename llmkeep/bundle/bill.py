@@ -81,25 +81,25 @@ def _unique(components: Iterable[Component]) -> dict[str, Component]:
     return unique
 
 
-def _component(given: Component, ref: str) -> Any:
+def _component(component: Component, ref: str) -> Any:
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component as Element
     from cyclonedx.model.component import ComponentType
     from packageurl import PackageURL
 
-    expression = licences.spdx(given.licence)
-    properties = {**({"place": given.place} if given.place else {}), **given.properties}
-    if expression not in (given.licence, licences.UNSTATED):
-        properties["licence"] = given.licence
+    expression = licences.spdx(component.licence)
+    properties = {**({"place": component.place} if component.place else {}), **component.properties}
+    if expression not in (component.licence, licences.UNSTATED):
+        properties["licence"] = component.licence
     return Element(
-        type=ComponentType(given.kind),
-        name=given.name,
-        version=given.version or None,
+        type=ComponentType(component.kind),
+        name=component.name,
+        version=component.version or None,
         bom_ref=ref,
-        purl=PackageURL.from_string(given.purl) if given.purl else None,
+        purl=PackageURL.from_string(component.purl) if component.purl else None,
         licenses=[] if expression == licences.UNSTATED else [LicenseFactory().make_from_string(expression)],
-        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=given.sha256)] if given.sha256 else [],
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=component.sha256)] if component.sha256 else [],
         properties=[
             Property(name=f"{PREFIX}{name.removeprefix(PREFIX)}", value=value)
             for name, value in properties.items()
@@ -136,7 +136,7 @@ def sums(entries: Iterable[Entry], prefix: str = "") -> str:
 
 def components(listed: Manifest) -> list[Component]:
     """All that a bundle has. Each of its models is one component, and its tree of playbooks another; see `sums`."""
-    found, models, tree, packages = [], dict[str, list[Entry]](), list[Entry](), list[Entry]()
+    rows, models, tree, packages = [], dict[str, list[Entry]](), list[Entry](), list[Entry]()
     for entry in listed.files:
         folder, _, rest = entry.path.partition("/")
         if folder == "models":
@@ -148,11 +148,11 @@ def components(listed: Manifest) -> list[Component]:
         elif entry.path.endswith(".whl"):
             packages.append(entry)
         else:
-            found.append(Component(entry.path, sha256=entry.sha256, licence=entry.licence, kind=FILE))
-    found += map(of_entry, packages)
+            rows.append(Component(entry.path, sha256=entry.sha256, licence=entry.licence, kind=FILE))
+    rows += map(of_entry, packages)
     for name, entries in models.items():
         purl = entries[0].purl
-        found.append(
+        rows.append(
             Component(
                 name,
                 purl.rpartition("@")[2],
@@ -165,8 +165,8 @@ def components(listed: Manifest) -> list[Component]:
     if tree:
         commit = tree[0].source.removeprefix("git:")
         purl = f"pkg:generic/llmkeep-tree@{quote(commit, safe='')}"
-        found.append(Component("llmkeep-tree", commit, purl, sums(tree, "tree/"), "Apache-2.0", APPLICATION))
-    return found
+        rows.append(Component("llmkeep-tree", commit, purl, sums(tree, "tree/"), "Apache-2.0", APPLICATION))
+    return rows
 
 
 def of_bundle(folder: Path) -> dict[str, Any]:

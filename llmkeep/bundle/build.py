@@ -103,23 +103,25 @@ def _build(
             raise LlmkeepError(
                 f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
             )
-    wanted = lock.wanted()
-    apt, apart = lock.packages(wanted, profile), lock.apart(wanted, profile)
+    catalogue = lock.wanted()
+    apt, apart = lock.packages(catalogue, profile), lock.apart(catalogue, profile)
     pinned = lock.load(profiles=apart.values())
     lock.require_fresh()
     _require_roles(apt, pinned, profile)
-    lock.require_fit(wanted, profile, pinned)
-    for sentence in drivers.absent(wanted["profiles"], profile):
+    lock.require_fit(catalogue, profile, pinned)
+    for sentence in drivers.absent(catalogue["profiles"], profile):
         print(f"bundle: {sentence}", flush=True)
-    found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
-    advisories = databases.find(wanted["databases"], pinned.databases, mirror)
+    executables = _programs(catalogue["profiles"][profile].get("programs", []), mirror)
+    advisories = databases.find(catalogue["databases"], pinned.databases, mirror)
     with_site = site.PROGRAM.exists()
     if not with_site:
         print(
             "bundle: WITHOUT the documentation site: `make peers PEER=docs` installs what builds it",
             flush=True,
         )
-    inputs = _inputs(profile, keys, sorted([*found, *advisories, *([site.FOLDER] if with_site else [])]))
+    inputs = _inputs(
+        profile, keys, sorted([*executables, *advisories, *([site.FOLDER] if with_site else [])])
+    )
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
     if (
         old
@@ -135,15 +137,15 @@ def _build(
     signing_key = unlocked.enter_context(signing.signer(keys.signing, passphrase_file))
     shutil.rmtree(aside, ignore_errors=True)
     with _step("downloads"):
-        pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
+        pinned = _fetch(catalogue, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
-        _tree(aside / "tree", wanted)
-        sources = _wheels(aside, wanted, pinned, profile) | lock.vendored(aside / "tree")
+        _tree(aside / "tree", catalogue)
+        sources = _wheels(aside, catalogue, pinned, profile) | lock.vendored(aside / "tree")
         # The far side's lock says what the far side has, and names its one CUDA gpu.
         if pinned != lock.load(aside / "tree", {"gpu"} if apart else ()):
             lock.write(pinned, aside / "tree", dict.fromkeys(apart, "gpu"))
-        _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
-    for name, program in found.items():
+        _bootstrap(aside, keys, catalogue["apt"]["roles"]["control"])
+    for name, program in executables.items():
         cache.place(program, aside / "bin" / name)
         sources[f"bin/{name}"] = pinned.programs[name]
     for name, path in advisories.items():
@@ -154,8 +156,8 @@ def _build(
         with _step("documentation site"):
             sources |= site.place(aside)
     with _step("models"):
-        for name in wanted["profiles"][profile]["models"]:
-            sources |= _model(aside, name, wanted["models"][name], pinned.models[name])
+        for name in catalogue["profiles"][profile]["models"]:
+            sources |= _model(aside, name, catalogue["models"][name], pinned.models[name])
     moment = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     expires = moment + datetime.timedelta(days=DAYS)
     with _step("apt repository"):
@@ -174,7 +176,7 @@ def _build(
             begun=begun.strftime(manifest.TIME),
             ended=moment.strftime(manifest.TIME),
         )
-        statement = provenance.statement(made, entries, lock.carried(wanted, profile, pinned))
+        statement = provenance.statement(made, entries, lock.carried(catalogue, profile, pinned))
         (aside / provenance.NAME).write_bytes(provenance.envelope(statement, signing_key, signer))
         entries += _entries(aside, {}, [provenance.NAME])
         new = Manifest(
@@ -200,10 +202,10 @@ def revision(tree: Path) -> str:
     return f"git:{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
 
 
-def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
+def _inputs(profile: str, keys: Keys, available: list[str]) -> str:
     """One hash over all inputs of a bundle. `found`: the available programs and databases, and the site."""
     digest = hashlib.sha256(
-        f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
+        f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {available}".encode()
     )
     for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
         digest.update(f"\n{name} {os.access(TREE / name, os.X_OK)} {cache.sha256(TREE / name)}".encode())
@@ -220,27 +222,32 @@ def _require_roles(apt: dict[str, Any], pinned: Lock, profile: str) -> None:
         for role, names in apt["roles"].items()
         if role != additions.INSTALLED or not pinned.roles.get(role)
     }
-    if said := "; ".join(f"{role}: {', '.join(names)}" for role, names in lacking.items() if names):
+    if gaps := "; ".join(f"{role}: {', '.join(names)}" for role, names in lacking.items() if names):
         raise LlmkeepError(
-            f"the lock lacks packages of profile {profile} ({said}): run `llmkeep lock update --profile {profile} --only apt` "
+            f"the lock lacks packages of profile {profile} ({gaps}): run `llmkeep lock update --profile {profile} --only apt` "
             "on a connected machine, then build"
         )
 
 
 def _programs(names: list[str], mirror: Path | None) -> dict[str, Path]:
     """The profile's available programs; the others are printed."""
-    found = {name: programs.find(name, mirror) for name in names}
-    for name in (name for name, path in found.items() if not path):
+    paths = {name: programs.find(name, mirror) for name in names}
+    for name in (name for name, path in paths.items() if not path):
         print(f"bundle: WITHOUT {name}: what needs it falls back, or is left out", flush=True)
-    return {name: path for name, path in found.items() if path}
+    return {name: path for name, path in paths.items() if path}
 
 
 def _fetch(
-    wanted: dict[str, Any], apt: dict[str, Any], pinned: Lock, profile: str, resolve_apt: bool, refresh: bool
+    catalogue: dict[str, Any],
+    apt: dict[str, Any],
+    pinned: Lock,
+    profile: str,
+    resolve_apt: bool,
+    refresh: bool,
 ) -> Lock:
     """Download everything in the lock into the cache. Returns the lock, with the packages that --resolve-apt updated."""
-    artifacts = dict(pair for name in _bundled(wanted, profile) for pair in pinned.environment(name))
-    for name in wanted["profiles"][profile]["models"]:
+    artifacts = dict(pair for name in _bundled(catalogue, profile) for pair in pinned.environment(name))
+    for name in catalogue["profiles"][profile]["models"]:
         artifacts[_distribution(pinned.models[name])] = pinned.models[name]
     for artifact in artifacts.values():
         cache.has(artifact.sha256, artifact.size)
@@ -250,7 +257,7 @@ def _fetch(
             {key: artifact.sha256 for key, artifact in artifacts.items()},
             [key for key, artifact in artifacts.items() if artifact.source],
         )
-        debian = pool.submit(aptrepo.fetch, wanted["apt"], pinned.debs)
+        debian = pool.submit(aptrepo.fetch, catalogue["apt"], pinned.debs)
     python.result()
     try:
         debian.result()
@@ -271,11 +278,11 @@ def _distribution(artifact: Artifact) -> str:
     return f"{name}=={version}"
 
 
-def _tree(folder: Path, wanted: dict[str, Any]) -> None:
+def _tree(folder: Path, catalogue: dict[str, Any]) -> None:
     added = [str(path.relative_to(TREE)) for path in additions.paths(TREE)]
     names = [
         name
-        for name in tracked(TREE, wanted["tree"]["exclude"])
+        for name in tracked(TREE, catalogue["tree"]["exclude"])
         if not name.startswith(f"{additions.FOLDER}/")
     ]
     for name in names + added:
@@ -289,16 +296,16 @@ def _tree(folder: Path, wanted: dict[str, Any]) -> None:
         target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
 
-def _bundled(wanted: dict[str, Any], profile: str) -> list[str]:
+def _bundled(catalogue: dict[str, Any], profile: str) -> list[str]:
     """The environments that a bundle of this profile carries."""
-    found = wanted["python"]["environments"]
-    return [name for name in lock.environments(wanted, profile) if found[name].get("bundle")]
+    entries = catalogue["python"]["environments"]
+    return [name for name in lock.environments(catalogue, profile) if entries[name].get("bundle")]
 
 
-def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock, profile: str) -> dict[str, Artifact]:
+def _wheels(folder: Path, catalogue: dict[str, Any], pinned: Lock, profile: str) -> dict[str, Artifact]:
     """wheels/NAME for each environment of the bundle: its wheels, our own, requirements.txt."""
     sources: dict[str, Artifact] = {}
-    for name in _bundled(wanted, profile):
+    for name in _bundled(catalogue, profile):
         place = folder / "wheels" / name
         built = []
         for _, wheel in pinned.environment(name):
@@ -311,7 +318,7 @@ def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock, profile: str) ->
             else:
                 cache.place(cache.blob(wheel.sha256), place / wheel.file)
                 sources[f"wheels/{name}/{wheel.file}"] = wheel
-        projects = wanted["python"]["environments"][name]["projects"]
+        projects = catalogue["python"]["environments"][name]["projects"]
         built += [wheels.build(folder / "tree" / project, place) for project in projects]
         text = lock.requirements(pinned, name)
         for ours in built:

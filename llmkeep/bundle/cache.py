@@ -64,10 +64,10 @@ def put(path: Path) -> str:
 def intact(digest: str) -> Path:
     """The cached file, read and hashed anew. Raises LlmkeepError, and removes the file, if it was changed."""
     place = blob(digest)
-    if (found := sha256(place)) != digest:
+    if (actual := sha256(place)) != digest:
         place.unlink()
         raise LlmkeepError(
-            f"the cached {place} has sha256 {found}: it was damaged, and was removed; run it again"
+            f"the cached {place} has sha256 {actual}: it was damaged, and was removed; run it again"
         )
     return place
 

@@ -181,8 +181,8 @@ def _verify(arguments: argparse.Namespace) -> None:
         return
     if not arguments.keyring.is_file():
         raise LlmkeepError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
-    seen = manifest.highest_serial(arguments.seen)
-    print(media.verify(arguments.folder, arguments.keyring, manifest.BUNDLE, seen))
+    highest = manifest.highest_serial(arguments.seen)
+    print(media.verify(arguments.folder, arguments.keyring, manifest.BUNDLE, highest))
 
 
 def _provenance(arguments: argparse.Namespace) -> None:
@@ -190,9 +190,11 @@ def _provenance(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    found = list(compare.differences(arguments.first, arguments.second))
-    if found:
-        raise LlmkeepError(f"their content differs in {len(found)} places:\n  {'\n  '.join(found)}")
+    differences = list(compare.differences(arguments.first, arguments.second))
+    if differences:
+        raise LlmkeepError(
+            f"their content differs in {len(differences)} places:\n  {'\n  '.join(differences)}"
+        )
     serials = [manifest.read(folder).serial for folder in (arguments.first, arguments.second)]
     print(
         f"equal content: each byte but keys, signatures and dates; serials {serials[0]} and {serials[1]}\n"
@@ -201,14 +203,14 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    found = manifest.read(arguments.folder)
+    content = manifest.read(arguments.folder)
     if arguments.json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(content)))
         return 0
-    for entry in found.files:
+    for entry in content.files:
         print(f"{entry.size:>11}  {entry.path}  {entry.licence}  {entry.purl}")
     print(
-        f"serial {found.serial}, profile {found.profile}, created {found.created}, expires {found.expires}, "
-        f"signer {found.signer} (not checked here: `llmkeep bundle verify`)"
+        f"serial {content.serial}, profile {content.profile}, created {content.created}, expires {content.expires}, "
+        f"signer {content.signer} (not checked here: `llmkeep bundle verify`)"
     )
     return 0

@@ -32,10 +32,10 @@ class Unavailable(LlmkeepError):
     """A source was not reached, or served something else. The message says which and why, on one line."""
 
 
-def resolve(wanted: Mapping[str, dict[str, str]], old: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def resolve(sources: Mapping[str, dict[str, str]], old: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """The lock's entries for the databases of artifacts.yml, as they are now; of a source that is not reached the old one."""
     entries = {}
-    for name, entry in wanted.items():
+    for name, entry in sources.items():
         try:
             digest, moment = _obtained(name, entry, None)
         except Unavailable as reason:
@@ -53,11 +53,11 @@ def resolve(wanted: Mapping[str, dict[str, str]], old: Mapping[str, Artifact]) -
 
 
 def find(
-    wanted: Mapping[str, dict[str, str]], locked: Mapping[str, Artifact], mirror: Path | None
+    sources: Mapping[str, dict[str, str]], locked: Mapping[str, Artifact], mirror: Path | None
 ) -> dict[str, Path]:
     """The locked databases that can be had, in the cache. The others are printed, with the reason."""
     paths = {}
-    for name, entry in wanted.items():
+    for name, entry in sources.items():
         try:
             if name not in locked:
                 raise Unavailable(

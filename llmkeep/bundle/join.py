@@ -20,20 +20,20 @@ from llmkeep.places import Places
 
 def held(folders: Iterable[Path]) -> dict[str, list[Path]]:
     """Files by the sha256 that the manifests of these folders give them; nothing is hashed."""
-    found = defaultdict(list)
+    places = defaultdict(list)
     for folder in folders:
         for entry in contents(folder).files.values():
             if size_of(folder / entry.path) == entry.size:
-                found[entry.sha256].append(folder / entry.path)
-    return found
+                places[entry.sha256].append(folder / entry.path)
+    return places
 
 
 def here(places: Places) -> list[Path]:
     """The bundles and releases of this host."""
-    found = [*places.bundles.glob("[0-9]*"), *places.releases.glob("[!.]*")]
+    folders = [*places.bundles.glob("[0-9]*"), *places.releases.glob("[!.]*")]
     return [
         folder
-        for folder in found
+        for folder in folders
         if (folder / manifest.NAME).is_file() and (folder / manifest.SIGNATURE).is_file()
     ]
 
@@ -145,13 +145,13 @@ def _check_reachable(
     )
     if not nowhere:
         return
-    found = f"{len(nowhere)} files of {whole.title} are on no medium of it and not here, the first is {nowhere[0]}: "
+    problem = f"{len(nowhere)} files of {whole.title} are on no medium of it and not here, the first is {nowhere[0]}: "
     if medium and medium.base:
         raise BundleRefused(
             FOREIGN,
-            f"{found}it adds to {medium.base_title} (manifest {medium.base}); name that with --base, or bring a whole one",
+            f"{problem}it adds to {medium.base_title} (manifest {medium.base}); name that with --base, or bring a whole one",
         )
-    raise BundleRefused(DAMAGED, f"{found}do not use this medium; split again")
+    raise BundleRefused(DAMAGED, f"{problem}do not use this medium; split again")
 
 
 def _absent(whole: Contents, aside: Path) -> dict[str, Entry]:
@@ -190,10 +190,10 @@ def _taken(
     paths = defaultdict(list)
     for path, entry in absent.items():
         paths[entry.sha256].append(path)
-    for digest, wanted in paths.items():
-        size = absent[wanted[0]].size
+    for digest, targets in paths.items():
+        size = absent[targets[0]].size
         part = _part(aside, digest)
-        on_medium = next((path for path in wanted if path in carried), None)
+        on_medium = next((path for path in targets if path in carried), None)
         if digest in own:
             part.unlink(missing_ok=True)
             part.hardlink_to(own[digest])
@@ -204,7 +204,7 @@ def _taken(
             if problem:
                 yield problem
                 continue
-        for path in wanted:
+        for path in targets:
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             (aside / path).hardlink_to(part)
         part.unlink()
@@ -225,12 +225,12 @@ def _from_here(at_hand: list[Path], part: Path, digest: str, size: int) -> bool:
 def _copied(path: Path, part: Path, digest: str, size: int) -> str | None:
     """Copy and compare; what is wrong with it, in which case nothing is left."""
     try:
-        found = copy(path, part, size)
+        actual = copy(path, part, size)
     except LlmkeepError as error:
-        found = str(error)
-    if found != digest:
+        actual = str(error)
+    if actual != digest:
         part.unlink()
-        return f"{path}: found {found}, expected {digest}"
+        return f"{path}: found {actual}, expected {digest}"
     part.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
     return None
 

@@ -35,9 +35,9 @@ def init(
         )
     recipient = escrow.load(certificate or standing)
     mark = escrow.fingerprint(recipient)
-    if standing.exists() and (seen := escrow.fingerprint(escrow.load(standing))) != mark:
+    if standing.exists() and (current := escrow.fingerprint(escrow.load(standing))) != mark:
         raise LlmkeepError(
-            f"{standing} has sha256 {seen}, {certificate} has {mark}: this estate encrypts to the former. To change it, see "
+            f"{standing} has sha256 {current}, {certificate} has {mark}: this estate encrypts to the former. To change it, see "
             "docs/operate/keys.md; nothing was changed"
         )
     if not (folder / signing.CERTIFICATE).exists():

@@ -115,8 +115,8 @@ def _versioned(family: str, version: str | None, suffix: str | None) -> str:
     family, _, invariant = family.upper().partition("-")
     number = version if version and "." in version else f"{version}.0" if version else UNVERSIONED[family]
     later = suffix in ("+", "-or-later") or version is None
-    kept = "-no-invariants" if invariant else ""
-    return _parsed(f"{family}-{number}{kept}-{'or-later' if later else 'only'}")
+    variant = "-no-invariants" if invariant else ""
+    return _parsed(f"{family}-{number}{variant}-{'or-later' if later else 'only'}")
 
 
 def _reference(name: str) -> str:
@@ -134,18 +134,20 @@ class Policy:
     ask_unstated: Sequence[str]
 
     @classmethod
-    def read(cls, wanted: Mapping[str, Any]) -> "Policy":
+    def read(cls, catalogue: Mapping[str, Any]) -> "Policy":
         """Of artifacts.yml; LlmkeepError for one that names something else."""
-        given = wanted.get("licences", {})
+        section = catalogue.get("licences", {})
         keys = set(cls.__dataclass_fields__)
         lists = (
-            all(isinstance(given.get(key, []), list) for key in keys) if isinstance(given, dict) else False
+            all(isinstance(section.get(key, []), list) for key in keys)
+            if isinstance(section, dict)
+            else False
         )
-        if not lists or set(given) - keys:
+        if not lists or set(section) - keys:
             raise LlmkeepError(
-                f"licences of artifacts.yml are {given!r}: write lists under {', '.join(sorted(keys))}"
+                f"licences of artifacts.yml are {section!r}: write lists under {', '.join(sorted(keys))}"
             )
-        return cls(**{key: given.get(key, []) for key in keys})
+        return cls(**{key: section.get(key, []) for key in keys})
 
 
 def faults(policy: Policy, profile: str, accepted: Sequence[str], stated: Mapping[str, str]) -> Iterator[str]:
@@ -175,15 +177,15 @@ def _refused(policy: Policy, accepted: Sequence[str], name: str, stated: str) ->
     for paragraph in stated.split(" AND "):
         best: set[tuple[bool, str]] | None = None
         for alternative in OR.split(paragraph):
-            found = {
+            refusals = {
                 (denied, licence)
                 for licence in AND.split(alternative)
                 for denied, patterns in ((True, policy.deny), (False, policy.ask))
                 if _fits(licence, patterns) or any(_fits(each, patterns) for each in _atoms(licence))
                 if denied or not {licence, *_atoms(licence)} & set(accepted)
             }
-            if best is None or len(found) < len(best):
-                best = found
+            if best is None or len(refusals) < len(best):
+                best = refusals
         problems |= best or set()
     return problems
 

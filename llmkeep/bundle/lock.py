@@ -115,19 +115,21 @@ def wanted(tree: Path = TREE) -> dict[str, Any]:
     """The content of artifacts.yml with that of artifacts.d. A profile has what those have that it includes."""
     document: dict[str, Any] = additions.merged(yaml.safe_load((tree / "artifacts.yml").read_text()), tree)
     document.setdefault("databases", {})
-    given = document["profiles"]
-    lineages = {name: _lineage(given, name) for name in given}
+    profiles = document["profiles"]
+    lineages = {name: _lineage(profiles, name) for name in profiles}
     document["profiles"] = {
         name: {
-            kind: list(dict.fromkeys(each for one in reversed(lineage) for each in given[one].get(kind, [])))
+            kind: list(
+                dict.fromkeys(each for one in reversed(lineage) for each in profiles[one].get(kind, []))
+            )
             for kind in ("sources", "roles", "models", "programs", "licences")
         }
         | {
             # Of the nearest profile that has it: a set or an environment takes the place of another.
-            kind: next((given[one][kind] for one in lineage if kind in given[one]), {})
+            kind: next((profiles[one][kind] for one in lineage if kind in profiles[one]), {})
             for kind in ("driver_sets", "environments")
         }
-        | {"own_lock": next((one for one in lineage if "environments" in given[one]), "")}
+        | {"own_lock": next((one for one in lineage if "environments" in profiles[one]), "")}
         for name, lineage in lineages.items()
     }
     _require_environments(document)
@@ -149,26 +151,26 @@ def _require_environments(document: dict[str, Any]) -> None:
                 )
 
 
-def _lineage(given: dict[str, Any], name: str) -> list[str]:
+def _lineage(profiles: dict[str, Any], name: str) -> list[str]:
     """A profile and those that it includes, directly or not."""
-    found = [name]
-    while inner := given[found[-1]].get("include"):
-        if inner not in given or inner in found:
+    chain = [name]
+    while inner := profiles[chain[-1]].get("include"):
+        if inner not in profiles or inner in chain:
             raise LlmkeepError(
-                f"the profile {found[-1]} includes {inner}, {'which includes it' if inner in found else 'which is not there'}: "
-                f"include one of {', '.join(sorted(set(given) - set(found)))}"
+                f"the profile {chain[-1]} includes {inner}, {'which includes it' if inner in chain else 'which is not there'}: "
+                f"include one of {', '.join(sorted(set(profiles) - set(chain)))}"
             )
-        found.append(inner)
-    return found
+        chain.append(inner)
+    return chain
 
 
-def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
+def packages(catalogue: dict[str, Any], profile: str) -> dict[str, Any]:
     """The part `apt` of artifacts.yml, with the roles and the sources of one profile."""
-    if profile not in wanted["profiles"]:
-        raise LlmkeepError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
-    found = {}
+    if profile not in catalogue["profiles"]:
+        raise LlmkeepError(f"artifacts.yml has no profile {profile!r}, only {sorted(catalogue['profiles'])}")
+    parts = {}
     for kind in ("sources", "roles"):
-        every, names = wanted["apt"][kind], wanted["profiles"][profile][kind]
+        every, names = catalogue["apt"][kind], catalogue["profiles"][profile][kind]
         if kind == "roles" and additions.INSTALLED in every:
             names = [*names, additions.INSTALLED]
         for name in names:
@@ -176,33 +178,33 @@ def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
                 raise LlmkeepError(
                     f"the profile {profile} names {name} under {kind}, and apt.{kind} has only {', '.join(every)}"
                 )
-        found[kind] = {name: every[name] for name in every if name in names}
-    for entry in drivers.chosen(wanted["profiles"], profile):
-        if drivers.available(entry, list(found["sources"])):
-            found["roles"][entry["name"]] = drivers.packages(entry)
-    return {**wanted["apt"], **found}
+        parts[kind] = {name: every[name] for name in every if name in names}
+    for entry in drivers.chosen(catalogue["profiles"], profile):
+        if drivers.available(entry, list(parts["sources"])):
+            parts["roles"][entry["name"]] = drivers.packages(entry)
+    return {**catalogue["apt"], **parts}
 
 
-def environments(wanted: dict[str, Any], profile: str) -> list[str]:
+def environments(catalogue: dict[str, Any], profile: str) -> list[str]:
     """The Python environments of one profile: one that names no profiles belongs to all."""
-    found = wanted["python"]["environments"]
-    return [name for name, entry in found.items() if profile in entry.get("profiles", [profile])]
+    entries = catalogue["python"]["environments"]
+    return [name for name, entry in entries.items() if profile in entry.get("profiles", [profile])]
 
 
-def apart(wanted: dict[str, Any], profile: str) -> dict[str, str]:
+def apart(catalogue: dict[str, Any], profile: str) -> dict[str, str]:
     """The environments of this profile that not all have, and the profile in whose file they are locked."""
-    found, own = wanted["python"]["environments"], wanted["profiles"][profile]["own_lock"]
+    entries, own = catalogue["python"]["environments"], catalogue["profiles"][profile]["own_lock"]
     return {
-        name: own or found[name]["locked_with"]
-        for name in environments(wanted, profile)
-        if "locked_with" in found[name]
+        name: own or entries[name]["locked_with"]
+        for name in environments(catalogue, profile)
+        if "locked_with" in entries[name]
     }
 
 
-def requires(wanted: dict[str, Any], profile: str, environment: str) -> list[str]:
+def requires(catalogue: dict[str, Any], profile: str, environment: str) -> list[str]:
     """The requirements of an environment in this profile."""
-    requirements: list[str] = wanted["profiles"][profile]["environments"].get(
-        environment, wanted["python"]["environments"][environment]["requires"]
+    requirements: list[str] = catalogue["profiles"][profile]["environments"].get(
+        environment, catalogue["python"]["environments"][environment]["requires"]
     )
     return requirements
 
@@ -317,33 +319,35 @@ def require_fresh(tree: Path = TREE) -> None:
         )
 
 
-def require_fit(wanted: dict[str, Any], profile: str, pinned: Lock) -> None:
+def require_fit(catalogue: dict[str, Any], profile: str, pinned: Lock) -> None:
     """Refuse a lock whose drivers and wheels do not go together, or with a licence that policy or profile do not accept."""
     from llmkeep.bundle import licences  # not for environments, which the lock is read to make
 
-    environments = {name: keys for name in apart(wanted, profile) if (keys := pinned.environments.get(name))}
+    environments = {
+        name: keys for name in apart(catalogue, profile) if (keys := pinned.environments.get(name))
+    }
     used = {key: pinned.wheels[key] for keys in environments.values() for key in keys}
-    profiles, interpreter = wanted["profiles"], wanted["python"]["interpreter"]
-    found = [
+    profiles, interpreter = catalogue["profiles"], catalogue["python"]["interpreter"]
+    faults = [
         *drivers.faults(profiles, profile, environments, list(pinned.debs)),
         *licences.faults(
-            licences.Policy.read(wanted),
+            licences.Policy.read(catalogue),
             profile,
             profiles[profile].get("licences", []),
-            {name: each.licence for name, each in carried(wanted, profile, pinned).items()},
+            {name: each.licence for name, each in carried(catalogue, profile, pinned).items()},
         ),
         *drivers.wheel_faults([wheel.file for wheel in used.values()], interpreter),
     ]
-    if found:
+    if faults:
         raise LlmkeepError(
-            f"the lock of profile {profile} cannot be used; nothing was changed:\n  {'\n  '.join(found)}"
+            f"the lock of profile {profile} cannot be used; nothing was changed:\n  {'\n  '.join(faults)}"
         )
 
 
-def carried(wanted: dict[str, Any], profile: str, pinned: Lock) -> dict[str, Artifact]:
+def carried(catalogue: dict[str, Any], profile: str, pinned: Lock) -> dict[str, Artifact]:
     """What a bundle of this profile has of others, by name, as far as it is locked."""
-    every, chosen = wanted["python"]["environments"], wanted["profiles"][profile]
-    names = [name for name in environments(wanted, profile) if every[name].get("bundle")]
+    every, chosen = catalogue["python"]["environments"], catalogue["profiles"][profile]
+    names = [name for name in environments(catalogue, profile) if every[name].get("bundle")]
     keys = {key for name in names for key in pinned.environments.get(name, [])}
     wheels = {key: pinned.wheels[key] for key in keys}
     models = {name: pinned.models[name] for name in chosen["models"] if name in pinned.models}
@@ -381,8 +385,8 @@ def _environments(lock: Lock, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _artifacts(found: Mapping[str, Artifact]) -> dict[str, Any]:
-    return {key: _Row(asdict(found[key])) for key in sorted(found, key=str.lower)}
+def _artifacts(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    return {key: _Row(asdict(artifacts[key])) for key in sorted(artifacts, key=str.lower)}
 
 
 def of_profile(tree: Path, profile: str) -> Path:

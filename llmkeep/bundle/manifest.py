@@ -123,23 +123,23 @@ def _parsed(folder: Path, document: dict[str, Any]) -> Manifest:
         if type(document["serial"]) is not int:
             raise ValueError("its serial is no number")
         # One of an earlier version has no type. It is read, for the files that it lists, and never verified.
-        found = Manifest(**{"type": "", **document}, files=entries)
-        for name, value in (item for each in (found, *entries) for item in vars(each).items()):
+        manifest = Manifest(**{"type": "", **document}, files=entries)
+        for name, value in (item for each in (manifest, *entries) for item in vars(each).items()):
             if name not in NO_TEXTS and not isinstance(value, str):
                 raise ValueError(f"its {name} is no text")
-        return found
+        return manifest
     except (KeyError, TypeError, ValueError) as error:
         raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
 
 
 def verify(
-    folder: Path, keyring: Path, kind: str, seen: int = 0, now: datetime.datetime | None = None
+    folder: Path, keyring: Path, kind: str, highest: int = 0, now: datetime.datetime | None = None
 ) -> Manifest:
     """Signature, type, age, serial, then every byte. Raises BundleRefused; changes nothing.
 
-    `kind`: BUNDLE or RELEASE. `seen`: the highest serial accepted here before.
+    `kind`: BUNDLE or RELEASE. `highest`: the highest serial accepted here before.
     """
-    manifest = signed(folder, keyring, kind, seen, now)
+    manifest = signed(folder, keyring, kind, highest, now)
     if (folder / MEDIUM).exists():
         raise BundleRefused(
             INCOMPLETE,
@@ -160,18 +160,18 @@ def highest_serial(record: Path) -> int:
 
 
 def signed(
-    folder: Path, keyring: Path, kind: str, seen: int = 0, now: datetime.datetime | None = None
+    folder: Path, keyring: Path, kind: str, highest: int = 0, now: datetime.datetime | None = None
 ) -> Manifest:
     """The manifest, after its signature, type, age and serial were verified. Raises BundleRefused."""
-    manifest = authentic(folder, keyring, kind, seen)
+    manifest = authentic(folder, keyring, kind, highest)
     require_in_date(manifest.expires, now)
     return manifest
 
 
-def authentic(folder: Path, keyring: Path, kind: str, seen: int = 0) -> Manifest:
+def authentic(folder: Path, keyring: Path, kind: str, highest: int = 0) -> Manifest:
     """The manifest, after its signature, type and serial were verified, whatever its age. Raises BundleRefused."""
     manifest = _parsed(folder, statement(folder, NAME, keyring, kind))
-    require_serial(manifest.serial, seen, "carry one of that serial or a later one")
+    require_serial(manifest.serial, highest, "carry one of that serial or a later one")
     return manifest
 
 
@@ -206,11 +206,11 @@ def statement(folder: Path, name: str, keyring: Path, kind: str) -> dict[str, An
     return document
 
 
-def require_serial(serial: int, seen: int, way_out: str) -> None:
+def require_serial(serial: int, highest: int, way_out: str) -> None:
     """Raise BundleRefused for an older serial than SEEN, the highest that was accepted here."""
-    if serial < seen:
+    if serial < highest:
         raise BundleRefused(
-            REPLAYED, f"serial {serial} is older than {seen}, which was accepted before: {way_out}"
+            REPLAYED, f"serial {serial} is older than {highest}, which was accepted before: {way_out}"
         )
 
 

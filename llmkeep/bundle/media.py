@@ -34,11 +34,11 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 
 def size(text: str) -> int:
     """Bytes in `4.7G`, `25GB` (powers of 1000, as on a disk's label) or `900GiB` (powers of 1024)."""
-    if not (found := SIZE.fullmatch(text.strip())):
+    if not (match := SIZE.fullmatch(text.strip())):
         raise LlmkeepError(
             f"{text[:40]!r} is no size: write it as 900G or 4.7GB (powers of 1000) or 900GiB (of 1024)"
         )
-    number, unit, binary = found.groups()
+    number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((unit or " ").upper()))
 
 
@@ -66,10 +66,10 @@ def contents(folder: Path, medium: "Medium | None" = None) -> Contents:
                 UNSIGNED, f"{folder} lacks {manifest.SIGNATURE}: what is unsigned is not used"
             )
         head = {name: (folder / name).read_bytes() for name in (manifest.NAME, manifest.SIGNATURE)}
-        found = manifest.parse(folder, head[manifest.NAME])
-        title = re.sub(r"[^A-Za-z0-9 ._-]", "?", found.profile)[:80] + f" serial {found.serial}"
+        content = manifest.parse(folder, head[manifest.NAME])
+        title = re.sub(r"[^A-Za-z0-9 ._-]", "?", content.profile)[:80] + f" serial {content.serial}"
         return Contents(
-            title, found.serial, _digest(head), head, {entry.path: entry for entry in found.files}
+            title, content.serial, _digest(head), head, {entry.path: entry for entry in content.files}
         )
     sums = sorted(folder.glob("models/*.sha256"))
     if len(sums) != 1:
@@ -108,10 +108,10 @@ def _mode(path: Path) -> int:
 
 def by_content(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Each content once: by sha256, the first path of it."""
-    found: dict[str, Entry] = {}
+    firsts: dict[str, Entry] = {}
     for entry in entries:
-        found.setdefault(entry.sha256, entry)
-    return found
+        firsts.setdefault(entry.sha256, entry)
+    return firsts
 
 
 # ---------------------------------------------------------------- MEDIUM.json
@@ -158,24 +158,24 @@ def read(folder: Path) -> Medium | None:
         if document.pop("format") != FORMAT:
             raise ValueError("another format")
         rows = {row["path"]: (row["medium"], row["size"]) for row in document.pop("files")}
-        found = Medium(**document, files=rows)
-        numbers = [found.medium, found.of, *(number for row in rows.values() for number in row)]
+        medium = Medium(**document, files=rows)
+        numbers = [medium.medium, medium.of, *(number for row in rows.values() for number in row)]
         if any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("numbers that are none")
         if not all(
-            1 <= number <= found.of <= MOST_MEDIA
-            for number in (found.medium, *(row[0] for row in rows.values()))
+            1 <= number <= medium.of <= MOST_MEDIA
+            for number in (medium.medium, *(row[0] for row in rows.values()))
         ):
-            raise ValueError(f"medium {found.medium} of {found.of}, or a file on none of them")
-        if not manifest.SHA256.fullmatch(found.manifest) or not manifest.SHA256.fullmatch(
-            found.base or "0" * 64
+            raise ValueError(f"medium {medium.medium} of {medium.of}, or a file on none of them")
+        if not manifest.SHA256.fullmatch(medium.manifest) or not manifest.SHA256.fullmatch(
+            medium.base or "0" * 64
         ):
             raise ValueError("a digest that is none")
-        if not re.fullmatch(r"[A-Za-z0-9 .,?_-]{0,120}", found.base_title):
+        if not re.fullmatch(r"[A-Za-z0-9 .,?_-]{0,120}", medium.base_title):
             raise ValueError("a title that is none")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleRefused(DAMAGED, f"{path} cannot be read ({error}): copy the medium again") from error
-    return found
+    return medium
 
 
 def fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
@@ -205,9 +205,9 @@ def fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
     return carried
 
 
-def verify(folder: Path, keyring: Path, kind: str, seen: int) -> str:
+def verify(folder: Path, keyring: Path, kind: str, highest: int) -> str:
     """Verify a bundle or a release, or one medium of it: signature, type, age, serial, and each byte in it; returns a message."""
-    good = manifest.signed(folder, keyring, kind, seen)
+    good = manifest.signed(folder, keyring, kind, highest)
     whole = contents(folder)
     if whole.files != {entry.path: entry for entry in good.files}:
         raise BundleRefused(DAMAGED, f"{folder} gave another manifest when it was read again: do not use it")
@@ -253,9 +253,11 @@ def split(source: Path, out: Path, room: int | None, old: Path | None = None) ->
     there = {entry.sha256 for entry in base.files.values()} if base else set()
     head = [whole.files[path] for path in EVERYWHERE if path in whole.files]
     there |= {entry.sha256 for entry in head}
-    wanted = [entry for digest, entry in by_content(whole.files.values()).items() if digest not in there]
+    entries = [entry for digest, entry in by_content(whole.files.values()).items() if digest not in there]
     first = Medium(1, 1, whole.digest, base.digest if base else "", base.title if base else "", {})
-    media = _packed(wanted, None if room is None else room - _overhead(whole, head, first, wanted), room or 0)
+    media = _packed(
+        entries, None if room is None else room - _overhead(whole, head, first, entries), room or 0
+    )
     rows = {entry.path: (number, entry.size) for number, files in enumerate(media, 1) for entry in files}
     media_json = {
         number: replace(first, medium=number, of=len(media), files=rows).json()
@@ -286,13 +288,13 @@ def split(source: Path, out: Path, room: int | None, old: Path | None = None) ->
     return lines
 
 
-def _overhead(whole: Contents, head: list[Entry], first: Medium, wanted: list[Entry]) -> int:
+def _overhead(whole: Contents, head: list[Entry], first: Medium, entries: list[Entry]) -> int:
     """Bytes that each medium takes beside its part: manifest, list, what is everywhere, folders."""
     widest = replace(
         first,
         medium=MOST_MEDIA,
         of=MOST_MEDIA,
-        files={entry.path: (MOST_MEDIA, entry.size) for entry in wanted},
+        files={entry.path: (MOST_MEDIA, entry.size) for entry in entries},
     )
     folders = {parent for path in whole.files for parent in Path(path).parents}
     sizes = [len(widest.json()), *map(len, whole.head.values()), *(entry.size for entry in head)]
@@ -303,18 +305,18 @@ def _blocks(bytes_: int) -> int:
     return -(-bytes_ // BLOCK) * BLOCK
 
 
-def _packed(wanted: list[Entry], room: int | None, given: int) -> list[list[Entry]]:
+def _packed(entries: list[Entry], room: int | None, limit: int) -> list[list[Entry]]:
     """The files by medium: the largest first, each on the first medium that has room for it."""
     if room is None:
-        return [wanted]
+        return [entries]
     media: list[list[Entry]] = [[]]
     left = [room]
-    for entry in sorted(wanted, key=lambda entry: (-entry.size, entry.path)):
+    for entry in sorted(entries, key=lambda entry: (-entry.size, entry.path)):
         takes = _blocks(entry.size)
         if takes > room:
             raise LlmkeepError(
-                f"{entry.path} takes {takes} bytes, manifest and lists {given - room} of each medium: {takes + given - room} in "
-                f"all, --size is {given}: give a --size of at least {-(-(takes + given - room) // 10**6)}M"
+                f"{entry.path} takes {takes} bytes, manifest and lists {limit - room} of each medium: {takes + limit - room} in "
+                f"all, --size is {limit}: give a --size of at least {-(-(takes + limit - room) // 10**6)}M"
             )
         if (number := next((number for number, free in enumerate(left) if takes <= free), None)) is None:
             number = len(media)
@@ -323,7 +325,7 @@ def _packed(wanted: list[Entry], room: int | None, given: int) -> list[list[Entr
         media[number].append(entry)
         left[number] -= takes
     if len(media) > MOST_MEDIA:
-        raise LlmkeepError(f"that would be {len(media)} media of {given} bytes: give a larger --size")
+        raise LlmkeepError(f"that would be {len(media)} media of {limit} bytes: give a larger --size")
     return media
 
 

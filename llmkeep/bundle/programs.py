@@ -31,7 +31,7 @@ def find(name: str, mirror: Path | None = None) -> Path | None:
     MIRROR: a folder of compressed programs; None: the one that LLMKEEP_MIRROR names, if any.
 
     """
-    pinned, wanted = lock.load().programs, lock.wanted()["programs"]
+    pinned, entries = lock.load().programs, lock.wanted()["programs"]
     if name not in pinned:
         raise LlmkeepError(
             f"artifacts.lock.yml has no program {name!r}, only {sorted(pinned)}: "
@@ -41,7 +41,7 @@ def find(name: str, mirror: Path | None = None) -> Path | None:
     if cache.has(program.sha256, program.size) and cache.sha256(cache.blob(program.sha256)) == program.sha256:
         return _executable(program.sha256)
     cache.blob(program.sha256).unlink(missing_ok=True)  # what lies there was damaged
-    digest, reasons = _obtain(name, wanted[name], mirror, program.sha256)
+    digest, reasons = _obtain(name, entries[name], mirror, program.sha256)
     if digest:
         return _executable(digest)
     print(f"{name} {program.version} is not available: {reasons}", file=sys.stderr, flush=True)
@@ -87,9 +87,9 @@ def _obtain(
             except Unavailable as reason:
                 reasons.append(str(reason))
                 continue
-            if digest in (None, found := cache.sha256(made)):
+            if digest in (None, actual := cache.sha256(made)):
                 return cache.put(made), ""
-            reasons.append(f"{way.__name__[6:]}: sha256 is {found}, the lock says {digest}")
+            reasons.append(f"{way.__name__[6:]}: sha256 is {actual}, the lock says {digest}")
     return None, "; ".join(reasons)
 
 

@@ -139,13 +139,15 @@ def candidate(folder: Path) -> Candidate:
         raise ReleaseError(f"{folder} is one medium of several: put them together with `llmkeep bundle join`")
     if (folder / manifest.NAME).exists():
         raise ReleaseError(f"{folder} is signed already: add it with `llmkeep release add`")
-    found = [path for told in (TRAINING, PROVENANCE) for path in folder.glob(f"models/*/{told}")]
-    if len(found) != 1 or not NAME.fullmatch(name := found[0].parent.name):
+    statements = [
+        path for statement in (TRAINING, PROVENANCE) for path in folder.glob(f"models/*/{statement}")
+    ]
+    if len(statements) != 1 or not NAME.fullmatch(name := statements[0].parent.name):
         raise ReleaseError(
             f"{folder} is no candidate: give what `llm-train publish --into` or `llmkeep model add --into` made"
         )
-    model, sums = found[0].parent, folder / "models" / f"{name}.sha256"
-    again = "publish it again" if found[0].name == TRAINING else "add it again"
+    model, sums = statements[0].parent, folder / "models" / f"{name}.sha256"
+    again = "publish it again" if statements[0].name == TRAINING else "add it again"
     present = set(manifest.walk(folder))
     for path in sorted(present):
         if (folder / path).is_symlink() or not (folder / path).is_file():
@@ -155,29 +157,33 @@ def candidate(folder: Path) -> Candidate:
     try:
         lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
         in_model = {path: digest for digest, path in lines}
-        told = json.loads(found[0].read_bytes())
-        facts = trained(model, told["published"]) if found[0].name == TRAINING else brought(told, in_model)
+        statement = json.loads(statements[0].read_bytes())
+        facts = (
+            trained(model, statement["published"])
+            if statements[0].name == TRAINING
+            else brought(statement, in_model)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ReleaseError(f"{folder} is no whole candidate ({error}): {again}") from error
-    wanted = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
+    digests_by_path = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
         f"models/{name}.sha256": ""
     }
-    for path in sorted(wanted.keys() ^ present):
+    for path in sorted(digests_by_path.keys() ^ present):
         raise ReleaseError(
-            f"{folder}/{path} is {'missing' if path in wanted else 'not in its manifest'}: copy the candidate again"
+            f"{folder}/{path} is {'missing' if path in digests_by_path else 'not in its manifest'}: copy the candidate again"
         )
-    entries = [(folder / path, digest) for path, digest in wanted.items() if digest]
-    for file, seen, digest in manifest.hashed(lambda each: (each[0], sha256(each[0]), each[1]), entries):
-        if seen != digest:
+    entries = [(folder / path, digest) for path, digest in digests_by_path.items() if digest]
+    for file, actual, digest in manifest.hashed(lambda each: (each[0], sha256(each[0]), each[1]), entries):
+        if actual != digest:
             raise ReleaseError(
-                f"{file} has sha256 {seen}, its manifest says {digest}: copy the candidate again"
+                f"{file} has sha256 {actual}, its manifest says {digest}: copy the candidate again"
             )
     if (
         not any(path.endswith(".safetensors") for path in present)
         or f"models/{name}/config.json" not in present
     ):
         raise ReleaseError(f"{folder} has no weights or no config.json: {again}")
-    digests = {path: digest or sha256(sums) for path, digest in wanted.items()}
+    digests = {path: digest or sha256(sums) for path, digest in digests_by_path.items()}
     return Candidate(name=name, digests=digests, **facts)
 
 
@@ -221,16 +227,16 @@ def promotion(model: Path, published: dict[str, Any]) -> str:
     Raises ReleaseError for a verdict about other weights. Weights are identified by the sha256 of their manifest.
 
     """
-    found = json.loads((model / "verdict.json").read_bytes())
+    verdict = json.loads((model / "verdict.json").read_bytes())
     base, learned = published["base"], published["learned"]
-    wanted = (
+    weights = (
         {"model": base, "adapter": learned} if published["merged"] else {"model": learned, "adapter": None}
     )
-    if (seen := {key: found["new"][key] for key in wanted}) != wanted:
+    if (judged := {key: verdict["new"][key] for key in weights}) != weights:
         raise ReleaseError(
-            f"{model}/verdict.json is about other weights: its NEW is {seen}, published is {wanted}; publish it again"
+            f"{model}/verdict.json is about other weights: its NEW is {judged}, published is {weights}; publish it again"
         )
-    return str(found["verdict"])
+    return str(verdict["verdict"])
 
 
 def sign(
@@ -249,29 +255,29 @@ def sign(
     """
     if not 1 <= days <= 3660:
         raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
-    given = candidate(folder)
-    name, digests = given.name, given.digests
-    if expected is not None and (seen := digests[f"models/{name}.sha256"]) != expected.lower():
+    checked = candidate(folder)
+    name, digests = checked.name, checked.digests
+    if expected is not None and (actual := digests[f"models/{name}.sha256"]) != expected.lower():
         raise ReleaseError(
-            f"{folder}/models/{name}.sha256 has sha256 {seen}, --sha256 says {expected}: "
+            f"{folder}/models/{name}.sha256 has sha256 {actual}, --sha256 says {expected}: "
             "this is not what was written down; carry the candidate again"
         )
     signer = fingerprint(places)
     with unlocked(places, passphrase_file) as key:
-        return _signed(places, folder, given, days, now, signer, key)
+        return _signed(places, folder, checked, days, now, signer, key)
 
 
 def _signed(
     places: Places,
     folder: Path,
-    given: Candidate,
+    model: Candidate,
     days: int,
     now: datetime.datetime | None,
     signer: str,
     key: Path,
 ) -> str:
     """Sign a candidate that was checked, with an unlocked key."""
-    name, digests = given.name, given.digests
+    name, digests = model.name, model.digests
     serial = int(places.publish_serial.read_text()) + 1 if places.publish_serial.exists() else 1
     write(places.publish_serial, f"{serial}\n".encode(), 0o644)
     moment = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
@@ -281,9 +287,9 @@ def _signed(
             (folder / path).stat().st_size,
             digest,
             KINDS.get(Path(path).suffix.lower(), "text/plain"),
-            given.licence,
-            given.origin,
-            given.purl,
+            model.licence,
+            model.origin,
+            model.purl,
         )
         for path, digest in digests.items()
     ]
@@ -305,8 +311,8 @@ def _signed(
             "name": name,
             "serial": serial,
             "model": made.inputs_sha256,
-            "origin": given.origin,
-            "unproved": given.unproved,
+            "origin": model.origin,
+            "unproved": model.unproved,
         },
     )
     aside = folder / f".{manifest.SIGNATURE}"
@@ -320,19 +326,19 @@ def _signed(
             path.unlink(missing_ok=True)
         raise
     signed = f"signed by {signer}, may be installed until {made.expires}"
-    standing = " ".join(given.standing.split())  # in one line, whatever its maker wrote
+    standing = " ".join(model.standing.split())  # in one line, whatever its maker wrote
     return f"{folder}: release {name}, serial {serial}, {standing}; {signed}"
 
 
 # ---------------------------------------------------------------- verify and add
-def name_of(found: Manifest) -> str:
+def name_of(listing: Manifest) -> str:
     """The release's name, as it is signed; raises BundleRefused for a manifest of something else."""
-    name = found.profile.removeprefix(PROFILE)
-    if not found.profile.startswith(PROFILE) or not NAME.fullmatch(name):
+    name = listing.profile.removeprefix(PROFILE)
+    if not listing.profile.startswith(PROFILE) or not NAME.fullmatch(name):
         raise BundleRefused(
-            DAMAGED, f"it is for {found.profile!r}, and no release of a model: give what was signed as one"
+            DAMAGED, f"it is for {listing.profile!r}, and no release of a model: give what was signed as one"
         )
-    for entry in found.files:
+    for entry in listing.files:
         if not entry.path.startswith(f"models/{name}/") and entry.path != f"models/{name}.sha256":
             raise BundleRefused(
                 DAMAGED, f"the release {name} lists {entry.path}, which is none of its files: do not use it"
@@ -421,27 +427,27 @@ def sign_again(places: Places, folder: Path) -> None:
                 write(folder / file, (standing / file).read_bytes(), 0o644)
 
 
-def _at_hand(places: Places, wanted: list[Entry]) -> dict[str, Path]:
+def _at_hand(places: Places, entries: list[Entry]) -> dict[str, Path]:
     """Files of the bundles and releases here with the wanted contents, hashed anew, by the path that they are wanted at."""
-    found = join.held(join.here(places)) if wanted else {}
+    copies = join.held(join.here(places)) if entries else {}
     return {
         entry.path: path
-        for entry in wanted
-        for path in found.get(entry.sha256, [])[:1]
+        for entry in entries
+        for path in copies.get(entry.sha256, [])[:1]
         if join.linkable(path, places.releases) and sha256(path) == entry.sha256
     }
 
 
 def listed(places: Places) -> str:
     """One line per release on this mirror, from its manifest, unverified."""
-    found = (
+    releases = (
         [(path, manifest.read(path)) for path in sorted(places.releases.glob("[!.]*"))]
         if places.releases.is_dir()
         else []
     )
     lines = [
         f"{path.name}  serial {each.serial}  created {each.created}  expires {each.expires}"
-        for path, each in found
+        for path, each in releases
     ]
     return "\n".join(lines) or f"{places.releases} has no release: add one with `llmkeep release add`"
 

@@ -45,8 +45,8 @@ def resolve(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
 def packages(requires: list[str], constraints: list[str]) -> list[dict[str, Any]]:
     """The same as entries of a pylock.toml (PEP 751)."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted, pins, found = (Path(folder, name) for name in ("wanted.in", "pins.txt", "pylock.toml"))
-        wanted.write_text("\n".join(requires))
+        requirements, pins, output = (Path(folder, name) for name in ("wanted.in", "pins.txt", "pylock.toml"))
+        requirements.write_text("\n".join(requires))
         pins.write_text("\n".join(constraints))
         command = [
             *UV,
@@ -54,8 +54,8 @@ def packages(requires: list[str], constraints: list[str]) -> list[dict[str, Any]
             "--constraint",
             str(pins),
             "--output-file",
-            str(found),
-            str(wanted),
+            str(output),
+            str(requirements),
         ]
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
         if run.returncode != 0:
@@ -63,7 +63,7 @@ def packages(requires: list[str], constraints: list[str]) -> list[dict[str, Any]
                 f"uv cannot resolve {', '.join(requires)}: {run.stderr.strip()}\nCheck the way to the registry "
                 "(UV_DEFAULT_INDEX or pip's index-url, HTTPS_PROXY, SSL_CERT_FILE), then run it again"
             )
-        listed: list[dict[str, Any]] = tomllib.loads(found.read_text())["packages"]
+        listed: list[dict[str, Any]] = tomllib.loads(output.read_text())["packages"]
         return listed
 
 
@@ -100,8 +100,8 @@ def _environment() -> dict[str, str]:
     if "UV_DEFAULT_INDEX" in os.environ:
         return dict(os.environ)
     asked = [*wheels.PIP, "config", "get", "global.index-url"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    index = os.environ.get("PIP_INDEX_URL") or said
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    index = os.environ.get("PIP_INDEX_URL") or answer
     return os.environ | ({"UV_DEFAULT_INDEX": index} if index else {})
 
 

@@ -139,11 +139,11 @@ def fingerprint(certificate: Path) -> str:
 def fingerprints(keyring: Path) -> list[str]:
     """Fingerprints of the primary keys in a file, in hex. LlmkeepError if there is none."""
     text = _call([*SQ, "inspect", str(keyring)])
-    if not (found := re.findall(r"Fingerprint: ([0-9A-F]{40}(?:[0-9A-F]{24})?)\b", text)):
+    if not (marks := re.findall(r"Fingerprint: ([0-9A-F]{40}(?:[0-9A-F]{24})?)\b", text)):
         raise LlmkeepError(
             f"{keyring} is no OpenPGP certificate: run `llmkeep keys init`, or give the right file"
         )
-    return list(map(str, found))
+    return list(map(str, marks))
 
 
 def sign(key: Signer, file: Path, signature: Path) -> None:

@@ -35,8 +35,8 @@ class Token:
 
 def made(token: Token, pin: str) -> openpgp.Key:
     """The key that the token has under the label, else a new one."""
-    found = _used(token, pin, PROOF, make=True)
-    return _key(token, pin, bytes.fromhex(found["public"]), int(time.time()))
+    answer = _used(token, pin, PROOF, make=True)
+    return _key(token, pin, bytes.fromhex(answer["public"]), int(time.time()))
 
 
 def settings(token: Token, key: openpgp.Key) -> bytes:
@@ -57,9 +57,9 @@ def named(file: Path) -> str:
 
 def opened(file: Path, pin: str) -> openpgp.Key:
     """The key that a settings file names, after one signature that proves PIN and key."""
-    given = json.loads(file.read_bytes())
-    point, created = bytes.fromhex(given.pop("public")), int(given.pop("created"))
-    key = _key(Token(**given), pin, point, created)
+    fields = json.loads(file.read_bytes())
+    point, created = bytes.fromhex(fields.pop("public")), int(fields.pop("created"))
+    key = _key(Token(**fields), pin, point, created)
     key.sign(PROOF)
     return key
 
@@ -85,10 +85,10 @@ def _key(token: Token, pin: str, point: bytes, created: int) -> openpgp.Key:
 def _used(token: Token, pin: str, digest: bytes, make: bool = False) -> dict[str, Any]:
     signatures = hsm.pkcs11_signatures()
     try:
-        found: dict[str, Any] = signatures.use_with(
+        answer: dict[str, Any] = signatures.use_with(
             pin.encode(), {**asdict(token), "address": ""}, digest, make
         )
     except signatures.Fault as fault:
         kind = PassphraseError if fault.kind == "pin_wrong" else LlmkeepError
         raise kind(f"the signing key in the HSM: {fault} ({fault.kind}, see docs/operate/hsm.md)") from fault
-    return found
+    return answer

@@ -26,10 +26,10 @@ PARTS = ("apt", "python", "models", "programs", "databases")
 
 def update(profile: str, only: str | None) -> None:
     """Resolve everything, or one part, and write the lock when all of it succeeded."""
-    wanted = lock.wanted()
-    apt, apart = lock.packages(wanted, profile), lock.apart(wanted, profile)
+    catalogue = lock.wanted()
+    apt, apart = lock.packages(catalogue, profile), lock.apart(catalogue, profile)
     old = lock.load(profiles=apart.values())
-    chosen = wanted["profiles"][profile]
+    chosen = catalogue["profiles"][profile]
     new = replace(old)
     parts: tuple[str, ...] = ("apt", "models", "databases") if additions.paths(TREE) else PARTS
     if own := chosen["own_lock"]:
@@ -44,18 +44,18 @@ def update(profile: str, only: str | None) -> None:
             new.roles, new.debs = aptrepo.resolve(apt, old.debs)
             print(f"apt: {len(new.debs)} packages, {sum(deb.size for deb in new.debs.values()) / 1e6:.0f} MB")
         if "python" in parts:
-            new.environments, new.wheels = python(wanted, new.debs, profile, old)
+            new.environments, new.wheels = python(catalogue, new.debs, profile, old)
         if "models" in parts:
-            others = {name: each for name, each in old.models.items() if name in wanted["models"]}
-            new.models = others | {name: model(wanted["models"][name]) for name in chosen["models"]}
+            others = {name: each for name, each in old.models.items() if name in catalogue["models"]}
+            new.models = others | {name: model(catalogue["models"][name]) for name in chosen["models"]}
         if "programs" in parts:
             new.programs = {
                 name: programs.resolve(name, entry, old.programs.get(name))
-                for name, entry in wanted["programs"].items()
+                for name, entry in catalogue["programs"].items()
             }
         if "databases" in parts:
-            new.databases = databases.resolve(wanted["databases"], old.databases)
-    lock.require_fit(wanted, profile, new)
+            new.databases = databases.resolve(catalogue["databases"], old.databases)
+    lock.require_fit(catalogue, profile, new)
     lock.save(new, apart=apart, own=own)
 
 
@@ -70,7 +70,7 @@ def model(entry: dict[str, Any]) -> Model:
 
 
 def python(
-    wanted: dict[str, Any], debs: dict[str, Deb], profile: str, old: Lock
+    catalogue: dict[str, Any], debs: dict[str, Deb], profile: str, old: Lock
 ) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
     """Resolve the profile's environments. Those that it alone has are some GB, and are not downloaded.
 
@@ -78,19 +78,19 @@ def python(
     that the two never differ; one with CUDA keeps all but torch's.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    every = wanted["python"]["environments"]
-    if version != wanted["python"]["interpreter"]:
+    every = catalogue["python"]["environments"]
+    if version != catalogue["python"]["interpreter"]:
         raise LlmkeepError(
             f"this is Python {version}, and artifacts.yml wants wheels for "
-            f"{wanted['python']['interpreter']}: run it with python{wanted['python']['interpreter']}"
+            f"{catalogue['python']['interpreter']}: run it with python{catalogue['python']['interpreter']}"
         )
-    own = wanted["profiles"][profile]["own_lock"]
+    own = catalogue["profiles"][profile]["own_lock"]
     environments: dict[str, list[str]] = {}
     artifacts: dict[str, Artifact] = {}
-    for name in lock.environments(wanted, profile):
+    for name in lock.environments(catalogue, profile):
         entry = every[name]
-        if name in lock.apart(wanted, profile):
-            chosen = _apart(every, entry, lock.requires(wanted, profile, name), environments, artifacts)
+        if name in lock.apart(catalogue, profile):
+            chosen = _apart(every, entry, lock.requires(catalogue, profile, name), environments, artifacts)
         elif own:
             environments[name] = old.environments[name]
             artifacts |= dict(old.environment(name))
@@ -114,7 +114,7 @@ def python(
 def _apart(
     every: dict[str, Any],
     entry: dict[str, Any],
-    wanted: list[str],
+    requirements: list[str],
     environments: dict[str, list[str]],
     artifacts: dict[str, Artifact],
 ) -> dict[str, Artifact]:
@@ -122,16 +122,16 @@ def _apart(
     from llmkeep.bundle import remote_wheels  # needs httpx2, which the control node has not
 
     if "cuda_of" not in entry:
-        return remote_wheels.resolve(wanted, [])
+        return remote_wheels.resolve(requirements, [])
     whole, twin = _whole(every, entry["cuda_of"]), environments[entry["cuda_of"]]
     debians, alone = (
         {wheels.canonical(wheels.distribution(each)) for part in parts for each in whole[part]}
         for parts in (["over_debian"], ["any_python", "source"])
     )
-    requires = whole["requires"] + whole["over_torch"] + wanted + list(whole["from_debian"])
+    requires = whole["requires"] + whole["over_torch"] + requirements + list(whole["from_debian"])
     chosen = remote_wheels.resolve(requires, [key for key in twin if wheels.distribution(key) not in debians])
     chosen |= {key: artifacts[key] for key in twin if wheels.distribution(key) in alone}
-    return {key: artifacts.get(key, found) for key, found in chosen.items()}
+    return {key: artifacts.get(key, artifact) for key, artifact in chosen.items()}
 
 
 def _whole(every: dict[str, Any], name: str) -> dict[str, Any]:
@@ -139,15 +139,15 @@ def _whole(every: dict[str, Any], name: str) -> dict[str, Any]:
     entry = every[name]
     whole = _whole(every, entry["include"]) if "include" in entry else {}
     lists = ("requires", "over_debian", "over_torch", "any_python", "source")
-    found: dict[str, Any] = {key: [*whole.get(key, []), *entry.get(key, [])] for key in lists}
-    return found | {"from_debian": whole.get("from_debian", {}) | entry.get("from_debian", {})}
+    lists_of: dict[str, Any] = {key: [*whole.get(key, []), *entry.get(key, [])] for key in lists}
+    return lists_of | {"from_debian": whole.get("from_debian", {}) | entry.get("from_debian", {})}
 
 
 def upstream(debs: dict[str, Deb], package: str) -> str:
     """The version that Debian packaged, without epoch, repack suffix and Debian's revision."""
     for key, deb in debs.items():
-        if key.startswith(f"{package}=") and (found := re.match(r"(?:\d+:)?([\d.]+)", deb.version)):
-            return found.group(1)
+        if key.startswith(f"{package}=") and (match := re.match(r"(?:\d+:)?([\d.]+)", deb.version)):
+            return match.group(1)
     raise LlmkeepError(
         f"the lock has no package {package}, which artifacts.yml names under from_debian: "
         "list it under apt, roles, and run `llmkeep lock update --only apt` first"

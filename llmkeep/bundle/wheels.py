@@ -103,17 +103,17 @@ def _source(requirement: str, pin: str) -> tuple[str, str, str]:
     from pip._vendor.packaging.requirements import Requirement
     from pip._vendor.requests.exceptions import RequestException
 
-    command, wanted = DownloadCommand("download", ""), Requirement(requirement)
+    command, project = DownloadCommand("download", ""), Requirement(requirement)
     options, _ = command.parse_args(["--no-binary=:all:", "--no-input"])
     with command.main_context(), tempfile.TemporaryDirectory(dir=cache.home()) as folder:
         session = command.get_default_session(options)
         finder = command._build_package_finder(options, session, ignore_requires_python=True)
-        both = wanted.specifier & Requirement(pin).specifier
+        both = project.specifier & Requirement(pin).specifier
         try:
-            best = finder.find_best_candidate(wanted.name, both).best_candidate
+            best = finder.find_best_candidate(project.name, both).best_candidate
             if best is None or not best.link.filename.endswith(".tar.gz"):
                 raise FetchError(
-                    f"the index has no source distribution (.tar.gz) of {wanted.name}{both}\n{ADVICE}"
+                    f"the index has no source distribution (.tar.gz) of {project.name}{both}\n{ADVICE}"
                 )
             path = Path(folder, "source")
             response = session.get(best.link.url_without_fragment, headers=HEADERS)
@@ -122,7 +122,7 @@ def _source(requirement: str, pin: str) -> tuple[str, str, str]:
             if hashes := best.link.as_hashes():
                 hashes.check_against_path(str(path))
         except (PipError, RequestException) as error:
-            raise FetchError(f"{wanted.name}{both} cannot be downloaded: {error}\n{ADVICE}") from error
+            raise FetchError(f"{project.name}{both} cannot be downloaded: {error}\n{ADVICE}") from error
         return str(best.version), best.link.filename, cache.put(path)
 
 

@@ -79,20 +79,20 @@ def _paths(tree: Path, below: str = "") -> Iterator[str]:
 def _add(
     archive: tarfile.TarFile, file: Path, path: str, epoch: int, links: dict[tuple[int, int], str]
 ) -> None:
-    seen = file.lstat()
+    status = file.lstat()
     info = tarfile.TarInfo(path)
-    info.mode = stat.S_IMODE(seen.st_mode) & PERMISSIONS
-    info.uid, info.gid, info.mtime = seen.st_uid, seen.st_gid, min(int(seen.st_mtime), epoch)
-    if stat.S_ISDIR(seen.st_mode):
+    info.mode = stat.S_IMODE(status.st_mode) & PERMISSIONS
+    info.uid, info.gid, info.mtime = status.st_uid, status.st_gid, min(int(status.st_mtime), epoch)
+    if stat.S_ISDIR(status.st_mode):
         info.type = tarfile.DIRTYPE
-    elif stat.S_ISLNK(seen.st_mode):
+    elif stat.S_ISLNK(status.st_mode):
         info.type, info.linkname = tarfile.SYMTYPE, str(file.readlink())
-    elif not stat.S_ISREG(seen.st_mode):
+    elif not stat.S_ISREG(status.st_mode):
         raise LlmkeepError(f"{file} is a device, a socket or a pipe: a layer has none; report this")
-    elif seen.st_nlink > 1 and (first := links.setdefault((seen.st_dev, seen.st_ino), path)) != path:
+    elif status.st_nlink > 1 and (first := links.setdefault((status.st_dev, status.st_ino), path)) != path:
         info.type, info.linkname = tarfile.LNKTYPE, first
     else:
-        info.size = seen.st_size
+        info.size = status.st_size
         with file.open("rb") as content:
             archive.addfile(info, content)
         return

@@ -49,25 +49,25 @@ def build(bundle: Path, out: Path, variant: str, keys: Keys, passphrase_file: Pa
             f"{out} holds something else than an image: give an empty folder, or one that is not there"
         )
     verified = manifest.verify(bundle, keys.keyring, manifest.BUNDLE)
-    given = contents.source(bundle, verified, *layers.VARIANTS[variant])
+    source = contents.source(bundle, verified, *layers.VARIANTS[variant])
     aside = out.with_name(f".{out.name}.new")
     with signing.signer(keys.signing, passphrase_file) as key, cache.alone("image-"), readable():
         shutil.rmtree(aside, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=cache.home(), prefix="image-") as scratch:
-            record = _write(Layout(aside / FOLDER), layers.make(given, Path(scratch)), given, variant)
+            record = _write(Layout(aside / FOLDER), layers.make(source, Path(scratch)), source, variant)
         (aside / NAME).write_text(json.dumps(asdict(record), indent=1) + "\n")
         signing.sign(key, aside / NAME, aside / SIGNATURE)
         swap(aside, out)
     return record
 
 
-def _write(target: Layout, made: list[Made], given: contents.Source, variant: str) -> Record:
-    verified = given.manifest
+def _write(target: Layout, made: list[Made], source: contents.Source, variant: str) -> Record:
+    verified = source.manifest
     target.begin()
     described = [target.add_layer(each.layer, each.blob) for each in made]
-    labels = _labels(given, variant)
+    labels = _labels(source, variant)
     image = target.add_image(described, _config(made, verified, labels))
-    document = sbom.document(given, [each.tree for each in made], image["digest"], verified.created)
+    document = sbom.document(source, [each.tree for each in made], image["digest"], verified.created)
     referrer = target.add_referrer(image, layout.encoded(document), bill.MEDIA_TYPE)
     target.end(NAMED, image, referrer)
     return Record(
@@ -106,11 +106,11 @@ def _config(made: list[Made], verified: Manifest, labels: dict[str, str]) -> dic
     }
 
 
-def _labels(given: contents.Source, variant: str) -> dict[str, str]:
-    verified, tree = given.manifest, given.bundle / "tree"
+def _labels(source: contents.Source, variant: str) -> dict[str, str]:
+    verified, tree = source.manifest, source.bundle / "tree"
     commits = {entry.source for entry in verified.files if entry.path.startswith("tree/")}
     return {
-        "org.llmkeep.bundle.manifest": cache.sha256(given.bundle / manifest.NAME),
+        "org.llmkeep.bundle.manifest": cache.sha256(source.bundle / manifest.NAME),
         "org.llmkeep.bundle.serial": str(verified.serial),
         "org.llmkeep.policy.revision": policy.read(tree / "policy").sha256,
         "org.opencontainers.image.created": verified.created,

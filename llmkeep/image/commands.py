@@ -46,11 +46,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     image = argparse.ArgumentParser(add_help=False, parents=[trust])
     image.add_argument("--image", type=Path, default=Path(".lab/image"), help="default: %(default)s")
-    for name, told, run in (
+    for name, purpose, run in (
         ("verify", "signature, record, age, serial, every blob; no network", _verify),
         ("add", "verify it and put it on this mirror", _add),
     ):
-        verb = verbs.add_parser(name, help=told, description=__doc__, parents=[image])
+        verb = verbs.add_parser(name, help=purpose, description=__doc__, parents=[image])
         verb.set_defaults(run=run)
     verb.add_argument(
         "--allow-older",
@@ -82,8 +82,8 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    seen = manifest.highest_serial(arguments.places.image_serial)
-    print(f"{arguments.image}: {_described(record.verify(arguments.image, arguments.keyring, seen))}")
+    highest = manifest.highest_serial(arguments.places.image_serial)
+    print(f"{arguments.image}: {_described(record.verify(arguments.image, arguments.keyring, highest))}")
     return 0
 
 

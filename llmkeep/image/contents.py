@@ -117,15 +117,15 @@ def _built(package: Path) -> int:
         return int(file.read(36)[24:])
 
 
-def debian(given: Source, tree: Path) -> None:
+def debian(source: Source, tree: Path) -> None:
     """A root file system of the packages and what they need, and nothing else."""
     with tempfile.TemporaryDirectory(prefix="llmkeep-") as scratch:
         # apt as root: the bundle's folder may be closed to its own user.
-        entry = f"deb [signed-by={given.bundle.resolve()}/keyring.pgp] copy:{given.bundle.resolve()}/apt {SUITE} {COMPONENT}"
+        entry = f"deb [signed-by={source.bundle.resolve()}/keyring.pgp] copy:{source.bundle.resolve()}/apt {SUITE} {COMPONENT}"
         command = ["mmdebstrap", "--mode=root", "--variant=essential", "--format=directory", "--quiet"]
-        command += [f"--include={','.join(given.packages)}", *(f"--dpkgopt={each}" for each in DPKG)]
+        command += [f"--include={','.join(source.packages)}", *(f"--dpkgopt={each}" for each in DPKG)]
         command += ['--aptopt=APT::Sandbox::User "root"', SUITE, str(tree), entry]
-        _run(command, given.epoch, scratch)
+        _run(command, source.epoch, scratch)
     for folder in EMPTIED:
         for path in (tree / folder).iterdir():
             _remove(path)
@@ -139,32 +139,32 @@ def debian(given: Source, tree: Path) -> None:
             file.write(line)
 
 
-def wheels(given: Source, environment: str, tree: Path, below: list[Path]) -> None:
+def wheels(source: Source, environment: str, tree: Path, below: list[Path]) -> None:
     """An environment with all its wheels but ours, over Debian's packages where ours join it."""
     pip = _pip(environment, below)
     with (
-        _staged(given, environment, ours=False) as staged,
-        _inside(below, tree, staged, given.epoch) as inside,
+        _staged(source, environment, ours=False) as staged,
+        _inside(below, tree, staged, source.epoch) as inside,
     ):
-        seen = ["--system-site-packages"] if environment == OWN else []
-        inside("/usr/bin/python3", "-m", "venv", "--without-pip", *seen, f"/{VENVS[environment]}")
+        options = ["--system-site-packages"] if environment == OWN else []
+        inside("/usr/bin/python3", "-m", "venv", "--without-pip", *options, f"/{VENVS[environment]}")
         inside(*pip, *INSTALL)
         if environment != OWN:  # ours is whole once our wheels are there
             inside(*pip, "check")
 
 
-def programs(given: Source, tree: Path) -> None:
+def programs(source: Source, tree: Path) -> None:
     """OPA."""
     place = tree / "usr/local/bin"
     place.mkdir(parents=True)
-    shutil.copyfile(given.bundle / OPA, place / "opa")
+    shutil.copyfile(source.bundle / OPA, place / "opa")
     (place / "opa").chmod(0o755)
 
 
-def code(given: Source, tree: Path, below: list[Path]) -> None:
+def code(source: Source, tree: Path, below: list[Path]) -> None:
     """Our wheels in the environment, which must be whole then, and links to their commands."""
     pip = _pip(OWN, below)
-    with _staged(given, OWN, ours=True) as staged, _inside(below, tree, staged, given.epoch) as inside:
+    with _staged(source, OWN, ours=True) as staged, _inside(below, tree, staged, source.epoch) as inside:
         inside(*pip, *INSTALL)
         inside(*pip, "check")
     commands, scripts = tree / "usr/local/bin", tree / "usr/local/lib/llmkeep"
@@ -173,17 +173,17 @@ def code(given: Source, tree: Path, below: list[Path]) -> None:
     for name in COMMANDS:
         (commands / name).symlink_to(f"/{VENVS[OWN]}/bin/{name}")
     for name, file in SCRIPTS.items():
-        shutil.copyfile(given.bundle / "tree/roles/opa/files" / file, scripts / name)
+        shutil.copyfile(source.bundle / "tree/roles/opa/files" / file, scripts / name)
         (scripts / name).chmod(0o755)
 
 
 @contextmanager
-def _staged(given: Source, environment: str, *, ours: bool) -> Iterator[Path]:
+def _staged(source: Source, environment: str, *, ours: bool) -> Iterator[Path]:
     """A folder with some of the wheels and the requirements that name them."""
     with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
-        for entry in given.wheels(environment, ours=ours):
-            cache.place(given.bundle / entry.path, Path(folder, Path(entry.path).name))
-        Path(folder, "requirements.txt").write_text(given.requirements(environment, ours=ours))
+        for entry in source.wheels(environment, ours=ours):
+            cache.place(source.bundle / entry.path, Path(folder, Path(entry.path).name))
+        Path(folder, "requirements.txt").write_text(source.requirements(environment, ours=ours))
         yield Path(folder)
 
 

@@ -35,50 +35,50 @@ class Made:
     blob: Path
 
 
-def make(given: Source, folder: Path) -> list[Made]:
+def make(source: Source, folder: Path) -> list[Made]:
     """The layers from bottom to top. FOLDER, on the cache's file system, takes what is not cached."""
-    packages = [given.sha256(contents.PACKAGES_INDEX), given.packages, given.epoch]
-    debian = _cached("debian", packages, given, lambda tree: contents.debian(given, tree))
-    found = [debian]
-    for each in given.environments:
-        made_of = [debian.layer.diff_id, given.requirements(each, ours=False)]
-        fill = partial(contents.wheels, given, each, below=[debian.tree])
-        found.append(_cached("wheels" if each == contents.OWN else each, made_of, given, fill))
-    if given.has(contents.OPA):
-        programs = [given.sha256(contents.OPA), given.epoch]
-        found.append(_cached("programs", programs, given, lambda tree: contents.programs(given, tree)))
-    for stale in debian.blob.parent.parent.glob(f"{_prefix(given)}-*"):
-        if stale not in {made.blob.parent for made in found}:
+    packages = [source.sha256(contents.PACKAGES_INDEX), source.packages, source.epoch]
+    debian = _cached("debian", packages, source, lambda tree: contents.debian(source, tree))
+    layers = [debian]
+    for each in source.environments:
+        made_of = [debian.layer.diff_id, source.requirements(each, ours=False)]
+        fill = partial(contents.wheels, source, each, below=[debian.tree])
+        layers.append(_cached("wheels" if each == contents.OWN else each, made_of, source, fill))
+    if source.has(contents.OPA):
+        programs = [source.sha256(contents.OPA), source.epoch]
+        layers.append(_cached("programs", programs, source, lambda tree: contents.programs(source, tree)))
+    for stale in debian.blob.parent.parent.glob(f"{_prefix(source)}-*"):
+        if stale not in {made.blob.parent for made in layers}:
             shutil.rmtree(stale)
-    trees = [each.tree for each in found[:2]]  # Debian's packages, and the environment that our wheels join
-    code = _made("code", folder, given, lambda tree: contents.code(given, tree, trees))
-    return [*found, code]
+    trees = [each.tree for each in layers[:2]]  # Debian's packages, and the environment that our wheels join
+    code = _made("code", folder, source, lambda tree: contents.code(source, tree, trees))
+    return [*layers, code]
 
 
-def _prefix(given: Source) -> str:
+def _prefix(source: Source) -> str:
     """What names of a variant's layers in the cache begin with."""
-    return "+".join(given.environments)
+    return "+".join(source.environments)
 
 
-def _cached(name: str, made_of: object, given: Source, fill: Callable[[Path], None]) -> Made:
+def _cached(name: str, made_of: object, source: Source, fill: Callable[[Path], None]) -> Made:
     """A layer from the cache, or made now if none was made of this, or its archive is damaged."""
     key = hashlib.sha256(json.dumps([RECIPE, made_of]).encode()).hexdigest()[:32]
-    place = cache.home() / "image" / f"{_prefix(given)}-{name}-{key}"
+    place = cache.home() / "image" / f"{_prefix(source)}-{name}-{key}"
     place.parent.mkdir(exist_ok=True)
     facts, blob = place / "layer.json", place / "layer.tar.gz"
     layer = Layer(**json.loads(facts.read_text())) if facts.exists() else None
     if not layer or layer.digest != f"sha256:{cache.sha256(blob)}":
         shutil.rmtree(place, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as aside:
-            made = _made(name, Path(aside), given, fill)
+            made = _made(name, Path(aside), source, fill)
             layer = made.layer
             (made.tree.parent / "layer.json").write_text(json.dumps(asdict(layer)))
             made.tree.parent.rename(place)
     return Made(layer, place / "tree", blob)
 
 
-def _made(name: str, folder: Path, given: Source, fill: Callable[[Path], None]) -> Made:
+def _made(name: str, folder: Path, source: Source, fill: Callable[[Path], None]) -> Made:
     tree, blob = folder / name / "tree", folder / name / "layer.tar.gz"
     tree.mkdir(parents=True)
     fill(tree)
-    return Made(archive.write(name, tree, blob, given.epoch), tree, blob)
+    return Made(archive.write(name, tree, blob, source.epoch), tree, blob)

@@ -33,14 +33,14 @@ class Layout:
     def read(self, digest: str) -> Any:
         """The document in a blob. ValueError if the blob is not the one with this digest."""
         content = self.blob(digest).read_bytes()
-        if (seen := hashlib.sha256(content).hexdigest()) != digest.removeprefix("sha256:"):
-            raise ValueError(f"the blob {digest} has sha256 {seen}")
+        if (actual := hashlib.sha256(content).hexdigest()) != digest.removeprefix("sha256:"):
+            raise ValueError(f"the blob {digest} has sha256 {actual}")
         return json.loads(content)
 
     def index(self) -> list[Descriptor]:
         """What the index lists."""
-        found: list[Descriptor] = json.loads((self.folder / "index.json").read_bytes())["manifests"]
-        return found
+        descriptors: list[Descriptor] = json.loads((self.folder / "index.json").read_bytes())["manifests"]
+        return descriptors
 
     def begin(self) -> None:
         """An empty layout."""

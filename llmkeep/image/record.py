@@ -49,15 +49,15 @@ def read(folder: Path, keyring: Path) -> Record:
         ) from error
 
 
-def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Record:
+def verify(folder: Path, keyring: Path, highest: int = 0, now: datetime.datetime | None = None) -> Record:
     """Signature, record, age, serial, each blob's digest, each layer's diff id. Raises BundleRefused; changes nothing.
 
-    `seen`: the serial that was accepted here last.
+    `highest`: the serial that was accepted here last.
     """
     record = read(folder, keyring)
     manifest.require_serial(
         record.serial,
-        seen,
+        highest,
         "an old image brings back holes that were closed. Carry one of that serial or a later one, or roll back to this one with"
         " `llmkeep image add --allow-older REASON`, which is put on record",
     )
@@ -83,14 +83,14 @@ def _problems(target: Layout, record: Record) -> Iterator[str]:
         bill["config"]["digest"],
         *(each["digest"] for each in bill["layers"]),
     ]
-    wanted = {digest: target.blob(digest) for digest in [record.digest, record.sbom, *layers, *others]}
-    listed = {str(path.relative_to(target.folder)) for path in wanted.values()}
+    blobs = {digest: target.blob(digest) for digest in [record.digest, record.sbom, *layers, *others]}
+    listed = {str(path.relative_to(target.folder)) for path in blobs.values()}
     yield from manifest.strays(target.folder, listed, {"index.json", "oci-layout"})
-    if not all(path.is_file() for path in wanted.values()):
+    if not all(path.is_file() for path in blobs.values()):
         return
-    for digest, seen in zip(wanted, manifest.hashed(_digest, list(wanted.values())), strict=True):
-        if digest != seen:
-            yield f"the blob {digest} has sha256 {seen}"
+    for digest, actual in zip(blobs, manifest.hashed(_digest, list(blobs.values())), strict=True):
+        if digest != actual:
+            yield f"the blob {digest} has sha256 {actual}"
             return
     config = target.read(image["config"]["digest"])
     if [(each["digest"], each["size"]) for each in image["layers"]] != [
@@ -103,10 +103,10 @@ def _problems(target: Layout, record: Record) -> Iterator[str]:
         yield "its index lists other manifests than its record"
     if bill["subject"]["digest"] != record.digest:
         yield f"its SBOM is about {bill['subject']['digest']}"
-    unpacked = manifest.hashed(archive.unpacked, [wanted[digest] for digest in layers])
-    for layer, seen in zip(record.layers, unpacked, strict=True):
-        if seen != layer.diff_id:
-            yield f"the layer {layer.name} unpacks to {seen}, signed was {layer.diff_id}"
+    unpacked = manifest.hashed(archive.unpacked, [blobs[digest] for digest in layers])
+    for layer, actual in zip(record.layers, unpacked, strict=True):
+        if actual != layer.diff_id:
+            yield f"the layer {layer.name} unpacks to {actual}, signed was {layer.diff_id}"
 
 
 def _digest(path: Path) -> str:

@@ -30,8 +30,8 @@ def add(places: Places, folder: Path, keyring: Path, allow_older: str | None = N
     `allow_older`: why one of an older serial than was accepted before is taken all the same, for the record. From then on its
     serial counts. Nothing is served where that cannot be recorded (RecordError).
     """
-    seen = manifest.highest_serial(places.image_serial)
-    good = verify(folder, keyring, 0 if allow_older else seen)
+    highest = manifest.highest_serial(places.image_serial)
+    good = verify(folder, keyring, 0 if allow_older else highest)
     images, shared = places.images, places.images / BLOBS
     shared.mkdir(parents=True, exist_ok=True)
     with alone(images):
@@ -50,8 +50,8 @@ def add(places: Places, folder: Path, keyring: Path, allow_older: str | None = N
                     target.chmod(0o644)
             if verify(partial, keyring) != good:
                 raise BundleRefused(DAMAGED, f"{folder} changed while it was copied: add it again")
-            if allow_older and good.serial < seen:
-                _record(good, seen, allow_older)
+            if allow_older and good.serial < highest:
+                _record(good, highest, allow_older)
             write(places.image_serial, f"{good.serial}\n".encode(), 0o644)
             for blob in (partial / FOLDER / "blobs/sha256").iterdir():
                 _replace(blob, shared / blob.name)
@@ -65,7 +65,7 @@ def add(places: Places, folder: Path, keyring: Path, allow_older: str | None = N
     return good
 
 
-def _record(image: Record, seen: int, reason: str) -> None:
+def _record(image: Record, highest: int, reason: str) -> None:
     """Put on the control node's record that an image older than SEEN is served, and why. A developer's machine keeps none."""
     if runs.is_kept(source_tree.located()):
         runs.append(
@@ -79,7 +79,7 @@ def _record(image: Record, seen: int, reason: str) -> None:
                 "user.name": runs.who(),
                 "llmkeep.image.digest": image.digest,
                 "llmkeep.image.serial": image.serial,
-                "llmkeep.image.highest": seen,
+                "llmkeep.image.highest": highest,
             }
         )
 
@@ -100,8 +100,8 @@ def _folder(places: Places, digest: str) -> Path:
 
 def listed(places: Places, keyring: Path) -> list[Record]:
     """The images on this mirror, the newest bundle's first. Raises BundleRefused at one that is not signed."""
-    found = [read(path, keyring) for path in places.images.glob("[!.]*")]
-    return sorted(found, key=lambda record: (-record.serial, record.digest))
+    records = [read(path, keyring) for path in places.images.glob("[!.]*")]
+    return sorted(records, key=lambda record: (-record.serial, record.digest))
 
 
 def remove(places: Places, digest: str) -> None:

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, keys: Path) -> Path:
 
 
 def test_accepts_what_was_signed(folder: Path, keys: Path) -> None:
-    found = manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE, seen=7)
+    found = manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE, highest=7)
     assert found.serial == 7
     assert found.signer == signing.fingerprint(keys / "keyring.pgp")
     assert {entry.path for entry in found.files} >= {"bootstrap", "keyring.pgp", "models/small/weights"}
@@ -70,7 +70,7 @@ def test_refuses_a_bundle_with(damage: str, folder: Path, keys: Path, foreign: P
 
 def test_refuses_an_older_serial_than_it_accepted_before(folder: Path, keys: Path) -> None:
     with pytest.raises(BundleRefused, match="serial 7 is older than 8") as refusal:
-        manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE, seen=8)
+        manifest.verify(folder, keys / "keyring.pgp", manifest.BUNDLE, highest=8)
     assert refusal.value.code == manifest.REPLAYED
 
 

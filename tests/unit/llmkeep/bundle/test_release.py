@@ -51,7 +51,7 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
 def test_what_was_signed_is_verified_by_the_code_that_verifies_the_bundle(
     places: Places, signed: Path
 ) -> None:
-    good = manifest.verify(signed, places.publish_public, manifest.RELEASE, seen=1)
+    good = manifest.verify(signed, places.publish_public, manifest.RELEASE, highest=1)
     assert good == release.verify(places, signed, places.publish_public)
     assert (release.name_of(good), good.serial) == (NAME, 1)
     assert good.signer == signing.fingerprint(places.publish_public)

@@ -158,9 +158,9 @@ def test_refuses_an_expired_image_with_its_date_and_the_clocks(tmp_path: Path, k
 
 
 def test_refuses_an_image_of_an_older_serial_than_it_accepted_before(image: Path, keys: Path) -> None:
-    assert verify(image, keys / "keyring.pgp", seen=7).serial == 7
+    assert verify(image, keys / "keyring.pgp", highest=7).serial == 7
     with pytest.raises(BundleRefused, match=r"serial 7 is older than 8.* --allow-older REASON") as refused:
-        verify(image, keys / "keyring.pgp", seen=8)
+        verify(image, keys / "keyring.pgp", highest=8)
     assert refused.value.code == REPLAYED
 
 
