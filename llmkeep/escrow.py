@@ -97,8 +97,8 @@ def load(file: Path, now: datetime | None = None) -> x509.Certificate:
             f"{file} is no certificate (PEM): give the {CERTIFICATE} that `llmkeep keys escrow` made"
         ) from error
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size < 3072:
-        seen = f"RSA of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
-        raise EscrowError(f"{file} holds {seen}: the escrow certificate must have an RSA key of at least 3072 bits; "
+        kind = f"RSA of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
+        raise EscrowError(f"{file} holds {kind}: the escrow certificate must have an RSA key of at least 3072 bits; "
                           "make one with `llmkeep keys escrow` on a machine that stays offline")  # fmt: skip
     if usage and not usage[0].key_encipherment:
         raise EscrowError(f"{file} may not be used to encrypt keys (its keyUsage lacks keyEncipherment): "

@@ -41,10 +41,12 @@ def asked(places: Places) -> Iterator[Any]:
 
     try:
         url = places.logs_url.read_text("ascii").strip()
-        given = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / KEY  # of the timer's unit
-        key = (given.read_bytes() if given.exists() else unseal(places.sealed(KEY).read_bytes(), KEY)).decode(
-            "ascii"
-        )
+        credential = (
+            Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / KEY
+        )  # of the timer's unit
+        key = (
+            credential.read_bytes() if credential.exists() else unseal(places.sealed(KEY).read_bytes(), KEY)
+        ).decode("ascii")
     except FileNotFoundError as error:
         raise LlmkeepError(
             f"{error.filename} is not there: this is no control node of an estate with Elasticsearch. Run this on "
@@ -109,10 +111,10 @@ def line(document: dict[str, Any]) -> str:
 
 
 def _find(arguments: argparse.Namespace) -> int:
-    found = find(arguments.places, arguments.request, arguments.wait)
-    for document in found:
+    documents = find(arguments.places, arguments.request, arguments.wait)
+    for document in documents:
         print(json.dumps(document, sort_keys=True) if arguments.json else line(document))
-    if not found:
+    if not documents:
         raise Refused(
             NOTHING_FOUND,
             f"no document has http.request.id {arguments.request!r}: take the id from the answer's header X-Request-Id; what a "
@@ -125,21 +127,21 @@ def _check(arguments: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     with asked(arguments.places) as client:
         namespaces = arguments.places.logs_sources.read_text("ascii").split()
-        found = logs_check.check(
+        sources = logs_check.check(
             client,
             namespaces,
             now - timedelta(hours=arguments.hours),
             now,
             timedelta(seconds=arguments.settle),
         )
-    result = logs_check.recorded(found, now)
+    result = logs_check.recorded(sources, now)
     if arguments.record:
         write(arguments.places.logs_checked, result, 0o600)
     if arguments.json:
         print(result.decode())
     else:
-        print("\n".join(map(printable, logs_check.lines(found))))
-    return logs_check.code(found)
+        print("\n".join(map(printable, logs_check.lines(sources))))
+    return logs_check.code(sources)
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -96,26 +96,26 @@ NONE = (LookupError, ValueError, TypeError, ArithmeticError)  # what reading a m
 
 def window(document: dict[str, Any]) -> Window:
     """A host's count. One of NONE for what is none."""
-    said = document["llmkeep"]["journal"]
-    found = Window(
-        str(said["id"]),
-        int(said["from"]),
-        int(said["to"]),
-        int(said["entries"]),
-        milliseconds(said["first"]),
-        milliseconds(said["last"]),
+    count = document["llmkeep"]["journal"]
+    window = Window(
+        str(count["id"]),
+        int(count["from"]),
+        int(count["to"]),
+        int(count["entries"]),
+        milliseconds(count["first"]),
+        milliseconds(count["last"]),
     )
-    if not (0 < found.entries <= found.last - found.first + 1 and 0 <= found.begins <= found.ends):
+    if not (0 < window.entries <= window.last - window.first + 1 and 0 <= window.begins <= window.ends):
         raise ValueError("its numbers contradict each other")
-    iso(found.ends)  # a year that is none
-    return found
+    iso(window.ends)  # a year that is none
+    return window
 
 
 def counters(document: dict[str, Any]) -> tuple[int, dict[str, int]]:
     """When, and Filebeat's counters. One of NONE for what is none."""
-    said = document["llmkeep"]["shipper"]
+    count = document["llmkeep"]["shipper"]
     return milliseconds(document["event"]["created"]), {
-        name: int(said[name]) for name in ("acked", "dropped", "duplicates")
+        name: int(count[name]) for name in ("acked", "dropped", "duplicates")
     }
 
 
@@ -288,7 +288,7 @@ def different(client: Any, index: str, query: dict[str, Any]) -> int:
 def documents(client: Any, namespace: str, groups: list[list[Window]]) -> list[tuple[int, int]]:
     """For each group, documents that were taken in its time, and how many different ones."""
     index = f"logs-llmkeep.*-{namespace}"
-    found: list[tuple[int, int]] = []
+    counts: list[tuple[int, int]] = []
     for start in range(0, len(groups), RANGES):
         asked = {
             str(number): {
@@ -320,8 +320,8 @@ def documents(client: Any, namespace: str, groups: list[list[Window]]) -> list[t
             bucket = buckets.get(number, {"doc_count": 0, "different": {"value": 0}})
             there = bucket["doc_count"]
             certain = bucket["different"]["value"] == there <= ROUNDED
-            found.append((there, there if certain else different(client, index, query)))
-    return found
+            counts.append((there, there if certain else different(client, index, query)))
+    return counts
 
 
 def lacking(group: list[Window], count: tuple[int, int]) -> bool:
@@ -359,10 +359,10 @@ def check(
         groups[namespace] = together(continued(by_number(windows), sources[namespace].notes))
         counts[namespace] = documents(client, namespace, groups[namespace])
     late = {
-        namespace: found
+        namespace: gaps
         for namespace in namespaces
         if (
-            found := [
+            gaps := [
                 number
                 for number, each in enumerate(zip(groups[namespace], counts[namespace], strict=True))
                 if lacking(*each)

@@ -74,13 +74,13 @@ def _require_signed(tree: Path) -> None:
         )
 
 
-def inventory_path(given: str, root: Path) -> Path:
+def inventory_path(path: str, root: Path) -> Path:
     """Path of an inventory in YAML, relative to the working directory or else to the tree."""
-    for place in (Path.cwd() / given, root / given):
+    for place in (Path.cwd() / path, root / path):
         if place.exists():
             require_yaml(place)
             return place.resolve()
-    raise RunError(f"there is no inventory {given!r}, neither here nor in {root}: "
+    raise RunError(f"there is no inventory {path!r}, neither here nor in {root}: "
                    f"give a file or folder with -i; {root}/inventory/example is one to copy")  # fmt: skip
 
 
@@ -145,11 +145,15 @@ class Heard:
             self.failures.append(f"{data.get('host')}: {data.get('task')}: {message}")
         elif event.get("event") == "playbook_on_stats":
             self.hosts = counted(data)
-        elif event.get("event") == "verbose" and (said := event.get("stdout")) and not said.startswith(NOISE):
-            self.complaints.append(said)
+        elif (
+            event.get("event") == "verbose"
+            and (sentence := event.get("stdout"))
+            and not sentence.startswith(NOISE)
+        ):
+            self.complaints.append(sentence)
         elif event.get("event") == "runner_on_ok" and data.get("task") in ACCEPTS:
-            if (said := (data.get("res") or {}).get("msg", "")) not in self.accepted:
-                self.accepted.append(said)
+            if (sentence := (data.get("res") or {}).get("msg", "")) not in self.accepted:
+                self.accepted.append(sentence)
         elif event.get("event") == "runner_on_ok" and data.get("task") in self.asked:
             result = data.get("res") or {}
             self.said[data["task"], data["host"]] = result.get("stdout", result.get("msg", ""))

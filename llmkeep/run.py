@@ -28,14 +28,14 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return words + list(arguments.ansible)
 
 
-def _playbook(given: str, root: Path) -> Path:
+def _playbook(name: str, root: Path) -> Path:
     """Path of a playbook, relative to the working directory or else to the tree."""
-    for place in (Path.cwd() / given, root / given):
+    for place in (Path.cwd() / name, root / name):
         if place.is_file():
             return place.resolve()
     known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
     raise RunError(
-        f"there is no playbook {given!r}, neither here nor in {root}: take site.yml or one of {known}"
+        f"there is no playbook {name!r}, neither here nor in {root}: take site.yml or one of {known}"
     )
 
 
@@ -69,7 +69,7 @@ def ansible_playbook(argv: list[str]) -> int:
     # Other ways to run less than all of it, by the names that Ansible's parser gives them.
     less = ("start_at_task", "step", "syntax", "listhosts", "listtasks", "listtags")
     for playbook in arguments.args:
-        given = argparse.Namespace(
+        options = argparse.Namespace(
             playbook=playbook,
             inventory=inventories.inventory or [str(ESTATE_INVENTORY)],
             limit=arguments.subset,
@@ -81,7 +81,7 @@ def ansible_playbook(argv: list[str]) -> int:
             ansible=[f"--{name.replace('_', '-')}" for name in less if getattr(arguments, name)],
             unrecorded=None,
         )
-        if code := _run(given, words):
+        if code := _run(options, words):
             return code
     return 0
 

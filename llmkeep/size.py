@@ -57,19 +57,19 @@ class Load:
     def documents(self) -> dict[str, float]:
         """Documents a day by kind: a stream, and after a stroke what part of it."""
         per_request = {kind: self.requests * DAY * number for kind, number in OF_A_REQUEST.items()}
-        found = {
+        counts = {
             **per_request,
             "llmkeep.auth": float(self.hosts * self.logins),
             "llmkeep.system": float(self.hosts * self.system_lines),
         }
-        found["llmkeep.service"] += sum(found.values()) * COUNTED
-        return found
+        counts["llmkeep.service"] += sum(counts.values()) * COUNTED
+        return counts
 
 
 def measured() -> dict[str, Any]:
     """Bytes of documents of each kind."""
-    found: dict[str, Any] = json.loads(resources.files("llmkeep").joinpath("sizes.json").read_text())
-    return found
+    sizes: dict[str, Any] = json.loads(resources.files("llmkeep").joinpath("sizes.json").read_text())
+    return sizes
 
 
 def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> dict[str, Any]:
@@ -113,23 +113,23 @@ def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> d
     }
 
 
-def shortcomings(found: dict[str, Any], settings: dict[str, int]) -> list[str]:
+def shortcomings(needs: dict[str, Any], settings: dict[str, int]) -> list[str]:
     """What does not suffice for this load, and the way out."""
-    told = []
+    faults = []
     for name, need in (
         ("elasticsearch_data_gb", "kept_bytes"),
         ("elasticsearch_snapshot_gb", "snapshot_bytes"),
     ):
-        if found[need] > settings[name] * GIB:
-            told.append(
-                f"{name} is {settings[name]}, and {math.ceil(found[need] / GIB)} are needed: enlarge it and its volume"
+        if needs[need] > settings[name] * GIB:
+            faults.append(
+                f"{name} is {settings[name]}, and {math.ceil(needs[need] / GIB)} are needed: enlarge it and its volume"
             )
-    if found["shards"] > MOST_SHARDS:
-        told.append(
-            f"there would be {found['shards']} shards, and a node of Elasticsearch takes {MOST_SHARDS}: "
+    if needs["shards"] > MOST_SHARDS:
+        faults.append(
+            f"there would be {needs['shards']} shards, and a node of Elasticsearch takes {MOST_SHARDS}: "
             "ship the logs of fewer hosts, or raise cluster.max_shards_per_node and the heap"
         )
-    return told
+    return faults
 
 
 def settings_of(inventories: list[Path], root: Path) -> tuple[dict[str, int], int]:
@@ -146,17 +146,17 @@ def settings_of(inventories: list[Path], root: Path) -> tuple[dict[str, int], in
     defaults: dict[str, Any] = {}
     for role in ("elasticsearch", "filebeat"):
         defaults |= yaml.safe_load((root / "roles" / role / "defaults/main.yml").read_text())
-    found = {name: declared.get(name, defaults[name]) for name in SETTINGS}
-    found["filebeat_queue_mb"] = min(
+    settings = {name: declared.get(name, defaults[name]) for name in SETTINGS}
+    settings["filebeat_queue_mb"] = min(
         defaults["filebeat_queue_mb"] if queue is None else queue for queue in queues
     )
-    for name, value in found.items():
+    for name, value in settings.items():
         if not isinstance(value, int):
             raise LlmkeepError(f"{name} is {value!r}: write a number")
-    return found, len(logs)
+    return settings, len(logs)
 
 
-def told(found: dict[str, Any], settings: dict[str, int], load: Load) -> list[str]:
+def told(needs: dict[str, Any], settings: dict[str, int], load: Load) -> list[str]:
     """Lines for a person."""
 
     def size(number: float) -> str:
@@ -165,25 +165,25 @@ def told(found: dict[str, Any], settings: dict[str, int], load: Load) -> list[st
     lines = [f"at {load.requests:g} requests/s and {load.hosts} hosts, a day:"]
     lines += [
         f"  {stream:22} {row['documents']:>12,} documents {size(row['bytes']):>12}"
-        for stream, row in found["streams"].items()
+        for stream, row in needs["streams"].items()
     ]
-    kept, queue = settings["elasticsearch_keep_days"], settings["filebeat_queue_mb"]
+    days, queue = settings["elasticsearch_keep_days"], settings["filebeat_queue_mb"]
     lines.append(
-        f"  together {size(found['bytes_a_day'])}; in the journals {size(found['journal_bytes_a_day'])}"
+        f"  together {size(needs['bytes_a_day'])}; in the journals {size(needs['journal_bytes_a_day'])}"
     )
-    lines.append(f"  audit records of the hosts that serve {size(found['audit_bytes_a_day'])}")
+    lines.append(f"  audit records of the hosts that serve {size(needs['audit_bytes_a_day'])}")
     lines.append(
-        f"kept for {kept} days, and {INDEX_DAYS} of the oldest index: {size(found['kept_bytes'])} in "
-        f"{found['shards']} shards; a volume of {size(found['data_volume_bytes'])}"
-    )
-    lines.append(
-        f"snapshots: {size(found['snapshot_bytes'])}; a volume of {size(found['snapshot_volume_bytes'])}"
+        f"kept for {days} days, and {INDEX_DAYS} of the oldest index: {size(needs['kept_bytes'])} in "
+        f"{needs['shards']} shards; a volume of {size(needs['data_volume_bytes'])}"
     )
     lines.append(
-        f"elasticsearch_data_gb {settings['elasticsearch_data_gb']} is used up in {found['days_until_data_gb']} days"
+        f"snapshots: {size(needs['snapshot_bytes'])}; a volume of {size(needs['snapshot_volume_bytes'])}"
     )
     lines.append(
-        f"the queue of a host that answers all requests ({queue} MiB) is full {found['queue_hours']} hours after "
+        f"elasticsearch_data_gb {settings['elasticsearch_data_gb']} is used up in {needs['days_until_data_gb']} days"
+    )
+    lines.append(
+        f"the queue of a host that answers all requests ({queue} MiB) is full {needs['queue_hours']} hours after "
         "Elasticsearch goes away; then its journal has to hold"
     )
     return lines
@@ -193,12 +193,12 @@ def _size(arguments: argparse.Namespace) -> int:
     root = source_tree.located()
     settings, hosts = settings_of([inventory_path(place, root) for place in arguments.inventory], root)
     load = Load(arguments.requests, hosts, arguments.system_lines, arguments.logins)
-    found = prediction(load, settings, measured())
-    lacking = shortcomings(found, settings)
+    needs = prediction(load, settings, measured())
+    lacking = shortcomings(needs, settings)
     if arguments.json:
-        print(json.dumps({"settings": settings, "hosts": hosts, **found, "shortcomings": lacking}, indent=2))
+        print(json.dumps({"settings": settings, "hosts": hosts, **needs, "shortcomings": lacking}, indent=2))
     else:
-        print("\n".join([*told(found, settings, load), *(f"- {line}" for line in lacking)]))
+        print("\n".join([*told(needs, settings, load), *(f"- {line}" for line in lacking)]))
     return int(bool(lacking))
 
 

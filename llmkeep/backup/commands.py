@@ -190,7 +190,7 @@ def _command(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Na
 
 
 def _here(verb: Callable[[Places], str]) -> Callable[[argparse.Namespace], str]:
-    return lambda given: verb(given.places)
+    return lambda arguments: verb(arguments.places)
 
 
 def _restore(arguments: argparse.Namespace) -> str:

@@ -94,16 +94,16 @@ def _outcomes_of(arguments: argparse.Namespace, experiment: Experiment, source: 
 def _step(arguments: argparse.Namespace) -> int:
     experiment = read(arguments.file)
     with _source(arguments) as source:
-        told = _outcomes_of(arguments, experiment, source)
-        print(ladder.step(source, experiment, told.seen, arguments.reason, arguments.despite))
+        evidence = _outcomes_of(arguments, experiment, source)
+        print(ladder.step(source, experiment, evidence.seen, arguments.reason, arguments.despite))
     return 0
 
 
 def _promote(arguments: argparse.Namespace) -> int:
     experiment = read(arguments.file)
     with _source(arguments) as source:
-        told = _outcomes_of(arguments, experiment, source)
-        print(ladder.promote(source, experiment, told, arguments.reason, arguments.despite))
+        evidence = _outcomes_of(arguments, experiment, source)
+        print(ladder.promote(source, experiment, evidence, arguments.reason, arguments.despite))
     return 0
 
 
@@ -118,31 +118,31 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.publish and not arguments.inventory:
         raise LlmkeepError("--publish is for what all hosts tell: give -i in place of --outcomes")
     with _source(arguments) if arguments.inventory else nullcontext(Path()) as source:
-        seen = _outcomes_of(arguments, experiment, source).seen or {}
-    found = [outcomes.verdict(experiment, percent, seen[percent]) for percent in sorted(seen)]
-    text = _as_json(found)
+        by_rung = _outcomes_of(arguments, experiment, source).seen or {}
+    verdicts = [outcomes.verdict(experiment, percent, by_rung[percent]) for percent in sorted(by_rung)]
+    text = _as_json(verdicts)
     if arguments.json:
         print(text)
     else:
-        print("\n".join(outcomes.lines(found)) or f"{experiment.name} has no outcome yet, of this run")
+        print("\n".join(outcomes.lines(verdicts)) or f"{experiment.name} has no outcome yet, of this run")
     if arguments.publish:
         from llmkeep.experiments import hosts  # as above
 
         if code := hosts.publish(arguments, arguments.places.verdicts / f"{experiment.name}.json", text):
             return code
-    return STOPPED if any(rung.stopped for rung in found) else 0
+    return STOPPED if any(rung.stopped for rung in verdicts) else 0
 
 
-def _as_json(found: list[Verdict]) -> str:
+def _as_json(verdicts: list[Verdict]) -> str:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    told = [{"time": now} | asdict(rung) for rung in found]
-    for rung in told:
+    rows = [{"time": now} | asdict(rung) for rung in verdicts]
+    for rung in rows:
         for metric in rung["metrics"]:
             metric["interval"] = [None if math.isinf(end) else end for end in metric["interval"]]
             for arm in ("control", "candidate"):
                 if math.isinf(metric[arm]["variance"]):
                     metric[arm]["variance"] = None
-    return json.dumps(told, indent=2)
+    return json.dumps(rows, indent=2)
 
 
 def _outcomes(parser: argparse.ArgumentParser, required: bool) -> None:

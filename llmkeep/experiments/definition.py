@@ -126,69 +126,69 @@ class Experiment:
         )
 
 
-def _fields(given: Any, known: tuple[str, ...], what: str, optional: tuple[str, ...] = ()) -> list[str]:
+def _fields(mapping: Any, known: tuple[str, ...], what: str, optional: tuple[str, ...] = ()) -> list[str]:
     """What is wrong with the names in a mapping."""
     every = (*known, *optional)
-    if not isinstance(given, dict):
-        return [f"{what} is {given!r}: write {', '.join(every)}"]
+    if not isinstance(mapping, dict):
+        return [f"{what} is {mapping!r}: write {', '.join(every)}"]
     return [
         f"{what} has {name!r}, which is not known: take {', '.join(every)}"
-        for name in given
+        for name in mapping
         if name not in every
-    ] + [f"{what} lacks {name}" for name in known if name not in given]
+    ] + [f"{what} lacks {name}" for name in known if name not in mapping]
 
 
 def _number(value: Any, *, above: float = 0, most: float = 1e9) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most
 
 
-def faults(given: Any) -> list[str]:
+def faults(document: Any) -> list[str]:
     """All reasons why this is no experiment, one sentence each, without the arithmetic of its rungs."""
-    found = _fields(given, KNOWN, "the file", OPTIONAL)
-    if found:
-        return found
-    found += [
-        f"{name} is {given[name]!r}: write a name of small letters, digits and hyphens"
+    problems = _fields(document, KNOWN, "the file", OPTIONAL)
+    if problems:
+        return problems
+    problems += [
+        f"{name} is {document[name]!r}: write a name of small letters, digits and hyphens"
         for name in ("experiment", "model", *ARMS)
-        if not isinstance(given[name], str) or not NAME.fullmatch(given[name])
+        if not isinstance(document[name], str) or not NAME.fullmatch(document[name])
     ]
-    if given["control"] == given["candidate"]:
-        found.append(f"both arms are {given['control']!r}: name two models or adapters")
-    if given["unit"] not in list(UNITS):
-        found.append(f"unit is {given['unit']!r}: take {', '.join(UNITS)}")
-    tenants = given["tenants"]
+    if document["control"] == document["candidate"]:
+        problems.append(f"both arms are {document['control']!r}: name two models or adapters")
+    if document["unit"] not in list(UNITS):
+        problems.append(f"unit is {document['unit']!r}: take {', '.join(UNITS)}")
+    tenants = document["tenants"]
     if not isinstance(tenants, list) or not tenants or not all(isinstance(name, str) for name in tenants):
-        found.append(f"tenants is {tenants!r}: write a list of those who take part")
-    ladder = given["ladder"]
+        problems.append(f"tenants is {tenants!r}: write a list of those who take part")
+    ladder = document["ladder"]
     if (
         not isinstance(ladder, list)
         or not all(type(step) is int and 1 <= step <= 100 for step in ladder)
         or ladder != sorted(set(ladder))
         or ladder in ([], [100])
     ):
-        found.append(
+        problems.append(
             f"ladder is {ladder!r}: write whole percentages of 1 to 100, each larger than the one before, the first below 100"
         )
-    found += [
-        f"{name} is {given[name]!r}: write a whole number of {least} or more"
+    problems += [
+        f"{name} is {document[name]!r}: write a whole number of {least} or more"
         for name, least in (("days", 1), ("minimum", sequential.FEWEST))
-        if type(given[name]) is not int or given[name] < least
+        if type(document[name]) is not int or document[name] < least
     ]
     return (
-        found
-        + _metrics(given["metrics"])
-        + _expected(given["expects"])
-        + _guarded(given.get("guardrails", {}))
+        problems
+        + _metrics(document["metrics"])
+        + _expected(document["expects"])
+        + _guarded(document.get("guardrails", {}))
     )
 
 
-def _metrics(given: Any) -> list[str]:
-    if not isinstance(given, list) or len(given) != 2:
+def _metrics(metrics: Any) -> list[str]:
+    if not isinstance(metrics, list) or len(metrics) != 2:
         return [
-            f"metrics is {given!r}: fix two in advance, since each further one is another chance to find what is not there"
+            f"metrics is {metrics!r}: fix two in advance, since each further one is another chance to find what is not there"
         ]
-    found = []
-    for metric in given:
+    problems = []
+    for metric in metrics:
         wrong = _fields(metric, ("name", "better", "difference"), "a metric")
         if not wrong and (not isinstance(metric["name"], str) or not NAME.fullmatch(metric["name"])):
             wrong = [f"a metric's name is {metric['name']!r}: write small letters, digits and hyphens"]
@@ -198,33 +198,33 @@ def _metrics(given: Any) -> list[str]:
             wrong = [
                 f"difference of {metric['name']} is {metric['difference']!r}: write what would matter, above 0 and up to 1"
             ]
-        found += wrong
-    names = [metric["name"] for metric in given if isinstance(metric, dict) and "name" in metric]
-    return found + [f"both metrics are {names[0]!r}"] * (len(names) == 2 and names[0] == names[1])
+        problems += wrong
+    names = [metric["name"] for metric in metrics if isinstance(metric, dict) and "name" in metric]
+    return problems + [f"both metrics are {names[0]!r}"] * (len(names) == 2 and names[0] == names[1])
 
 
-def _expected(given: Any) -> list[str]:
+def _expected(expectations: Any) -> list[str]:
     names = ("subjects", "conversations", "requests", "ratings", "alike")
-    found = _fields(given, names, "expects")
-    if found:
-        return found
-    found = [
-        f"expects: {name} is {given[name]!r}: write a number above 0"
+    problems = _fields(expectations, names, "expects")
+    if problems:
+        return problems
+    problems = [
+        f"expects: {name} is {expectations[name]!r}: write a number above 0"
         for name in names[:-1]
-        if not _number(given[name])
+        if not _number(expectations[name])
     ]
-    if given["alike"] != 0 and not _number(given["alike"], most=1):
-        found.append(
-            f"expects: alike is {given['alike']!r}: write a correlation of 0 to 1; 0.2 where nothing is known"
+    if expectations["alike"] != 0 and not _number(expectations["alike"], most=1):
+        problems.append(
+            f"expects: alike is {expectations['alike']!r}: write a correlation of 0 to 1; 0.2 where nothing is known"
         )
-    return found
+    return problems
 
 
-def _guarded(given: Any) -> list[str]:
+def _guarded(limits: Any) -> list[str]:
     names = tuple(field.name for field in fields(Guardrails))
-    found = _fields(given, (), "guardrails", names)
-    if found:
-        return found
+    problems = _fields(limits, (), "guardrails", names)
+    if problems:
+        return problems
     for name, most, what in (
         ("slow_seconds", LONGEST_SECONDS, "seconds to the first byte, which an answer's deadline ends"),
         ("slow", 0.5, "a share of answers that the candidate may have more"),
@@ -232,23 +232,23 @@ def _guarded(given: Any) -> list[str]:
         ("refused", 0.5, "a share of answers that the candidate may have more"),
         ("length", 10, "how many times longer the mean answer may be, less 1"),
     ):
-        value = given.get(name, getattr(Guardrails, name))
+        value = limits.get(name, getattr(Guardrails, name))
         if not _number(value, most=most):
-            found.append(f"guardrails: {name} is {value!r}: write {what}, above 0 and up to {most:g}")
-    refusals = given.get("refusals", [])
+            problems.append(f"guardrails: {name} is {value!r}: write {what}, above 0 and up to {most:g}")
+    refusals = limits.get("refusals", [])
     if not isinstance(refusals, list) or not all(
         isinstance(each, str) and 3 <= len(each.strip()) <= REFUSAL_LETTERS for each in refusals
     ):
-        found.append(
+        problems.append(
             f"guardrails: refusals is {refusals!r}: write a list of what a refusal begins with, 3 to {REFUSAL_LETTERS} "
             "letters each; an empty one counts the engine's own alone"
         )
-    return found
+    return problems
 
 
 def out_of_reach(experiment: Experiment) -> list[str]:
     """Rungs that cannot have their minimum, with the arithmetic and ways out."""
-    found = []
+    problems = []
     expects, unit = experiment.expects, UNITS[experiment.unit]
     for percent in experiment.compared:
         rung = experiment.rung(percent)
@@ -260,35 +260,35 @@ def out_of_reach(experiment: Experiment) -> list[str]:
             units = getattr(expects, unit)
             days = f"a day × {experiment.days} days"
             come = f"{units:g} {unit}" + f" {days}" * (experiment.unit != "subject")
-            found.append(
+            problems.append(
                 f"at {percent} % the {arm} has {rated} {unit} that rate (the fewer of {come} and "
                 f"{expects.ratings:g} ratings {days}, × {part} %), and minimum is {experiment.minimum}: take another "
                 "step, or give it more days"
             )
-    return found
+    return problems
 
 
-def _guardrails(given: dict[str, Any]) -> Guardrails:
-    refusals = {"refusals": tuple(given["refusals"])} if "refusals" in given else {}
-    return Guardrails(**given | refusals)
+def _guardrails(limits: dict[str, Any]) -> Guardrails:
+    refusals = {"refusals": tuple(limits["refusals"])} if "refusals" in limits else {}
+    return Guardrails(**limits | refusals)
 
 
 def read(path: Path) -> Experiment:
     """The experiment in a file; raises LlmkeepError with all that is wrong with it."""
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # noqa: S506 -- a SafeLoader, made stricter
+        document = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # noqa: S506 -- a SafeLoader, made stricter
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise LlmkeepError(f"{path} cannot be read: {error}") from error
-    wrong = faults(given)
+    wrong = faults(document)
     if not wrong:
         experiment = Experiment(
-            name=given["experiment"],
-            **{name: given[name] for name in ("model", *ARMS, "unit", "days", "minimum")},
-            tenants=tuple(given["tenants"]),
-            ladder=tuple(given["ladder"]),
-            metrics=tuple(Metric(**metric) for metric in given["metrics"]),
-            expects=Expects(**given["expects"]),
-            guardrails=_guardrails(given.get("guardrails", {})),
+            name=document["experiment"],
+            **{name: document[name] for name in ("model", *ARMS, "unit", "days", "minimum")},
+            tenants=tuple(document["tenants"]),
+            ladder=tuple(document["ladder"]),
+            metrics=tuple(Metric(**metric) for metric in document["metrics"]),
+            expects=Expects(**document["expects"]),
+            guardrails=_guardrails(document.get("guardrails", {})),
         )
         wrong = out_of_reach(experiment)
         if not wrong:

@@ -68,13 +68,13 @@ def collect(arguments: argparse.Namespace, experiment: Experiment, run: str) -> 
         if outcome.code == 130:
             raise SystemExit(130)
         away = {failure.partition(":")[0]: failure for failure in heard.failures}
-        seen: dict[int, Seen] = defaultdict(Seen)
+        by_rung: dict[int, Seen] = defaultdict(Seen)
         for host in sorted(str(each["host.name"]) for each in heard.hosts):
             if host in away:
                 continue
             path = Path(folder, f"{host}.gz")
             try:
-                outcomes.add(seen, whole(path), host, experiment)
+                outcomes.add(by_rung, whole(path), host, experiment)
             except LlmkeepError as error:
                 away[host] = str(error)
             path.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def collect(arguments: argparse.Namespace, experiment: Experiment, run: str) -> 
             "Without some the intervals would not hold. Run this again when all answer, or take a host that is gone for good "
             "out of [serve]"
         )
-    return Told(seen, {host: json.loads(said) for (_, host), said in heard.said.items()})
+    return Told(by_rung, {host: json.loads(text) for (_, host), text in heard.said.items()})
 
 
 def whole(archive: Path) -> list[bytes]:
@@ -120,9 +120,9 @@ def publish(arguments: argparse.Namespace, path: Path, text: str) -> int:
     with recorded(tree, site, places, tagged) as outcome:
         outcome.code, heard = play(site, places, ["--tags", "operator_page"], quiet=True)
         outcome.hosts = heard.hosts
-    said = (
+    state = (
         "on the pages" if outcome.code == 0 else "not on all pages: run `llmkeep site --tags operator_page`"
     )
-    for each in [f"{path} is {said}", *heard.failures]:
+    for each in [f"{path} is {state}", *heard.failures]:
         print(each, file=sys.stderr)
     return outcome.code

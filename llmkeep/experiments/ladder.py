@@ -72,102 +72,104 @@ def entries(source: Source) -> dict[str, Entry]:
 
 def running(source: Source, experiment: Experiment) -> Entry:
     """Its entry; raises LlmkeepError if it does not run, or is another experiment than the file's."""
-    found = entries(source).get(experiment.name)
-    if found is None or not found["percent"]:
+    current = entries(source).get(experiment.name)
+    if current is None or not current["percent"]:
         raise LlmkeepError(
             f"{experiment.name} does not run by this policy: `llmkeep experiment start` starts it at its first step"
         )
-    return same(experiment, found)
+    return same(experiment, current)
 
 
-def same(experiment: Experiment, found: Entry) -> Entry:
+def same(experiment: Experiment, current: Entry) -> Entry:
     """The entry; raises LlmkeepError if it is another experiment than the file's."""
-    wanted = entry(experiment, found["percent"], found["salt"])
-    if other := [name for name in DECIDED if wanted[name] != found.get(name)]:
+    expected = entry(experiment, current["percent"], current["salt"])
+    if other := [name for name in DECIDED if expected[name] != current.get(name)]:
         raise LlmkeepError(
             f"{', '.join(other)} of {experiment.name} is not what policy has: give the file it was started by, or stop it and "
             "start another one"
         )
-    return found
+    return current
 
 
 def run_of(folder: Path, experiment: Experiment) -> str:
     """The id of its run by this policy, which hosts know it by; raises LlmkeepError where there is none."""
-    found = entries(policy_source.read(folder)).get(experiment.name)
-    if found is None:
+    current = entries(policy_source.read(folder)).get(experiment.name)
+    if current is None:
         raise LlmkeepError(
             f"{folder} has no experiment {experiment.name!r}, so which of its runs is meant is not known: give its outcomes by "
             "--outcomes"
         )
-    return identifier(experiment.name, same(experiment, found)["salt"])
+    return identifier(experiment.name, same(experiment, current)["salt"])
 
 
-def against(experiment: Experiment, percent: int, seen: dict[int, Seen] | None, better: bool) -> list[str]:
+def against(experiment: Experiment, percent: int, by_rung: dict[int, Seen] | None, better: bool) -> list[str]:
     """What speaks against the next step, one sentence each; BETTER: also that no metric is better."""
-    if seen is None:
+    if by_rung is None:
         return ["there are no outcomes: give -i or --outcomes"]
-    if percent not in seen:
+    if percent not in by_rung:
         return [f"there is no outcome at {percent} %, where the experiment is"]
-    found = outcomes.verdict(experiment, percent, seen[percent])
-    if found.stopped:
-        return [f"at {percent} % there is no verdict: {found.stopped}"]
+    verdict = outcomes.verdict(experiment, percent, by_rung[percent])
+    if verdict.stopped:
+        return [f"at {percent} % there is no verdict: {verdict.stopped}"]
     reasons = [
         f"{metric.metric} of the {arm} has {of.clusters} {UNITS[experiment.unit]} that rate at {percent} %, and minimum is "
         f"{experiment.minimum}"
-        for metric in found.metrics
+        for metric in verdict.metrics
         for arm, of in (("control", metric.control), ("candidate", metric.candidate))
         if of.clusters < experiment.minimum
     ]
-    reasons += [f"{each.metric} is worse at {percent} %" for each in found.metrics if each.verdict == "worse"]
-    if better and not any(each.verdict == "better" for each in found.metrics):
+    reasons += [
+        f"{each.metric} is worse at {percent} %" for each in verdict.metrics if each.verdict == "worse"
+    ]
+    if better and not any(each.verdict == "better" for each in verdict.metrics):
         reasons.append(f"no metric is better at {percent} %")
     return reasons
 
 
 def start(folder: Path, experiment: Experiment, reason: str, shadow: int = 0) -> str:
     """Write the entry at the first step, with a new salt, and say so. SHADOW: at 0 %, with copies of so many percent."""
-    found = entries(policy_source.read(folder)).get(experiment.name)
-    if found and found["percent"]:
-        raise LlmkeepError(f"{experiment.name} runs at {found['percent']} %: step or stop it")
+    current = entries(policy_source.read(folder)).get(experiment.name)
+    if current and current["percent"]:
+        raise LlmkeepError(f"{experiment.name} runs at {current['percent']} %: step or stop it")
     first = experiment.ladder[0]
     new = entry(experiment, 0 if shadow else first, secrets.token_hex(16), shadow)
     what = f"start in the shadow of {shadow} %" if shadow else f"start at {first} %"
-    return _put(folder, experiment.name, found, new, what, reason, [])
+    return _put(folder, experiment.name, current, new, what, reason, [])
 
 
 def step(
-    folder: Path, experiment: Experiment, seen: dict[int, Seen] | None, reason: str, despite: str | None
+    folder: Path, experiment: Experiment, by_rung: dict[int, Seen] | None, reason: str, despite: str | None
 ) -> str:
     """Move the entry to the next step of the ladder; raises LlmkeepError where outcomes speak against it."""
-    found = running(policy_source.read(folder), experiment)
-    higher = [percent for percent in experiment.ladder if found["percent"] < percent < 100]
+    state = running(policy_source.read(folder), experiment)
+    higher = [percent for percent in experiment.ladder if state["percent"] < percent < 100]
     if not higher:
         raise LlmkeepError(
-            f"{experiment.name} is at {found['percent']} %, its last step that compares: `llmkeep experiment promote` gives all "
+            f"{experiment.name} is at {state['percent']} %, its last step that compares: `llmkeep experiment promote` gives all "
             "units the candidate, `stop` the control"
         )
-    known = against(experiment, found["percent"], seen, better=False)
+    known = against(experiment, state["percent"], by_rung, better=False)
     _permit(known, despite)
-    new = entry(experiment, higher[0], found["salt"])
-    what = f"step from {found['percent']} to {higher[0]} %"
-    return _put(folder, experiment.name, found, new, what, despite or reason, known)
+    new = entry(experiment, higher[0], state["salt"])
+    what = f"step from {state['percent']} to {higher[0]} %"
+    return _put(folder, experiment.name, state, new, what, despite or reason, known)
 
 
-def promote(folder: Path, experiment: Experiment, told: Told, reason: str, despite: str | None) -> str:
+def promote(folder: Path, experiment: Experiment, evidence: Told, reason: str, despite: str | None) -> str:
     """Give all units the candidate; raises LlmkeepError where outcomes do not say that it is better."""
-    found = running(policy_source.read(folder), experiment)
-    if found["percent"] == 100:
+    current = running(policy_source.read(folder), experiment)
+    if current["percent"] == 100:
         raise LlmkeepError(f"all units of {experiment.name} have the candidate already")
-    known = against(experiment, found["percent"], told.seen, better=True)
+    known = against(experiment, current["percent"], evidence.seen, better=True)
     _permit(known, despite)
-    new = entry(experiment, 100, found["salt"])
-    what = f"promote from {found['percent']} %"
-    said = _put(folder, experiment.name, found, new, what, despite or reason, known)
+    new = entry(experiment, 100, current["salt"])
+    what = f"promote from {current['percent']} %"
+    message = _put(folder, experiment.name, current, new, what, despite or reason, known)
     return "\n".join(
         [
-            said,
+            message,
             "A host that halted it keeps the control, and no guardrail is watched at 100 %.",
-            *for_good(experiment, told.models),
+            *for_good(experiment, evidence.models),
         ]
     )
 
@@ -175,18 +177,18 @@ def promote(folder: Path, experiment: Experiment, told: Told, reason: str, despi
 def for_good(experiment: Experiment, models: Mapping[str, list[Model]]) -> list[str]:
     """How the candidate gets the name, and the experiment ends, without a moment in which the control answers again."""
     name, candidate = experiment.model, experiment.candidate
-    wanted: dict[str, list[str]] = defaultdict(list)
+    hosts_by_entry: dict[str, list[str]] = defaultdict(list)
     for host in sorted(models):  # hosts answer in any order
-        wanted[served_as(name, candidate, models[host])].append(host)
-    if not wanted:
-        wanted[f"  - {{name: {name}, …}}, the rest as its entry {candidate} has it"].append(
+        hosts_by_entry[served_as(name, candidate, models[host])].append(host)
+    if not hosts_by_entry:
+        hosts_by_entry[f"  - {{name: {name}, …}}, the rest as its entry {candidate} has it"].append(
             "each serving host"
         )
-    told = ["Then for good:"]
-    for text, hosts in wanted.items():
-        told += [f"to llm_serving_models of {', '.join(hosts)}, in place of an entry {name}, add", text]
+    lines = ["Then for good:"]
+    for text, hosts in hosts_by_entry.items():
+        lines += [f"to llm_serving_models of {', '.join(hosts)}, in place of an entry {name}, add", text]
     return [
-        *told,
+        *lines,
         "and run llmkeep site; then",
         f"  llmkeep experiment stop {experiment.name} --remove --reason promoted",
         "  llmkeep policy build",
@@ -207,19 +209,19 @@ def served_as(name: str, candidate: str, known: list[Model]) -> str:
     return f"  nothing yet: there is no {candidate}"
 
 
-def _flow(given: Model) -> str:
-    return yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=math.inf).strip()
+def _flow(model: Model) -> str:
+    return yaml.safe_dump(model, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def stop(folder: Path, name: str, reason: str, remove: bool) -> str:
     """Give all units the control, or remove the entry, and with it the name, if no model is served by it."""
     known = entries(policy_source.read(folder))
-    found = known.get(name)
-    if found is None:
+    current = known.get(name)
+    if current is None:
         raise LlmkeepError(f"policy has no experiment {name!r}: it has {', '.join(known) or 'none'}")
-    what = "remove" if remove else f"stop at {found['percent']} %"
-    stopped = found | {"percent": 0, "shadow": 0}
-    return _put(folder, name, found, None if remove else stopped, what, reason, [])
+    what = "remove" if remove else f"stop at {current['percent']} %"
+    stopped = current | {"percent": 0, "shadow": 0}
+    return _put(folder, name, current, None if remove else stopped, what, reason, [])
 
 
 def _permit(known: list[str], despite: str | None) -> None:
@@ -254,15 +256,15 @@ def _put(
     data = source.data | {FOLDER: every}
     source = replace(source, tests={})
     already = policy_source.problems(source)  # of other entries, which this one does not mend
-    found = policy_source.problems(replace(source, data=data))
-    if found := [each for each in found if each not in already]:
+    problems = policy_source.problems(replace(source, data=data))
+    if problems := [each for each in problems if each not in already]:
         raise LlmkeepError(
             "policy would not take it; nothing was changed:\n"
-            + "\n".join(f"- {each}" for each in found)
+            + "\n".join(f"- {each}" for each in problems)
             + "\nAn entry that is no longer wanted goes by `llmkeep experiment stop NAME --remove`"
         )
-    kept = runs.is_kept(source_tree.located())
-    if kept:
+    recorded = runs.is_kept(source_tree.located())
+    if recorded:
         event: runs.Event = {
             "event.kind": "event",
             "event.category": ["configuration"],
@@ -280,5 +282,5 @@ def _put(
     comments = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
     body = yaml.safe_dump(every, sort_keys=False, allow_unicode=True, width=200) if every else "{}\n"
     durable.write(path, ("".join(comments) + body).encode(), 0o644)
-    told = "on record" if kept else "not on record: this host keeps none"
-    return f"{name}: {what}, {told}; {path}\n{NEXT}"
+    standing = "on record" if recorded else "not on record: this host keeps none"
+    return f"{name}: {what}, {standing}; {path}\n{NEXT}"

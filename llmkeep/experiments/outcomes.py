@@ -52,12 +52,12 @@ class Verdict:
 
 def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
     """Outcomes by rung, of a file; raises LlmkeepError as `add` does."""
-    found: dict[int, Seen] = defaultdict(Seen)
-    add(found, path.read_bytes().splitlines(), str(path), experiment)
-    return found
+    by_rung: dict[int, Seen] = defaultdict(Seen)
+    add(by_rung, path.read_bytes().splitlines(), str(path), experiment)
+    return by_rung
 
 
-def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment: Experiment) -> None:
+def add(by_rung: dict[int, Seen], lines: Iterable[bytes], source: str, experiment: Experiment) -> None:
     """Add outcomes to those by rung: JSON lines of a file or a host.
 
     `{"unit": "…", "arm": "control", "percent": 5}` says that a unit met an arm; with `"metric"` and `"value"` (0 to 1) it was
@@ -67,10 +67,10 @@ def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment:
     names = [metric.name for metric in experiment.metrics]
     for number, line in enumerate(lines, 1):
         try:
-            given = json.loads(line)
-            unit, arm, percent = given["unit"], given["arm"], given["percent"]
-            metric, value = given.get("metric"), given.get("value")
-            rater = given.get("rater", unit)
+            outcome = json.loads(line)
+            unit, arm, percent = outcome["unit"], outcome["arm"], outcome["percent"]
+            metric, value = outcome.get("metric"), outcome.get("value")
+            rater = outcome.get("rater", unit)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LlmkeepError(
                 f"{source}, line {number}: {error!r}; a line has unit, arm and percent, and of a rating metric and value"
@@ -84,7 +84,7 @@ def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment:
                 f"{source}, line {number}: unit {unit!r}, arm {arm!r}, percent {percent!r}; arms are {', '.join(ARMS)}, and the "
                 f"ladder of {experiment.name} compares at {experiment.compared}"
             )
-        found[percent].arms[unit].add(arm)
+        by_rung[percent].arms[unit].add(arm)
         if metric is None:
             continue
         if metric not in names or type(value) not in (int, float) or not 0 <= value <= 1:
@@ -92,14 +92,14 @@ def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment:
                 f"{source}, line {number}: metric {metric!r} is {value!r}; {experiment.name} fixed {', '.join(names)} in "
                 "advance, each of 0 to 1"
             )
-        count, total = found[percent].values[metric, arm].get(rater, (0, 0.0))
+        count, total = by_rung[percent].values[metric, arm].get(rater, (0, 0.0))
         if count < RATINGS_EACH:
-            found[percent].values[metric, arm][rater] = (count + 1, total + value)
+            by_rung[percent].values[metric, arm][rater] = (count + 1, total + value)
 
 
-def judged(experiment: Experiment, metric: Metric, percent: int, seen: Seen) -> Judged:
+def judged(experiment: Experiment, metric: Metric, percent: int, rung: Seen) -> Judged:
     """The interval of a metric, and what it says."""
-    control, candidate = (list(seen.values[metric.name, arm].values()) for arm in ARMS)
+    control, candidate = (list(rung.values[metric.name, arm].values()) for arm in ARMS)
     low, high = sequential.difference(
         control, candidate, experiment.rung(percent).variance, experiment.alpha, experiment.minimum
     )
@@ -117,10 +117,10 @@ def largest_share(clusters: list[sequential.Cluster]) -> float:
     return max(numbers, default=0) / max(1, sum(numbers))
 
 
-def verdict(experiment: Experiment, percent: int, seen: Seen) -> Verdict:
+def verdict(experiment: Experiment, percent: int, rung: Seen) -> Verdict:
     """What may be said of a rung."""
-    crossed = sum(len(arms) > 1 for arms in seen.arms.values())
-    counts = Counter(arm for arms in seen.arms.values() if len(arms) == 1 for arm in arms)
+    crossed = sum(len(arms) > 1 for arms in rung.arms.values())
+    counts = Counter(arm for arms in rung.arms.values() if len(arms) == 1 for arm in arms)
     control, candidate = counts["control"], counts["candidate"]
     share = percent / 100
     odds = sequential.mismatch((control, candidate), (1 - share, share))
@@ -132,23 +132,23 @@ def verdict(experiment: Experiment, percent: int, seen: Seen) -> Verdict:
             f"the candidate has {candidate} of {control + candidate} units instead of {percent} %, odds of {odds:.0f} to 1 that "
             "this is no accident: find out who is missing"
         )
-    metrics = [] if stopped else [judged(experiment, metric, percent, seen) for metric in experiment.metrics]
+    metrics = [] if stopped else [judged(experiment, metric, percent, rung) for metric in experiment.metrics]
     return Verdict(percent, (control, candidate), stopped, tuple(metrics))
 
 
-def lines(found: Iterable[Verdict]) -> list[str]:
+def lines(verdicts: Iterable[Verdict]) -> list[str]:
     """For a person."""
-    told = []
-    for rung in found:
-        told.append(f"at {rung.percent} %: control {rung.units[0]}, candidate {rung.units[1]} units")
+    lines = []
+    for rung in verdicts:
+        lines.append(f"at {rung.percent} %: control {rung.units[0]}, candidate {rung.units[1]} units")
         if rung.stopped:
-            told.append(f"  no verdict: {rung.stopped}")
+            lines.append(f"  no verdict: {rung.stopped}")
             continue
         for each in rung.metrics:
             low, high = each.interval
             width = "no interval yet" if math.isinf(low) else f"{low:+.3f} to {high:+.3f}"
-            told.append(
+            lines.append(
                 f"  {each.metric:12} {each.control.mean:.3f} ({each.control.values}), {each.candidate.mean:.3f} "
                 f"({each.candidate.values}); {width}: {each.verdict}; one subject has {each.largest:.0%} of an arm's at most"
             )
-    return told
+    return lines

@@ -129,8 +129,8 @@ def _add(arguments: argparse.Namespace) -> int:
 def _add_source(
     source: Hub | Folder, arguments: argparse.Namespace, stated: str | None = None
 ) -> intake.Taken:
-    def accept(found: Licence, text: str) -> dict[str, Any]:
-        return _accepted(found, text, arguments.accept_licence)
+    def accept(terms: Licence, text: str) -> dict[str, Any]:
+        return _accepted(terms, text, arguments.accept_licence)
 
     return intake.add(
         source, arguments.into, arguments.name, accept, arguments.licence_file, stated, _signed(arguments)
@@ -174,23 +174,23 @@ def _add_gguf(file: Path, arguments: argparse.Namespace) -> intake.Taken:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _accepted(found: Licence, text: str, given: str | None) -> dict[str, Any]:
+def _accepted(terms: Licence, text: str, name: str | None) -> dict[str, Any]:
     """The record of an acceptance by this user: as given, or as typed on a terminal."""
-    if given is None:
+    if name is None:
         print(
-            f"{printable(text)}\nlicence {printable(found.name)}: {found.file}, sha256 {found.sha256}",
+            f"{printable(text)}\nlicence {printable(terms.name)}: {terms.file}, sha256 {terms.sha256}",
             flush=True,
         )
         if not sys.stdin.isatty():
             raise ModelRefused(
                 LICENCE,
-                f"its licence is {printable(found.name)!r} ({found.file}, above), which is not accepted: read it, and run this "
-                f"again with --accept-licence '{printable(found.name)}'",
+                f"its licence is {printable(terms.name)!r} ({terms.file}, above), which is not accepted: read it, and run this "
+                f"again with --accept-licence '{printable(terms.name)}'",
             )
         try:
-            given = input("To accept it, type its name: ")
+            name = input("To accept it, type its name: ")
         except EOFError:
-            given = ""
+            name = ""
     person = os.environ.get("SUDO_USER") or getpass.getuser()
     moment = datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
-    return licence.accepted(found, given, person, moment)
+    return licence.accepted(terms, name, person, moment)

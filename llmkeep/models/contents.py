@@ -48,10 +48,10 @@ def is_licence(path: str) -> bool:
     return bool(LICENCE_TEXT.fullmatch(path)) and Path(path).suffix.lower() in {"", ".md", ".txt"}
 
 
-def texts(found: Iterable[File]) -> list[File]:
+def texts(files: Iterable[File]) -> list[File]:
     """The files of the allow-list that are not weights; refuses a repository without a model that can be loaded safely."""
-    found = list(found)
-    names = {file.path for file in found}
+    files = list(files)
+    names = {file.path for file in files}
     if not any(TENSORS.fullmatch(name) for name in names):
         pickles = sorted(name for name in names if name.endswith(PICKLES))
         what = (
@@ -66,7 +66,7 @@ def texts(found: Iterable[File]) -> list[File]:
         raise ModelRefused(
             UNFIT, f"it has {what}, and no whole model: give the repository of the whole model"
         )
-    taken = [file for file in found if is_text(file.path)]
+    taken = [file for file in files if is_text(file.path)]
     for file in taken:
         if file.size > MOST:
             raise ModelRefused(
@@ -76,22 +76,22 @@ def texts(found: Iterable[File]) -> list[File]:
     return taken
 
 
-def weights(found: Iterable[File], index: dict[str, set[str]] | None) -> list[File]:
+def weights(files: Iterable[File], index: dict[str, set[str]] | None) -> list[File]:
     """The files of weights that the index names, or model.safetensors where there is none."""
-    tensors = {file.path: file for file in found if TENSORS.fullmatch(file.path)}
-    wanted = set(index) if index is not None else {WEIGHTS}
-    if absent := sorted(wanted - tensors.keys()):
+    tensors = {file.path: file for file in files if TENSORS.fullmatch(file.path)}
+    shards = set(index) if index is not None else {WEIGHTS}
+    if absent := sorted(shards - tensors.keys()):
         names = INDEX if index is not None else "the model"
         raise ModelRefused(
             DAMAGED,
             f"{names} wants {absent[0]} ({len(absent)} files), which is not there: get the whole model",
         )
-    if unnamed := sorted(name for name in tensors.keys() - wanted if SHARD.fullmatch(name)):
+    if unnamed := sorted(name for name in tensors.keys() - shards if SHARD.fullmatch(name)):
         where = f"{INDEX} does not name it" if index is not None else f"there is no {INDEX}"
         raise ModelRefused(
             DAMAGED, f"{unnamed[0]} ({len(unnamed)} files) is a shard, and {where}: get the whole model again"
         )
-    return [tensors[name] for name in sorted(wanted)]
+    return [tensors[name] for name in sorted(shards)]
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_index(path: Path) -> dict[str, set[str]]:
     """Shard to its tensors, as the index says."""
-    found: dict[str, set[str]] = {}
+    tensors_of: dict[str, set[str]] = {}
     mapped = read_object(path).get("weight_map")
     if not isinstance(mapped, dict) or not mapped:
         raise ModelRefused(DAMAGED, f"{path.name} has no weight_map: get the model again")
@@ -123,8 +123,8 @@ def read_index(path: Path) -> dict[str, set[str]]:
                 DAMAGED,
                 f"{path.name} names the shard {str(shard)[:80]!r}, and a shard is a file beside it: do not use this model",
             )
-        found.setdefault(shard, set()).add(tensor)
-    return found
+        tensors_of.setdefault(shard, set()).add(tensor)
+    return tensors_of
 
 
 def check_weights(stream: BinaryIO, name: str, size: int, tensors: set[str] | None) -> None:

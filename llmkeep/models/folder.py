@@ -29,18 +29,18 @@ class Folder:
 
     def files(self) -> list[File]:
         """The files that lie there. Refuses links, and weights that are shorter than their headers say."""
-        found = []
+        files = []
         for path in sorted(self.path.iterdir()):
             status = path.lstat()
             if stat.S_ISDIR(status.st_mode):
-                found += [self._file(each) for each in sorted(path.iterdir()) if path.name == DEEPER]
+                files += [self._file(each) for each in sorted(path.iterdir()) if path.name == DEEPER]
                 continue
-            found.append(self._file(path))
-        for file in found:
+            files.append(self._file(path))
+        for file in files:
             if contents.TENSORS.fullmatch(file.path):
                 with self._opened(file.path) as stream:
                     contents.check_weights(stream, file.path, file.size, None)
-        return found
+        return files
 
     def folders(self) -> list[str]:
         """The folders that are left out."""

@@ -31,21 +31,21 @@ class Hub:
 
     checked_by = "the hub's digest"
 
-    def __init__(self, given: str) -> None:
+    def __init__(self, source: str) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         try:
             from huggingface_hub import constants
         except ImportError as error:
             raise ModelRefused(
                 UNFIT,
-                f"{given}: huggingface_hub is not installed here ({error}); run it on the builder, after `make env`",
+                f"{source}: huggingface_hub is not installed here ({error}); run it on the builder, after `make env`",
             ) from error
-        found = SOURCE.fullmatch(given)
-        if not found or ".." in given:
+        match = SOURCE.fullmatch(source)
+        if not match or ".." in source:
             raise ModelRefused(
-                UNFIT, f"{given[:120]!r} is no repository of a hub: write hub:OWNER/REPO@COMMIT"
+                UNFIT, f"{source[:120]!r} is no repository of a hub: write hub:OWNER/REPO@COMMIT"
             )
-        self.repository = found["repository"]
+        self.repository = match["repository"]
         self.timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         parts = urlsplit(constants.ENDPOINT)
         self.endpoint = constants.ENDPOINT
@@ -54,7 +54,7 @@ class Hub:
             raise ModelRefused(
                 UNFIT, f"HF_ENDPOINT is {self.shown}: a hub is asked by https only; give its https address"
             )
-        self.commit = found["commit"] or "the default branch"
+        self.commit = match["commit"] or "the default branch"
         self._refuse_unpinned()
         self.name = self.repository.split("/")[1]
         self.source = f"hub:{self.repository}@{self.commit}"
@@ -83,17 +83,17 @@ class Hub:
         from huggingface_hub import constants
 
         with self._answering():
-            told = self._info(self.commit, files=True)
-            if told.sha != self.commit:
+            answer = self._info(self.commit, files=True)
+            if answer.sha != self.commit:
                 raise ModelRefused(
                     DAMAGED,
-                    f"{self.shown} was asked for commit {self.commit} and answers with {told.sha}: do not use this hub",
+                    f"{self.shown} was asked for commit {self.commit} and answers with {answer.sha}: do not use this hub",
                 )
-            found = [
+            files = [
                 File(item.rfilename, item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
-                for item in told.siblings
+                for item in answer.siblings
             ]
-            for file in found:
+            for file in files:
                 stated = file.blob if file.sha256 is None else file.sha256
                 if not DIGEST.fullmatch(stated or "") or not isinstance(file.size, int) or file.size < 0:
                     raise ModelRefused(
@@ -106,7 +106,7 @@ class Hub:
                         f"{file.path} has {file.size} bytes, and hubs send at most {most} by HTTP: "
                         "fetch it with `hf download --local-dir`, and give the directory",
                     )
-        return found
+        return files
 
     def folders(self) -> list[str]:
         """No folders apart from the files in them."""
@@ -131,17 +131,17 @@ class Hub:
                     expected_size=file.size,
                     displayed_filename=file.path,
                 )
-            seen, wanted = (
+            actual, expected = (
                 (target.digest(), file.sha256) if file.sha256 else (git_blob(target.path), file.blob)
             )
-            if seen == wanted:
+            if actual == expected:
                 return
             target.seek(0)
             target.truncate()
             if begin == 0:
                 raise ModelRefused(
                     DAMAGED,
-                    f"{file.path} came with the digest {seen}, the hub states {wanted}: it is not used. "
+                    f"{file.path} came with the digest {actual}, the hub states {expected}: it is not used. "
                     "Run it again; if it stays, a proxy or the hub changes files",
                     resumable=True,
                 )

@@ -65,21 +65,21 @@ def add(
     if into.exists() or into.is_symlink():
         raise ModelRefused(UNFIT, f"{into} exists: name a folder that does not")
     own_text = licence_file.read_bytes() if licence_file else None
-    found = source.files()
-    texts = contents.texts(found)
-    wanted = [*texts, *(file for file in found if contents.TENSORS.fullmatch(file.path))]
+    files = source.files()
+    texts = contents.texts(files)
+    needed = [*texts, *(file for file in files if contents.TENSORS.fullmatch(file.path))]
     if signed:
-        signed.require_whole({file.path for file in found})
-    with _working(into, source.source, wanted) as aside:
+        signed.require_whole({file.path for file in files})
+    with _working(into, source.source, needed) as aside:
         model = aside / "models" / name
-        _keep_only(wanted, aside, model)
+        _keep_only(needed, aside, model)
         digests = dict(_copied(source, texts, model))
         if signed:
             signed.require(digests)
         changed = _without_code(model, digests)
         contents.check_class(contents.read_object(model / contents.CONFIG))
         index = contents.read_index(model / contents.INDEX) if contents.INDEX in digests else None
-        weights = contents.weights(found, index)
+        weights = contents.weights(files, index)
         if own_text is not None:
             digests["LICENSE"] = _place_licence(own_text, model)
         agreed = licence.stated(model, stated)
@@ -93,7 +93,7 @@ def add(
                 signed.require({path: digest})
             digests[path] = digest
         taken = {file.path for file in [*texts, *weights]}
-        left_out = [file.path for file in found if file.path not in taken] + source.folders()
+        left_out = [file.path for file in files if file.path not in taken] + source.folders()
         provenance = {
             "format": 1,
             "source": source.source,
@@ -167,8 +167,8 @@ def _keep_only(files: list[File], aside: Path, model: Path) -> None:
     """Of what an earlier run left keep the source's files, under the name that the model has now."""
     for other in [path for path in aside.glob("models/*/") if path != model]:
         other.rename(model)
-    kept = {model / file.path for file in files}
-    for path in [path for path in aside.rglob("*") if path.is_file() and path not in kept]:
+    targets = {model / file.path for file in files}
+    for path in [path for path in aside.rglob("*") if path.is_file() and path not in targets]:
         path.unlink()
 
 
@@ -177,11 +177,11 @@ def check_space(folder: Path, size: int) -> Path:
     """Refuse where FOLDER cannot have SIZE bytes, those that it has included; returns the folder that exists above it."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     place = next(path for path in folder.parents if path.is_dir())
-    wanted, free = size - there + MARGIN, shutil.disk_usage(place).free
-    if wanted > free:
+    needed, free = size - there + MARGIN, shutil.disk_usage(place).free
+    if needed > free:
         raise ModelRefused(
             SPACE,
-            f"{place} has {free / 1e9:.2f} GB free, the model takes {wanted / 1e9:.2f} GB more: make room, or give "
+            f"{place} has {free / 1e9:.2f} GB free, the model takes {needed / 1e9:.2f} GB more: make room, or give "
             "another place with --into",
         )
     return place

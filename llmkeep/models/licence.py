@@ -50,20 +50,20 @@ def stated(model: Path, default: str | None = None) -> Licence:
     )
 
 
-def accepted(licence: Licence, given: str, person: str, moment: str) -> dict[str, Any]:
+def accepted(licence: Licence, name: str, person: str, moment: str) -> dict[str, Any]:
     """The record of an acceptance; refuses one of another licence than the model states."""
-    if given.strip().casefold() != licence.name.casefold():
+    if name.strip().casefold() != licence.name.casefold():
         raise ModelRefused(
             LICENCE,
-            f"{given!r} was accepted, the model's licence is {printable(licence.name)!r} ({licence.file}, sha256 "
+            f"{name!r} was accepted, the model's licence is {printable(licence.name)!r} ({licence.file}, sha256 "
             f"{licence.sha256}): read it, and accept it by this name",
         )
     return {**asdict(licence), "accepted_by": person, "accepted_at": moment}
 
 
 def _name(card: dict[str, Any]) -> str | None:
-    found = card.get("license_name") or card.get("license")
-    names = found if isinstance(found, list) else [found]
+    entry = card.get("license_name") or card.get("license")
+    names = entry if isinstance(entry, list) else [entry]
     words = [name.strip() for name in names if isinstance(name, str)]
     return " AND ".join(words)[:100] if all(words) and len(words) == len(names) else None
 
@@ -75,7 +75,7 @@ def _front_matter(card: Path) -> dict[str, Any]:
     if not text.startswith("---") or len(parts) < 2:
         return {}
     try:
-        found = yaml.safe_load(parts[0].removeprefix("---"))
+        content = yaml.safe_load(parts[0].removeprefix("---"))
     except yaml.YAMLError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

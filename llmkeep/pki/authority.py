@@ -214,13 +214,13 @@ def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePriv
 # ---------------------------------------------------------------- sign
 def general_names(names: list[str]) -> list[x509.GeneralName]:
     """Names as a certificate carries them: addresses as addresses, the rest as DNS names."""
-    found: list[x509.GeneralName] = []
+    entries: list[x509.GeneralName] = []
     for name in names:
         try:
-            found.append(x509.IPAddress(ipaddress.ip_address(name)))
+            entries.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:
-            found.append(x509.DNSName(name))
-    return found
+            entries.append(x509.DNSName(name))
+    return entries
 
 
 def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> None:
@@ -353,12 +353,12 @@ def told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argpars
 
     def run(arguments: argparse.Namespace) -> int:
         try:
-            said = verb(arguments)
+            answer = verb(arguments)
         except OSError as error:
             raise PkiError(
                 f"{error.filename or 'a file'}: {error.strerror}: check the path and its permissions"
             ) from error
-        sys.stdout.buffer.write(said if isinstance(said, bytes) else said.encode() + b"\n")
+        sys.stdout.buffer.write(answer if isinstance(answer, bytes) else answer.encode() + b"\n")
         return 0
 
     return run
@@ -371,11 +371,11 @@ def _sign(arguments: argparse.Namespace) -> bytes:
 
 
 def _status(arguments: argparse.Namespace) -> str:
-    found = status(arguments.places)
+    state = status(arguments.places)
     return (
-        json.dumps(found)
+        json.dumps(state)
         if arguments.json
-        else "\n".join(f"{name}: {value}" for name, value in found.items())
+        else "\n".join(f"{name}: {value}" for name, value in state.items())
     )
 
 

@@ -144,7 +144,7 @@ def certificates(data: bytes, name: str) -> list[x509.Certificate]:
         raise PkiError(f"{name} has a private key in it, which no CA needs or gives: take it out, and if it is the edge's own, "
                        "make another with `llmkeep pki request --new-key`")  # fmt: skip
     try:
-        found = x509.load_pem_x509_certificates(data)
+        chain = x509.load_pem_x509_certificates(data)
     except ValueError as error:
         hint = (
             ": it is DER or PKCS #7; convert it with openssl x509 or openssl pkcs7 -print_certs"
@@ -154,10 +154,10 @@ def certificates(data: bytes, name: str) -> list[x509.Certificate]:
         raise PkiError(
             f"{name} holds no certificates in PEM ({error}){hint or ': give what the CA sent'}"
         ) from error
-    if len(found) > MOST_CERTIFICATES:
-        raise PkiError(f"{name} has {len(found)} certificates, and may have {MOST_CERTIFICATES}: "
+    if len(chain) > MOST_CERTIFICATES:
+        raise PkiError(f"{name} has {len(chain)} certificates, and may have {MOST_CERTIFICATES}: "
                        "give the leaf and its chain alone")  # fmt: skip
-    return found
+    return chain
 
 
 def install(places: Places, host: str, chain: bytes, root: bytes | None, now: datetime) -> Edge:
@@ -166,11 +166,11 @@ def install(places: Places, host: str, chain: bytes, root: bytes | None, now: da
     CHAIN: PEM, in any order; ROOT: PEM, else the self-signed certificate in CHAIN, else the one of the certificate before.
     """
     edge = _standing(places, host)
-    found = certificates(chain, "CHAIN")
-    anchor = _anchor(edge, found, root)
-    leaf = _leaf(edge, host, found)
+    candidates = certificates(chain, "CHAIN")
+    anchor = _anchor(edge, candidates, root)
+    leaf = _leaf(edge, host, candidates)
     _check_leaf(leaf, now)
-    others = [each for each in found if each not in (leaf, anchor)]
+    others = [each for each in candidates if each not in (leaf, anchor)]
     path = _path(leaf, others, anchor)
     for each in path[:-1]:
         algorithm = each.signature_hash_algorithm
@@ -204,34 +204,34 @@ def _title(certificate: x509.Certificate) -> str:
     return f"the certificate of {printable(certificate.subject.rfc4514_string())!r}"
 
 
-def _anchor(edge: Edge, found: Sequence[x509.Certificate], root: bytes | None) -> x509.Certificate:
+def _anchor(edge: Edge, chain: Sequence[x509.Certificate], root: bytes | None) -> x509.Certificate:
     if root is not None:
-        given = certificates(root, "--root")
-        if len(given) != 1:
-            raise PkiError(f"--root has {len(given)} certificates: give the root alone")
-        return given[0]
-    if own := [each for each in found if each.subject == each.issuer]:
+        roots = certificates(root, "--root")
+        if len(roots) != 1:
+            raise PkiError(f"--root has {len(roots)} certificates: give the root alone")
+        return roots[0]
+    if own := [each for each in chain if each.subject == each.issuer]:
         return own[-1]
     if edge.certificate:
         return x509.load_pem_x509_certificate(edge.certificate.root.encode())
-    raise PkiError(f"CHAIN has no root, its last certificate was issued by {printable(found[-1].issuer.rfc4514_string())!r}: "
+    raise PkiError(f"CHAIN has no root, its last certificate was issued by {printable(chain[-1].issuer.rfc4514_string())!r}: "
                    "give the root of that CA by --root")  # fmt: skip
 
 
-def _leaf(edge: Edge, host: str, found: Sequence[x509.Certificate]) -> x509.Certificate:
+def _leaf(edge: Edge, host: str, chain: Sequence[x509.Certificate]) -> x509.Certificate:
     """The certificate for the request's key."""
 
     def digest(certificate: x509.Certificate) -> str:
         key = certificate.public_key()
         return key_digest(key) if isinstance(key, ec.EllipticCurvePublicKey) else ""
 
-    for each in found:
+    for each in chain:
         if digest(each) == edge.key:
             return each
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     hash_of_key = hashes.Hash(hashes.SHA256())
-    hash_of_key.update(found[0].public_key().public_bytes(*form))
-    raise PkiError(f"no certificate in CHAIN is for the key of the request, sha256 {edge.key}: {_title(found[0])}, the first, "
+    hash_of_key.update(chain[0].public_key().public_bytes(*form))
+    raise PkiError(f"no certificate in CHAIN is for the key of the request, sha256 {edge.key}: {_title(chain[0])}, the first, "
                    f"is for {hash_of_key.finalize().hex()}. Have the CA sign the request that `llmkeep pki request --host "
                    f"{host}` hands out")  # fmt: skip
 

@@ -32,14 +32,14 @@ def _use(
     """
     signatures = hsm.pkcs11_signatures()
     try:
-        found = signatures.use(settings, hashlib.sha384(data).digest(), make)
+        answer = signatures.use(settings, hashlib.sha384(data).digest(), make)
     except signatures.Fault as fault:
         raise SealError(
             f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/operate/certificates.md)"
         ) from fault
-    raw = bytes.fromhex(found["signature"])
+    raw = bytes.fromhex(answer["signature"])
     r, s = (int.from_bytes(half, "big") for half in (raw[: len(raw) // 2], raw[len(raw) // 2 :]))
-    public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), bytes.fromhex(found["public"]))
+    public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), bytes.fromhex(answer["public"]))
     return public, encode_dss_signature(r, s)
 
 

@@ -93,8 +93,10 @@ def _sha256(data: bytes) -> str:
 def checked(folder: Path) -> Source:
     """The source in FOLDER; PolicyError unless it compiles and its data and tests are in order."""
     source = policy_source.read(folder)
-    if found := policy_source.problems(source):
-        raise PolicyError(f"{folder} is not to be signed:\n  " + "\n  ".join(found) + "\nPut it right there")
+    if problems := policy_source.problems(source):
+        raise PolicyError(
+            f"{folder} is not to be signed:\n  " + "\n  ".join(problems) + "\nPut it right there"
+        )
     return source
 
 
@@ -136,9 +138,11 @@ def _sign(
     """Sign SOURCE into OUT, unless OUT has the same content, enough days left, and a revision ABOVE_FLOOR where that is asked."""
     key = signing_key(places)
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
-    given, standing = out.with_name("revision.json"), _standing(out, places)
-    last: dict[str, Any] = json.loads(given.read_bytes()) if given.exists() else {"revision": 0, "sha256": ""}
-    require_format(given, last)
+    revision_file, standing = out.with_name("revision.json"), _standing(out, places)
+    last: dict[str, Any] = (
+        json.loads(revision_file.read_bytes()) if revision_file.exists() else {"revision": 0, "sha256": ""}
+    )
+    require_format(revision_file, last)
     highest = max(last["revision"], standing.revision if standing else 0)
     following = max(highest, last.get("floor", 0)) + 1
     same = last["sha256"] == source.sha256
@@ -150,7 +154,7 @@ def _sign(
     elif not same or last["revision"] < highest:
         highest = following
     issued = {"format": FORMAT, "revision": highest, "sha256": source.sha256}
-    write(given, json.dumps(issued).encode() + b"\n", 0o644)
+    write(revision_file, json.dumps(issued).encode() + b"\n", 0o644)
     bundle = policy_source.pack(source, highest, moment + timedelta(days=days), key)
     policy_bundle.judged(bundle, places.policy_public.read_bytes(), highest, moment)
     write(out, bundle, 0o644)
@@ -184,14 +188,14 @@ def diff(old: Path, new: Path) -> list[dict[str, Any]]:
     sets = [[role] for role in roles] + [list(pair) for pair in itertools.combinations(roles, 2)]
     holders = [{"roles": names, "groups": []} for names in sets]
     holders += [{"roles": [], "groups": [group]} for group in groups]
-    found = []
+    differences = []
     for each, action in itertools.product(holders, actions):
         holder = {**each, "action": action}
         question = {"subject": "anybody", "tenant": "any", **holder}
         before, after = (opa.eval_document("llm.authz.decision", question) for opa, _ in sides)
         if before != after:
-            found.append({**holder, "old": before, "new": after})
-    return found
+            differences.append({**holder, "old": before, "new": after})
+    return differences
 
 
 def _engine(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -309,13 +313,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _diff(arguments: argparse.Namespace) -> int:
     try:
-        found = diff(arguments.old, arguments.new)
+        differences = diff(arguments.old, arguments.new)
     except (PolicyRefused, OpaError, OSError) as error:
         raise PolicyError(f"these two cannot be compared: {error}") from error
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(differences))
     else:
-        print("\n".join(map(_line, found)) or "the two decide alike")
+        print("\n".join(map(_line, differences)) or "the two decide alike")
     return 0
 
 

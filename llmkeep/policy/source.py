@@ -51,8 +51,8 @@ class Source:
     @property
     def files(self) -> dict[str, bytes]:
         """The content of a bundle, except revision and date."""
-        found = {path: text.encode() for path, text in self.modules.items()}
-        return found | {f"{folder}/data.json": canonical(content) for folder, content in self.data.items()}
+        modules = {path: text.encode() for path, text in self.modules.items()}
+        return modules | {f"{folder}/data.json": canonical(content) for folder, content in self.data.items()}
 
     @property
     def sha256(self) -> str:
@@ -108,10 +108,12 @@ def problems(source: Source) -> list[str]:
         opa = engine(source.modules | source.tests, source.document)
         if opa.eval_document("llm.authz.decision", {}).get("allow") is not False:
             return ["llm/authz: data.llm.authz.decision does not deny a request that says nothing"]
-        found = sorted(opa.eval_document("llm.validate.problems"))
+        reasons = sorted(opa.eval_document("llm.validate.problems"))
     except OpaError as error:
         return [str(error)]
-    return found + [said for path in source.tests for said in _failures(opa, path, source.tests[path])]
+    return reasons + [
+        failure for path in source.tests for failure in _failures(opa, path, source.tests[path])
+    ]
 
 
 def tests(source: Source) -> int:

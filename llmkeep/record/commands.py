@@ -70,12 +70,12 @@ def _findings(arguments: argparse.Namespace) -> int:
 
 def _shipped(arguments: argparse.Namespace) -> int:
     folders = [folder for folder in witness.KEPT.glob("*") if (folder / "verifier").exists()]
-    kept = {
+    witnesses = {
         folder.name: (witness.Kept(folder).data(), (folder / "verifier").read_text()) for folder in folders
     }
     with logs.asked(arguments.places) as client:
-        found = shipped.check(client, kept)
-    for host, each in found.items():
+        copies = shipped.check(client, witnesses)
+    for host, each in copies.items():
         if arguments.json:
             print(json.dumps({"host": host} | asdict(each)))
             continue
@@ -89,9 +89,9 @@ def _shipped(arguments: argparse.Namespace) -> int:
             print(
                 f"{host}: records 1 to {each.first - 1} are not there, so no head could be compared: links only"
             )
-    if any(each.findings for each in found.values()):
+    if any(each.findings for each in copies.values()):
         return audit_cli.ALTERED
-    return 0 if any(each.records for each in found.values()) else audit_cli.NOTHING
+    return 0 if any(each.records for each in copies.values()) else audit_cli.NOTHING
 
 
 def _acknowledge(arguments: argparse.Namespace) -> int:
@@ -118,16 +118,16 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--clusters", type=Path, help="JSON list of clusters whose replicas have records: name and kubeconfig"
     )
     collect.set_defaults(run=_collect)
-    found = verbs.add_parser(
+    verb = verbs.add_parser(
         "findings", help="unacknowledged findings of the witness, and hosts it learns nothing of"
     )
-    found.add_argument(
+    verb.add_argument(
         "--minutes",
         type=int,
         default=0,
         help="leave out records of which it has learnt nothing for less (default: %(default)s)",
     )
-    found.set_defaults(run=_findings)
+    verb.set_defaults(run=_findings)
     copy = verbs.add_parser("shipped", help="verify the copy of the hosts' records that Elasticsearch has")
     copy.add_argument("--json", action="store_true", help="a line for each host")
     copy.set_defaults(run=_shipped, places=Places())

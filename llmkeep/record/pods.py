@@ -93,11 +93,11 @@ def _pods(workload: Mapping[str, Any]) -> Iterator[str]:
 
 
 def ask(
-    asked: list[Replica], kept: Mapping[str, int], seen: Mapping[str, bytes]
+    asked: list[Replica], lengths: Mapping[str, int], states: Mapping[str, bytes]
 ) -> Iterator[tuple[str, str | Unheard]]:
     """By a replica's name, what it says of its record, as playbooks/files/record_heads.py says it.
 
-    `kept`: bytes of its heads that are kept here; `seen`: what was seen last of its record.
+    `lengths`: bytes of its heads that are kept here; `states`: what was seen last of its record.
 
     """
     end = time.monotonic() + ALL_SECONDS
@@ -106,7 +106,7 @@ def ask(
         def said(replica: Replica) -> str | Unheard:
             if time.monotonic() > end:
                 return Unheard(f"{replica.name} was not asked: those before it took {ALL_SECONDS} s")
-            command = look(kept.get(replica.name, 0), seen.get(replica.name, b""))
+            command = look(lengths.get(replica.name, 0), states.get(replica.name, b""))
             try:
                 return _executed(replica, cache, command)
             except Unheard as problem:
@@ -115,11 +115,11 @@ def ask(
         yield from zip((each.name for each in asked), pool.map(said, asked), strict=True)
 
 
-def look(kept: int, seen: bytes) -> list[str]:
+def look(length: int, state_file: bytes) -> list[str]:
     """The command that reads a record in its container, whose user is the record's."""
     program = (source_tree.located() / "playbooks/files/record_heads.py").read_text()
-    state = base64.b64encode(seen).decode()
-    return ["/usr/bin/python3", "-I", "-c", program, "", RECORD, str(kept), state, SEEN]
+    state = base64.b64encode(state_file).decode()
+    return ["/usr/bin/python3", "-I", "-c", program, "", RECORD, str(length), state, SEEN]
 
 
 def one_line(text: str) -> str:
@@ -146,8 +146,8 @@ def _executed(replica: Replica, cache: str, command: list[str]) -> str:
     ) as process:
         # One after the other: a pod that floods the one or the other is held by the pipe until its time is over.
         answer = cast(IO[bytes], process.stdout).read(LONGEST + 1)
-        said = b"" if len(answer) > LONGEST else cast(IO[bytes], process.stderr).read(LONGEST)
-    error = one_line(said.decode(errors="replace"))
+        complaint = b"" if len(answer) > LONGEST else cast(IO[bytes], process.stderr).read(LONGEST)
+    error = one_line(complaint.decode(errors="replace"))
     if len(answer) > LONGEST:
         raise Unheard(f"{replica.name} did not end its answer within {LONGEST >> 20} MiB: look at that pod")
     if process.returncode == 124:

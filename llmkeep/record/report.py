@@ -227,10 +227,10 @@ def show_list(_: argparse.Namespace) -> int:
     code = 0
     for path in sorted(PLACES.reports.glob("*.tar"), key=lambda path: path.name):
         try:
-            said = _counted(opened(path, own_verifier()))
+            summary = _counted(opened(path, own_verifier()))
         except (LlmkeepError, HeadError) as error:
-            said, code = f"ALTERED: {error}", 3
-        print(printable(f"{path.name}: {said}"))
+            summary, code = f"ALTERED: {error}", 3
+        print(printable(f"{path.name}: {summary}"))
     return code
 
 

@@ -19,19 +19,19 @@ def newest(places: Places, verifier: Verifier) -> Sbom | None:
         ) from error
 
 
-def section(found: Sbom | None, language: str) -> str:
+def section(bill: Sbom | None, language: str) -> str:
     """The part of a page: a row for each host."""
     say = spoken(language)
     parts = [f"<h2>{say('Installed components')}</h2>"]
-    if not found:
+    if not bill:
         return "\n".join(
             [*parts, f"<p>{say('No SBOM was made, so it is not known what hosts have installed.')}</p>"]
         )
-    summary = found.summary
+    summary = bill.summary
     parts.append(
         f"<p>{say('As of')}: {text(summary['ended'])}; {say('Bundle')}: {text(summary['bundle_serial'])}</p>"
     )
-    if not found.complete:
+    if not bill.complete:
         parts.append(f"<p>{say('A host did not answer, so this is not complete.')}</p>")
     rows = [
         [text(name), str(host["components"]), *("<br>".join(map(text, host[kind])) for kind in ("unknown", "missing")),

@@ -76,69 +76,69 @@ def removed_up_to(whole: bytes) -> int:
 
 def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
     """Every line, every link and every head that the copy can prove. `lines` by sequence number."""
-    found = Shipped()
+    copy = Shipped()
     at_size = {head.size: head for head in heads}
     tree: Tree | None = Tree()  # None once a record is missing: heads cannot be computed from there on
     previous, leaf = "", b""
     for each in lines:
-        if each.sequence == found.last and found.records:
+        if each.sequence == copy.last and copy.records:
             if each.leaf == leaf:
-                found.duplicates += 1
+                copy.duplicates += 1
             else:
-                found.findings.append(
+                copy.findings.append(
                     f"record {each.sequence} is there twice, and not the same: one was forged"
                 )
             continue
-        if not found.records:
-            found.first = each.sequence
+        if not copy.records:
+            copy.first = each.sequence
             if each.sequence > 1:
                 tree = None
-        elif each.sequence != found.last + 1:
-            found.findings.append(f"records {found.last + 1} to {each.sequence - 1} are missing")
+        elif each.sequence != copy.last + 1:
+            copy.findings.append(f"records {copy.last + 1} to {each.sequence - 1} are missing")
             tree, previous = None, ""
         if each.whole is None:
-            found.withheld += 1
+            copy.withheld += 1
             previous = ""
         else:
             if hashlib.sha256(b"\0" + each.whole).digest() != each.leaf:
-                found.findings.append(f"record {each.sequence} does not fit its leaf: it was changed")
+                copy.findings.append(f"record {each.sequence} does not fit its leaf: it was changed")
             elif wrong := problem(each.whole, each.sequence, previous or named_previous(each.whole)):
-                found.findings.append(f"record {each.sequence}: {wrong}")
+                copy.findings.append(f"record {each.sequence}: {wrong}")
             previous = hashlib.sha256(each.whole).hexdigest()
             if REMOVED in each.whole:
-                found.removed = max(found.removed, removed_up_to(each.whole))
-        found.last, leaf = each.sequence, each.leaf
-        found.records += 1
+                copy.removed = max(copy.removed, removed_up_to(each.whole))
+        copy.last, leaf = each.sequence, each.leaf
+        copy.records += 1
         if tree is None:
             continue
         tree.add_hash(each.leaf)
         if head := at_size.get(tree.size):
             if head.root == tree.root():
-                found.heads += 1
+                copy.heads += 1
             else:
-                found.findings.append(
+                copy.findings.append(
                     f"the witness's head over the first {tree.size} records does not fit: one of them is not what was signed"
                 )
                 tree = None
     expired = signed_before(heads, now - KEPT)
-    if found.first - 1 > max(found.removed, expired):
-        found.findings.insert(
+    if copy.first - 1 > max(copy.removed, expired):
+        copy.findings.insert(
             0,
-            f"records {max(found.removed, expired) + 1} to {found.first - 1} are missing, and no record declares them removed by "
+            f"records {max(copy.removed, expired) + 1} to {copy.first - 1} are missing, and no record declares them removed by "
             "retention",
         )
-    elif found.first - 1 > found.removed:
-        found.notes.append(
-            f"records {found.removed + 1} to {found.first - 1} are not there: they were signed more than {KEPT.days} days ago, "
+    elif copy.first - 1 > copy.removed:
+        copy.notes.append(
+            f"records {copy.removed + 1} to {copy.first - 1} are not there: they were signed more than {KEPT.days} days ago, "
             "so Elasticsearch may have removed them. The host has its own"
         )
-    last = found.last if found.records else expired
+    last = copy.last if copy.records else expired
     due = signed_before(heads, now - LATE)
     if due > last:
-        found.findings.append(
+        copy.findings.append(
             f"records {last + 1} to {due} are missing: a head was signed over them more than 15 minutes ago"
         )
-    return found
+    return copy
 
 
 def kept_heads(notes: bytes, verifier: str) -> list[Head]:
@@ -174,11 +174,11 @@ def of_host(client: Any, host: str, notes: bytes, verifier: str) -> Shipped:
         heads = kept_heads(notes, verifier)
     except LlmkeepError as error:
         return Shipped(findings=[str(error)])
-    found = verify(copied(client, host.lower().replace("-", "_"), unread), heads, datetime.now(UTC))
-    found.findings += unread
-    return found
+    copy = verify(copied(client, host.lower().replace("-", "_"), unread), heads, datetime.now(UTC))
+    copy.findings += unread
+    return copy
 
 
-def check(client: Any, kept: dict[str, tuple[bytes, str]]) -> dict[str, Shipped]:
-    """The copy of each host; KEPT has, by host, the witness's file of heads and the verifier key."""
-    return {host: of_host(client, host, *witnessed) for host, witnessed in sorted(kept.items())}
+def check(client: Any, heads_of: dict[str, tuple[bytes, str]]) -> dict[str, Shipped]:
+    """The copy of each host; HEADS_OF has, by host, the witness's file of heads and the verifier key."""
+    return {host: of_host(client, host, *witnessed) for host, witnessed in sorted(heads_of.items())}

@@ -115,25 +115,25 @@ def complete_heads(folder: Path) -> bytes:
     return b"".join(note + b"\n" for note in heads.read(folder / heads.NAME)[0])
 
 
-def read(folder: Path, kept: Path, ledger: Ledger) -> int:
+def read(folder: Path, notes: Path, ledger: Ledger) -> int:
     """Verify a copy of a record, and count it; returns how many records are declared removed. Refused where it does not verify.
 
-    `kept`: the witness's folder. Heads only grow, so either of the two files must be the beginning of the other.
+    `notes`: the witness's folder. Heads only grow, so either of the two files must be the beginning of the other.
 
     """
     size = sum(path.stat().st_size for path in files(folder)) / (1 << 20)
     print(f"verifying the record of {ledger.host} in {folder}: {size:,.0f} MiB", file=sys.stderr)
-    here, there = complete_heads(folder), complete_heads(kept)
+    here, there = complete_heads(folder), complete_heads(notes)
     if not (here.startswith(there) or there.startswith(here)):
         raise Refused(
             ALTERED,
-            f"{folder / heads.NAME}: its heads are not those that the witness keeps of {ledger.host} in {kept}: one of the two "
+            f"{folder / heads.NAME}: its heads are not those that the witness keeps of {ledger.host} in {notes}: one of the two "
             "was changed. Nothing was summed; save both, and look at that host (docs/audit/audit-record.md)",
         )
     try:
-        report = verify(folder, Verifier((kept / "verifier").read_text()), each=ledger.add)
+        report = verify(folder, Verifier((notes / "verifier").read_text()), each=ledger.add)
     except HeadError as error:
-        raise LlmkeepError(f"{kept / 'verifier'}: {error}") from error
+        raise LlmkeepError(f"{notes / 'verifier'}: {error}") from error
     if not report.ok:
         findings = "\n".join(map(str, report.findings[:QUOTED]))
         more = f"\n… and {report.altered - QUOTED} more" if report.altered > QUOTED else ""
@@ -159,7 +159,7 @@ def witnessed() -> dict[str, Path]:
 
 def of_hosts(folders: Iterable[Path], by_key: dict[str, Path]) -> dict[str, tuple[Path, Path]]:
     """By host, the copy of its record and the witness's folder; LlmkeepError for what is no record of a known host."""
-    names = ", ".join(sorted(kept.name for kept in by_key.values()))
+    names = ", ".join(sorted(notes.name for notes in by_key.values()))
     copies: dict[str, tuple[Path, Path]] = {}
     for folder in folders:
         path = folder / "verifier"
@@ -179,7 +179,7 @@ def of_hosts(folders: Iterable[Path], by_key: dict[str, Path]) -> dict[str, tupl
             )
         copies[by_key[key].name] = folder, by_key[key]
     if not copies:
-        host = min(kept.name for kept in by_key.values())
+        host = min(notes.name for notes in by_key.values())
         raise LlmkeepError(
             f"no record was given: the hosts keep theirs. Copy each one of {names}, or take its backup; as root of this host:\n"
             f"  mkdir -p records/{host} && ssh root@{host} tar --sort=name -cC {witness.RECORD} . | tar -xC records/{host}\n"
@@ -290,7 +290,7 @@ def _usage(arguments: argparse.Namespace) -> int:
             f"--to {arguments.until} is before {arguments.since}: give the days in their order"
         )
     by_key = witnessed()
-    expected, priced = {kept.name for kept in by_key.values()}, None
+    expected, priced = {place.name for place in by_key.values()}, None
     if arguments.inventory:
         tree = source_tree.located()
         groups = listed([inventory_path(place, tree) for place in arguments.inventory], tree)
@@ -298,9 +298,9 @@ def _usage(arguments: argparse.Namespace) -> int:
         priced = prices(groups["_meta"]["hostvars"])
     parts: dict[Key, dict[str, Sums]] = defaultdict(lambda: defaultdict(Sums))
     hosts, notes, incomplete = {}, [], []
-    for host, (folder, kept) in sorted(of_hosts(arguments.record, by_key).items()):
+    for host, (folder, heads_folder) in sorted(of_hosts(arguments.record, by_key).items()):
         ledger = Ledger(host, arguments.by, arguments.since, arguments.until)
-        removed = read(folder, kept, ledger)
+        removed = read(folder, heads_folder, ledger)
         for (*values, model), sums in ledger.sums.items():
             parts[tuple(values)][model].add(sums)
         hosts[host] = {"record": str(folder), "records": ledger.records, "ends": ledger.last or None}

@@ -41,13 +41,13 @@ def _make(arguments: argparse.Namespace) -> int:
     name, content = hosts.made(arguments, PLACES)
     path = PLACES.sboms / name
     write(path, content, 0o600)
-    found = sboms.opened(path, own_verifier())
+    bills = sboms.opened(path, own_verifier())
     print(path)
     if arguments.out:
         write(arguments.out / name, content, 0o644)
         print(f"{arguments.out / name}: the same")
-    _print(lines(found))
-    return 0 if found.complete else 1
+    _print(lines(bills))
+    return 0 if bills.complete else 1
 
 
 def _print(text: list[str]) -> None:
@@ -72,15 +72,15 @@ def _opened(arguments: argparse.Namespace, name: str | None) -> Sbom:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    found = _opened(arguments, arguments.name)
+    bills = _opened(arguments, arguments.name)
     if not arguments.host:
-        _print(lines(found))
-        return 0 if found.complete else 1
-    if arguments.host not in found.documents:
+        _print(lines(bills))
+        return 0 if bills.complete else 1
+    if arguments.host not in bills.documents:
         raise LlmkeepError(
-            f"it has no components of {arguments.host}: take one of {', '.join(found.documents) or 'no host'}"
+            f"it has no components of {arguments.host}: take one of {', '.join(bills.documents) or 'no host'}"
         )
-    _written(bill.encoded(found.documents[arguments.host]), arguments.out)
+    _written(bill.encoded(bills.documents[arguments.host]), arguments.out)
     return 0
 
 
@@ -111,11 +111,11 @@ def differences(before: Sbom, after: Sbom) -> Iterator[str]:
 
 def _origins(document: dict[str, Any]) -> dict[str, str]:
     """What tells components apart: their origin, with the SHA-256 of a file."""
-    found = {}
+    origins = {}
     for each in document.get("components", []):
         digests = "".join(f" {value['content'][:16]}" for value in each.get("hashes", []))
-        found[each["bom-ref"]] = f"{origin(each)}{digests}"
-    return found
+        origins[each["bom-ref"]] = f"{origin(each)}{digests}"
+    return origins
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

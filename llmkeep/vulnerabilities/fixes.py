@@ -21,10 +21,10 @@ WHEEL, SCRIPT = "pkg:pypi/", "pkg:npm/"
 
 def offered(bundle: Path) -> dict[tuple[str, str], list[Component]]:
     """What a bundle has, by ecosystem and name. Raises LlmkeepError where its index of packages is not as signed."""
-    found: dict[tuple[str, str], list[Component]] = {}
+    components: dict[tuple[str, str], list[Component]] = {}
     for component in _components(bundle):
-        found.setdefault(_key(component.ecosystem, component.name), []).append(component)
-    return found
+        components.setdefault(_key(component.ecosystem, component.name), []).append(component)
+    return components
 
 
 def _key(ecosystem: str, name: str) -> tuple[str, str]:
