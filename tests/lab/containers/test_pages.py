@@ -167,6 +167,8 @@ def test_the_documentation_is_read_and_searched_from_the_mirror_alone(
         reader.locator(".sidebar-search").fill(words)
         reader.keyboard.press("Enter")
         reader.locator("#search-results").get_by_role("link", name=found, exact=True).wait_for()
+        reader.goto("/docs/docs/operate/gpu-health.md#throttled")  # as a message names it
+        assert reader.url.endswith("/docs/docs/operate/gpu-health.html#throttled")
         assert reader.request.get("/apt/dists/trixie/InRelease").status == 403
 
 

@@ -226,6 +226,9 @@ def test_a_reader_of_the_documentation_gets_nothing_else(tmp_path: Path) -> None
     with authority(tmp_path / "control") as places, mirror(made, places, "localhost"):
         host = certify(places, "llm1", "llm1.estate.internal")
         assert get(made, "docs/docs/README.html") == "bundle/docs/docs/README.html"
+        for path in ("docs/", "docs/docs/operate/metrics.md"):
+            with pytest.raises(fetching.MirrorError, match="answered 302"):
+                get(made, path)
         for path in ("apt/InRelease", "docs/../apt/InRelease", "releases/m/MANIFEST.json", "v2/"):
             with pytest.raises(fetching.MirrorError, match="answered 403"):
                 get(made, path, host)
