@@ -146,7 +146,7 @@ release-verify: env bench/.venv-release/.ready  ## build a release again from it
 
 docs: env  ## the documentation as a site in build/docs, with search and without a network; refuses broken links
 	$(STEP) docs "check the links, build the site" .venv/bin/python -m llmkeep.bundle.site build/docs
-	echo "build/docs/docs/README.html"
+	cat .lab/logs/docs.log
 
 # Without it bundles have no site, and its tests are skipped.
 bench/.venv-docs/.ready: bench/peers/docs.txt .venv/.packages

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llmkeep.bundle import cache
+from llmkeep.bundle import cache, translations
 from llmkeep.bundle.lock import Artifact
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE, tracked
@@ -39,8 +39,9 @@ def sources(tree: Path, names: list[str]) -> list[str]:
 def build(tree: Path, names: list[str], out: Path) -> list[str]:
     """Write the site of these files of a tree to `out`, a folder that is replaced.
 
-    Returns Sphinx's warnings, `PAGE:LINE: WARNING: …`, among them each link to a page or heading that does not exist.
-    Raises LlmkeepError if Sphinx is not installed or fails.
+    A Chinese page whose original has newer commits says so. Returns Sphinx's warnings, `PAGE:LINE: WARNING: …`, among
+    them each link to a page or heading that does not exist. Raises LlmkeepError if Sphinx is not installed or fails, or
+    a Chinese page names no original.
     """
     if not PROGRAM.exists():
         raise LlmkeepError(f"there is no {PROGRAM}: run `make peers PEER=docs`")
@@ -49,6 +50,9 @@ def build(tree: Path, names: list[str], out: Path) -> list[str]:
         for name in sources(tree, names):
             (pages / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(tree / name, pages / name)
+        for page in translations.outdated(tree, names):
+            text = (pages / page.page).read_text()
+            (pages / page.page).write_text(text.replace(page.header, page.header + translations.OUTDATED, 1))
         ended = subprocess.run(
             [PROGRAM, "--quiet", "--no-color", "--nitpicky", "--doctree-dir", Path(scratch, "trees"),
              "-c", pages / "docs", pages, made],
@@ -75,6 +79,7 @@ def place(folder: Path) -> dict[str, Artifact]:
     digest = hashlib.sha256(cache.sha256(TREE / TOOLS).encode())
     for name in sources(TREE, names):
         digest.update(f"\n{name} {cache.sha256(TREE / name)}".encode())
+    digest.update("\n".join(page.page for page in translations.outdated(TREE, names)).encode())
     made = cache.home() / f"docs-{digest.hexdigest()[:16]}"
     if not made.exists():
         for outdated in cache.home().glob("docs-*"):
@@ -109,7 +114,10 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder, which is replaced")
     out = parser.parse_args().out
     try:
-        warnings = build(TREE, tracked(TREE, []), out)
+        names = tracked(TREE, [])
+        warnings = build(TREE, names, out)
+        for page, commits in translations.outdated(TREE, names).items():
+            print(f"{page.page}: {page.original} is newer, by {', '.join(commits)}")
     except LlmkeepError as error:
         warnings = [str(error)]
     print("\n".join(warnings) or f"{out}/docs/README.html", file=sys.stderr if warnings else sys.stdout)

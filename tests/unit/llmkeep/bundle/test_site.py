@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkeep.bundle import build, manifest, site
+from llmkeep.bundle import build, manifest, site, translations
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE, tracked
 
@@ -81,6 +81,22 @@ def test_the_same_pages_give_the_same_bytes(small: Path, tmp_path: Path) -> None
     for out in ("first", "second"):
         site.build(small, names(small), tmp_path / out)
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
+
+
+def test_a_chinese_page_says_that_its_original_is_newer(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small / "docs/other.zh-CN.md").write_text(
+        "# 其他\n\n译自 [other.md](other.md)，原文提交：`0123456789ab`。\n"
+    )
+    assert warnings(small) == []
+    page = small.parent / "out/docs/other.zh-CN.html"
+    assert "英文页较新" not in page.read_text()
+    monkeypatch.setattr(
+        translations,
+        "outdated",
+        lambda tree, names: {translations.translation(tree, names[-1]): ["abcdef0"]},
+    )
+    assert warnings(small) == []
+    assert "<strong>英文页较新。</strong>" in page.read_text()
 
 
 def test_files_that_pages_link_to_are_part_of_the_site(small: Path) -> None:
