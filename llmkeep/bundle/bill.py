@@ -5,13 +5,13 @@ import json
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from llmkeep.bundle import cache, licences, manifest
+from llmkeep.bundle import cache, licences, manifest, site
 from llmkeep.bundle.manifest import Entry, Manifest
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
@@ -135,12 +135,15 @@ def sums(entries: Iterable[Entry], prefix: str = "") -> str:
 
 
 def components(listed: Manifest) -> list[Component]:
-    """All that a bundle has. Each of its models is one component, and its tree of playbooks another; see `sums`."""
+    """All that a bundle has. One component each are a model, the tree of playbooks, and the documentation's pages; see `sums`."""
     rows, models, tree, packages = [], dict[str, list[Entry]](), list[Entry](), list[Entry]()
+    documentation: dict[str, list[Entry]] = {}
     for entry in listed.files:
         folder, _, rest = entry.path.partition("/")
         if folder == "models":
             models.setdefault(rest.split("/")[0], []).append(entry)
+        elif folder == site.FOLDER:
+            documentation.setdefault(entry.purl, []).append(entry)
         elif entry.purl and not entry.path.endswith(".LICENSE"):
             packages.append(entry)
         elif folder == "tree":
@@ -162,11 +165,21 @@ def components(listed: Manifest) -> list[Component]:
                 MODEL,
             )
         )
+    for purl, entries in documentation.items():
+        hashed = sums(entries, f"{site.FOLDER}/")
+        rows.append(replace(of_entry(entries[0]), sha256=hashed) if purl else _ours(entries))
     if tree:
-        commit = tree[0].source.removeprefix("git:")
-        purl = f"pkg:generic/llmkeep-tree@{quote(commit, safe='')}"
-        rows.append(Component("llmkeep-tree", commit, purl, sums(tree, "tree/"), "Apache-2.0", APPLICATION))
+        rows.append(_ours(tree))
     return rows
+
+
+def _ours(entries: list[Entry]) -> Component:
+    """One component of all files that a folder of the bundle has of ours."""
+    folder, commit = entries[0].path.partition("/")[0], entries[0].source.removeprefix("git:")
+    purl = f"pkg:generic/llmkeep-{folder}@{quote(commit, safe='')}"
+    return Component(
+        f"llmkeep-{folder}", commit, purl, sums(entries, f"{folder}/"), "Apache-2.0", APPLICATION
+    )
 
 
 def of_bundle(folder: Path) -> dict[str, Any]:
