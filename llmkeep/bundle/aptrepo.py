@@ -29,7 +29,7 @@ OUT_OF_REACH = re.compile(
 
 
 class Apt:
-    """apt with a state of its own in the cache. `wanted` is artifacts.yml's `apt`, `sources` names those to use."""
+    """apt with a state of its own in the cache. `section` is artifacts.yml's `apt`, `sources` names those to use."""
 
     def __init__(self, section: dict[str, Any], sources: list[str], tree: Path = TREE) -> None:
         if gone := sorted(set(sources) - set(section["sources"])):

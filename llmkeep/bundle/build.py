@@ -203,7 +203,7 @@ def revision(tree: Path) -> str:
 
 
 def _inputs(profile: str, keys: Keys, available: list[str]) -> str:
-    """One hash over all inputs of a bundle. `found`: the available programs and databases, and the site."""
+    """One hash over all inputs of a bundle. `available`: the available programs and databases, and the site."""
     digest = hashlib.sha256(
         f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {available}".encode()
     )

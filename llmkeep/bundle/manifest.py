@@ -207,7 +207,7 @@ def statement(folder: Path, name: str, keyring: Path, kind: str) -> dict[str, An
 
 
 def require_serial(serial: int, highest: int, way_out: str) -> None:
-    """Raise BundleRefused for an older serial than SEEN, the highest that was accepted here."""
+    """Raise BundleRefused for an older serial than HIGHEST, the highest that was accepted here."""
     if serial < highest:
         raise BundleRefused(
             REPLAYED, f"serial {serial} is older than {highest}, which was accepted before: {way_out}"

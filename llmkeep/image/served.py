@@ -66,7 +66,7 @@ def add(places: Places, folder: Path, keyring: Path, allow_older: str | None = N
 
 
 def _record(image: Record, highest: int, reason: str) -> None:
-    """Put on the control node's record that an image older than SEEN is served, and why. A developer's machine keeps none."""
+    """Put on the control node's record that an image older than HIGHEST is served, and why. A developer's machine keeps none."""
     if runs.is_kept(source_tree.located()):
         runs.append(
             {
