@@ -28,8 +28,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 arguments[name] = flat(arguments[name])
         files: list[dict[str, Any]] = []
         secret_contents: dict[str, str] = {}
-        for wanted in flat(arguments.get("files")):
-            entry = dict(wanted)
+        for file in flat(arguments.get("files")):
+            entry = dict(file)
             known = entry.pop("vars", None) or {}
             if entry.get("state", "present") == "absent":
                 files.append({"dest": entry["dest"], "state": "absent"})
@@ -60,7 +60,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
 
 def flat(entries: Iterable[Any] | None) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for entry in entries or []:
-        found += flat(entry) if isinstance(entry, list) else [entry]
-    return found
+        rows += flat(entry) if isinstance(entry, list) else [entry]
+    return rows

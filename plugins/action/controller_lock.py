@@ -65,8 +65,8 @@ def hold(run: int, command: list[str]) -> tuple[bool, str]:
     if line == "locked":
         return True, ""
     rest = output.read().decode(errors="replace").strip()
-    said = " ".join(part for part in (line, rest) if part)
-    return False, f"busy: {said}" if watcher.wait() == BUSY else said or f"exit {watcher.returncode}"
+    message = " ".join(part for part in (line, rest) if part)
+    return False, f"busy: {message}" if watcher.wait() == BUSY else message or f"exit {watcher.returncode}"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -79,15 +79,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec({"path": {"type": "path", "required": True}})
         holder = f"{getpass.getuser()}@{socket.gethostname()}, process {os.getppid()}"
-        held, said = hold(os.getppid(), self._ssh(script(arguments["path"], holder)))
-        if not held and said.startswith("busy: "):
+        held, reason = hold(os.getppid(), self._ssh(script(arguments["path"], holder)))
+        if not held and reason.startswith("busy: "):
             raise AnsibleActionFail(
-                f"another controller is at work on this estate ({said.removeprefix('busy: ')}); nothing was"
+                f"another controller is at work on this estate ({reason.removeprefix('busy: ')}); nothing was"
                 " changed. Wait until it is done and run again: its lock ends with it, whatever ends it"
             )
         if not held:
             raise AnsibleActionFail(
-                f"the lock {arguments['path']} on the control node could not be asked for ({said}); nothing"
+                f"the lock {arguments['path']} on the control node could not be asked for ({reason}); nothing"
                 f" was changed. Try `ssh {self._connection.get_option('host')}` with the same key"
             )
         result.update(changed=False, holder=holder)

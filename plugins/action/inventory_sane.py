@@ -46,11 +46,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         groups: dict[str, list[str]] = variables["groups"]
         tags = [*variables.get("ansible_run_tags", ()), *variables.get("ansible_skip_tags", ())]
         limit = str(variables.get("ansible_limit", ""))
-        found = faults(groups, variables["hostvars"], specifications(Path(arguments["roles"])), tags, limit)
-        if found:
-            result.update(failed=True, faults=found)
-            lines = "\n".join(f"- {fault}" for fault in found)
-            result["msg"] = f"The inventory has {len(found)} fault(s); nothing was changed.\n{lines}"
+        problems = faults(
+            groups, variables["hostvars"], specifications(Path(arguments["roles"])), tags, limit
+        )
+        if problems:
+            result.update(failed=True, faults=problems)
+            lines = "\n".join(f"- {fault}" for fault in problems)
+            result["msg"] = f"The inventory has {len(problems)} fault(s); nothing was changed.\n{lines}"
             return result
         control = variables["hostvars"][groups["control"][0]]
         words = arguments["reach"] and unreachable(

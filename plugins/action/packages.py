@@ -47,10 +47,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             answer = self._low_level_execute_command(script, executable="/bin/sh")
             completed = answer["stdout"].strip().splitlines()
             if answer["rc"] not in (0, MISSING, NO_SOURCE):
-                seen = "; ".join([*completed, answer["stderr"].strip()])
+                reason = "; ".join([*completed, answer["stderr"].strip()])
                 result.update(
                     failed=True,
-                    msg=f"An installation was interrupted and could not be completed: {seen}. Put that right on the host "
+                    msg=f"An installation was interrupted and could not be completed: {reason}. Put that right on the host "
                     "(dpkg --audit says what is half done, apt-get install --fix-broken mends it) and run it again.",
                 )
                 return result
@@ -61,8 +61,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result["ansible_facts"] = {WHOLE: True}
             if answer["rc"] == NO_SOURCE:
                 # Asked now, apt would say that Debian's own mirror, or no source, has them.
-                told = f"packages, and what they depend on, from the estate's mirror: {names}\n"
-                result.update(changed=True, completed=completed, diff={"prepared": told})
+                preview = f"packages, and what they depend on, from the estate's mirror: {names}\n"
+                result.update(changed=True, completed=completed, diff={"prepared": preview})
                 return result
             there = may_be_there and answer["rc"] == 0
         if not there:

@@ -94,12 +94,12 @@ def cuda_driver_fault(lock: dict[str, Any], environment: str, stated: str) -> st
     oldest, needs = needed_driver(lock, environment)
     if not oldest:
         return needs
-    found = re.search(r"Kernel Module(?: for \S+)?\s+((\d+)\.[\d.]+)", stated)
-    if not found:
-        seen = repr(stated.strip()[:80]) if stated.strip() else "no /proc/driver/nvidia/version"
-        return f"{needs}; the host has {seen}: install the driver for its GPUs and its kernel"
-    if int(found.group(2)) < oldest:
-        return f"{needs}; the host has {found.group(1)}: install a newer driver"
+    match = re.search(r"Kernel Module(?: for \S+)?\s+((\d+)\.[\d.]+)", stated)
+    if not match:
+        present = repr(stated.strip()[:80]) if stated.strip() else "no /proc/driver/nvidia/version"
+        return f"{needs}; the host has {present}: install the driver for its GPUs and its kernel"
+    if int(match.group(2)) < oldest:
+        return f"{needs}; the host has {match.group(1)}: install a newer driver"
     return ""
 
 

@@ -24,19 +24,19 @@ def driver_set(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     return next((each for each in sets if each["name"] == name), {})
 
 
-def wears(survey: Survey, wanted: Mapping[str, Any]) -> bool:
+def wears(survey: Survey, target: Mapping[str, Any]) -> bool:
     """Whether the set's driver is installed for the kernel that boots next, and runs on it."""
-    name, version = wanted["dkms"]["name"], wanted["driver"]
+    name, version = target["dkms"]["name"], target["driver"]
     if [name, version, survey["kernel"]] not in [list(each) for each in survey["installed"]]:
         return False
     return not survey["own_kernel"] or (survey["running"], survey["loaded"]) == (survey["kernel"], version)
 
 
-def came_up(survey: Survey, wanted: Mapping[str, Any]) -> bool:
+def came_up(survey: Survey, target: Mapping[str, Any]) -> bool:
     """Whether a host that was sent into a new pair of kernel and driver runs it; a container has no kernel of its own."""
     before, runs = survey.get("previous", {}), [survey["running"], survey["loaded"]]
     return not survey["own_kernel"] or (
-        survey["loaded"] == wanted["driver"] and runs != [before.get("kernel"), before.get("version")]
+        survey["loaded"] == target["driver"] and runs != [before.get("kernel"), before.get("version")]
     )
 
 
@@ -61,32 +61,32 @@ def driver_wave(
         if "engines" not in survey:
             plan[host] = {"do": "refuse", "why": trouble(host, survey, TITLE)}
             continue
-        wanted = driver_set(hostvars[host], defaults)
+        target = driver_set(hostvars[host], defaults)
         if survey["step"] in BACKWARD:
             plan[host] = {"do": "back", "why": survey["cause"]}
         # Sent into the new kernel again, it would hang there again.
-        elif wanted and survey["step"] == "booting" and not came_up(survey, wanted):
+        elif target and survey["step"] == "booting" and not came_up(survey, target):
             plan[host] = {"do": "back", "why": "it did not come up with the new driver"}
-        elif wanted and survey["step"] in FORWARD:
+        elif target and survey["step"] in FORWARD:
             plan[host] = {"do": "upgrade", "why": f"it goes on after {survey['step']}"}
         elif survey["step"] in FORWARD:
             plan[host] = {
                 "do": "refuse",
                 "why": f"{trouble(host, survey, TITLE)}, and gpu_set is not one of gpu_sets: name the set that it was brought to",
             }
-        elif not wanted and hostvars[host].get("gpu_set") == "provided":
+        elif not target and hostvars[host].get("gpu_set") == "provided":
             plan[host] = {"do": "skip", "why": "its operator brings the driver"}
-        elif not wanted:
+        elif not target:
             plan[host] = {"do": "refuse", "why": "gpu_set is not one of gpu_sets"}
-        elif not wears(survey, wanted):
+        elif not wears(survey, target):
             fresh.append(host)
-        elif told := "; ".join(filter(None, [trouble(host, survey, TITLE), survey["complaint"]])):
+        elif complaint := "; ".join(filter(None, [trouble(host, survey, TITLE), survey["complaint"]])):
             plan[host] = {
                 "do": "refuse",
-                "why": f"it has the set {wanted['name']} and is not healthy: {told}",
+                "why": f"it has the set {target['name']} and is not healthy: {complaint}",
             }
         else:
-            plan[host] = {"do": "skip", "why": f"it has the set {wanted['name']}"}
+            plan[host] = {"do": "skip", "why": f"it has the set {target['name']}"}
     if any(each["do"] == "back" for each in plan.values()):
         return plan | {host: {"do": "wait", "why": "another host of its wave goes back"} for host in fresh}
     refusals = [

@@ -21,9 +21,9 @@ def locked_purls(lock: dict[str, Any]) -> list[str]:
     has its own, and those that an inventory needs are asked for by their folders.
     """
     wheels = {key for name in ("control", "serving") for key in lock["environments"].get(name, [])}
-    found = [lock["wheels"][key]["purl"] for key in wheels]
-    found += [artifact["purl"] for artifact in lock["debs"].values()]
-    return sorted(found)
+    purls = [lock["wheels"][key]["purl"] for key in wheels]
+    purls += [artifact["purl"] for artifact in lock["debs"].values()]
+    return sorted(purls)
 
 
 def roles_of(features: list[dict[str, str]], group_names: list[str]) -> list[str]:
@@ -82,7 +82,7 @@ def mount_unit(path: str) -> str:
             f"{path!r} is no path to mount on: name it from the root, without dots and double slashes"
         )
     escaped = re.sub(
-        r"[^A-Za-z0-9:_./]", lambda found: "".join(f"\\x{byte:02x}" for byte in found[0].encode()), words
+        r"[^A-Za-z0-9:_./]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), words
     )
     return ("\\x2e" + escaped[1:] if escaped.startswith(".") else escaped).replace("/", "-") + ".mount"
 

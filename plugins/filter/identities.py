@@ -107,16 +107,16 @@ def with_new_key(record: dict[str, Any]) -> dict[str, Any]:
 
 def identity_lines(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
     """What `llm-serve keys list --json` says on each host, as one list for people; a key is one line."""
-    found: dict[str, dict[str, Any]] = {}
+    identities: dict[str, dict[str, Any]] = {}
     for records in hosts.values():
         for record in records:
-            merged = found.setdefault(record["id"], dict(record))
+            merged = identities.setdefault(record["id"], dict(record))
             merged["last_used"] = max(merged["last_used"] or "", record["last_used"] or "") or None
     return [
         f"{record['id']}  {record['kind']}  {record['state']}  {record['subject']}  {record['tenant']}"
         f"  {','.join(record['roles'])}  until {record['expires'] or 'for ever'}"
         f"  last used {record['last_used'] or 'never'}"
-        for record in found.values()
+        for record in identities.values()
     ]
 
 

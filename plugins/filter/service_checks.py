@@ -16,17 +16,17 @@ def with_service_checks(
 
     `exposure` and `restrictions` are the shell programs that ask for a unit's exposure and a process' restrictions.
     """
-    found: list[dict[str, Any]] = []
+    expanded_checks: list[dict[str, Any]] = []
     for check in checks:
-        found += questions(check, exposure, restrictions) if "service" in check else [check]
-    return found
+        expanded_checks += questions(check, exposure, restrictions) if "service" in check else [check]
+    return expanded_checks
 
 
 def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list[dict[str, Any]]:
     """What is asked of one service. Its ids begin with its name, which is its role's, or ROLE.PART."""
     name, subject, units = service["service"], service["title"], service["units"]
     prefix = name + ("_" if "." in name else ".")
-    found: list[dict[str, Any]] = [
+    checks: list[dict[str, Any]] = [
         {
             "id": "runs",
             "title": f"Each unit of {subject} is active",
@@ -41,7 +41,7 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
         },
     ]
     if memory := service.get("memory"):
-        found.append(
+        checks.append(
             {
                 "id": "memory_is_bounded",
                 "title": f"The memory of {subject} is bounded as declared",
@@ -50,7 +50,7 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
             }
         )
     if filtered := service.get("filtered", units):
-        found.append(
+        checks.append(
             {
                 "id": "addresses_are_filtered",
                 "title": f"The addresses of {subject} are filtered",
@@ -60,7 +60,7 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
         )
     if tenths := service.get("exposure", EXPOSURE):
         limits = tenths if isinstance(tenths, dict) else dict.fromkeys(units, tenths)
-        found.append(
+        checks.append(
             {
                 "id": "units_are_hardened",
                 "title": f"Each unit of {subject} is hardened",
@@ -75,7 +75,7 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
         )
     capabilities = service.get("capabilities", NO_CAPABILITIES)
     masks = capabilities if isinstance(capabilities, dict) else dict.fromkeys(units, capabilities)
-    found.append(
+    checks.append(
         {
             "id": "restrictions_hold",
             "title": f"Capabilities, no_new_privs and seccomp of {subject} hold",
@@ -83,7 +83,7 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
             "stdout": "\n".join(f"CapBnd: {mask} NoNewPrivs: 1 Seccomp: 2" for mask in masks.values()),
         }
     )
-    return [{**check, "id": prefix + check["id"]} for check in found]
+    return [{**check, "id": prefix + check["id"]} for check in checks]
 
 
 class FilterModule:

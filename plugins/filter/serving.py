@@ -29,8 +29,8 @@ TAKES = {
 
 def set_of(model: dict[str, Any]) -> dict[str, Any]:
     """What an inventory says of a model; a key without a value says nothing. A release's folder has its name."""
-    said = {key: value for key, value in model.items() if value is not None}
-    return {"model": said["release"], **said} if "release" in said else said
+    options = {key: value for key, value in model.items() if value is not None}
+    return {"model": options["release"], **options} if "release" in options else options
 
 
 def engine_names(model: dict[str, Any]) -> list[str]:
@@ -208,7 +208,7 @@ def release_names(models: list[dict[str, Any]]) -> list[str]:
 
 def mirrored_folders(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> list[str]:
     """Folders of the mirror that an inventory's models come from: of its bundle, and below releases/ of the estate's own."""
-    found: set[str] = set()
+    folders: set[str] = set()
     for group, variable in (
         ("serve", "llm_serving_models"),
         ("engines", "llm_serving_models"),
@@ -217,12 +217,12 @@ def mirrored_folders(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[
         for host in groups.get(group, []):
             models = hostvars[host].get(variable) or []
             released = release_names(models)
-            found |= {f"releases/{name}" for name in released}
-            found |= {f"models/{name}" for name in model_folders(models) if name not in released}
+            folders |= {f"releases/{name}" for name in released}
+            folders |= {f"models/{name}" for name in model_folders(models) if name not in released}
     for host in groups.get("train", []):
-        found |= {f"models/{name}" for name in hostvars[host].get("llm_training_models") or []}
-        found |= {f"releases/{name}" for name in hostvars[host].get("llm_training_releases") or []}
-    return sorted(found)
+        folders |= {f"models/{name}" for name in hostvars[host].get("llm_training_models") or []}
+        folders |= {f"releases/{name}" for name in hostvars[host].get("llm_training_releases") or []}
+    return sorted(folders)
 
 
 def memory_max(model: dict[str, Any]) -> str:
@@ -234,90 +234,94 @@ def memory_max(model: dict[str, Any]) -> str:
 
 def upstreams(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[dict[str, Any]]:
     """Address and port of each server behind TLS. `hosts` are the estate's full names with their addresses: no host asks DNS."""
-    found = {}
+    by_url = {}
     for url in (url for model in models for url in (model.get("remote") or {}).get("url") or []):
         parts = urlsplit(url)
         if parts.scheme == "https":
-            found[url] = {
+            by_url[url] = {
                 "address": hosts.get(parts.hostname or "", parts.hostname),
                 "port": parts.port or 443,
             }
-    return [found[url] for url in sorted(found)]
+    return [by_url[url] for url in sorted(by_url)]
 
 
 def model_faults(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[str]:
     """Why these models cannot be served, a sentence for each; `hosts` as above."""
-    told = []
+    problems = []
     names = [str(model.get("name")) for model in models]
     names += [str(name) for model in models for name in model.get("adapters") or {}]
     for name, times in Counter(names).items():
         if times > 1:
-            told.append(
+            problems.append(
                 f"{times} models or adapters are called {name}: clients ask by name, so give each its own; "
                 "several engines of one model are its `instances`"
             )
     for model in map(set_of, models):
-        told += [f"{model.get('name')}: {fault}" for fault in faults(model, hosts)]
-    told += folder_faults(models)
+        problems += [f"{model.get('name')}: {fault}" for fault in faults(model, hosts)]
+    problems += folder_faults(models)
     units = Counter(
         name
         for model in {str(model.get("name")): set_of(model) for model in models}.values()
         if model.get("instances", 1) in INSTANCES
         for name in engine_names(model)
     )
-    told += [
+    problems += [
         f"two engines would be llm-engine@{name}: a model has the name of another one's instance; rename it"
         for name, times in units.items()
         if times > 1
     ]
-    return told
+    return problems
 
 
 def faults(model: dict[str, Any], hosts: dict[str, str]) -> list[str]:
     """What is wrong with one model."""
-    told = []
+    problems = []
     driver = model.get("driver", "")
     if not NAME.fullmatch(str(model.get("name"))):
-        told.append(
+        problems.append(
             "a name has small letters, digits, dots and dashes, at most 63, and starts with no dash or dot"
         )
     if driver not in TAKES:
-        return [*told, f"its driver is {driver!r}: take one of {', '.join(TAKES)}"]
-    told += adapter_faults(model)
+        return [*problems, f"its driver is {driver!r}: take one of {', '.join(TAKES)}"]
+    problems += adapter_faults(model)
     if driver == "continuous":
         model = {
             key: value for key, value in model.items() if key != "adapters"
         }  # told above, with the way out
     if strange := sorted(set(model) - TAKES[driver]):
-        told.append(f"driver {driver} takes no {', '.join(strange)}: leave it out, or take another driver")
+        problems.append(
+            f"driver {driver} takes no {', '.join(strange)}: leave it out, or take another driver"
+        )
     if "model" in TAKES[driver]:
-        told += weights_faults(model)
+        problems += weights_faults(model)
     if model.get("instances", 1) not in INSTANCES:
-        told.append(f"instances is {model['instances']}: take {INSTANCES[0]} to {INSTANCES[-1]}")
+        problems.append(f"instances is {model['instances']}: take {INSTANCES[0]} to {INSTANCES[-1]}")
     if "memory" in model and not MEMORY.fullmatch(str(model["memory"])):
-        told.append(f"memory is {model['memory']}: write a size such as 24G")
+        problems.append(f"memory is {model['memory']}: write a size such as 24G")
     for key in ("context", "threads", *sorted(BATCHED - {"share_prefixes"})):
         if key in model and int(model[key]) < 1:
-            told.append(f"{key} is {model[key]}: take 1 or more")
+            problems.append(f"{key} is {model[key]}: take 1 or more")
     if driver == "continuous":
-        told += batch_faults(model)
+        problems += batch_faults(model)
     if driver == "remote":
-        told += remote_faults(set_of(model.get("remote") or {}), hosts)
-    return told
+        problems += remote_faults(set_of(model.get("remote") or {}), hosts)
+    return problems
 
 
 def weights_faults(model: dict[str, Any]) -> list[str]:
     """Weights that are nowhere, or in two places."""
     if "model" not in model:
         return ["it needs `model`, the name of its folder under models/ in the bundle, or `release`"]
-    told = []
+    problems = []
     if model.get("release", model["model"]) != model["model"]:
-        told.append(
+        problems.append(
             f"it is both the model {model['model']} and the release {model['release']}: name one of them"
         )
     if "release" in model and not NAME.fullmatch(str(model["release"])):
-        told.append(f"its release is {model['release']!r}: take a name that `llmkeep release list` prints")
-    return told
+        problems.append(
+            f"its release is {model['release']!r}: take a name that `llmkeep release list` prints"
+        )
+    return problems
 
 
 def folder_faults(models: list[dict[str, Any]]) -> list[str]:
@@ -332,58 +336,58 @@ def folder_faults(models: list[dict[str, Any]]) -> list[str]:
 
 def adapter_faults(model: dict[str, Any]) -> list[str]:
     """Adapters that would not be applied, or could not be asked for."""
-    told = []
+    problems = []
     adapters = model.get("adapters", {})
     if adapters and model["driver"] == "continuous":
-        told.append(
+        problems.append(
             f"a batch has the same weights for all, so {', '.join(adapters)} would not be applied: "
             "give each a model of its own with `merged`, or take driver naive"
         )
-    told += [
+    problems += [
         f"an adapter is called {name!r}: a name has small letters, digits, dots and dashes, at most 63"
         for name in adapters
         if not NAME.fullmatch(str(name))
     ]
-    told += [
+    problems += [
         f"its adapter {name} names no folder under models/ in the bundle"
         for name in adapters
         if not adapters[name]
     ]
     if model.get("merged") and model.get("quantization", "none") != "none":
-        told.append(
+        problems.append(
             f"`merged` and quantization {model['quantization']} do not go together: "
             "serve what `llm-serve merge` writes, quantized"
         )
-    return told
+    return problems
 
 
 def batch_faults(model: dict[str, Any]) -> list[str]:
     """A cache and a step of continuous batching that are too small, or left to defaults that know no host."""
-    told = []
+    problems = []
     lacking = sorted({"context", "slots", "cache_tokens", "batch_tokens"} - set(model))
     if lacking:
         return [
             f"driver continuous needs {', '.join(lacking)}: its cache takes memory from the start, so say how much"
         ]
     if int(model["cache_tokens"]) < int(model["context"]):
-        told.append(
+        problems.append(
             f"cache_tokens is {model['cache_tokens']} and context {model['context']}: one request has to fit, so raise the first"
         )
     if int(model["batch_tokens"]) < int(model["slots"]):
-        told.append(
+        problems.append(
             f"batch_tokens is {model['batch_tokens']} and slots {model['slots']}: each needs a token a step, so raise the first"
         )
-    return told
+    return problems
 
 
 def remote_faults(remote: dict[str, Any], hosts: dict[str, str]) -> list[str]:
     """Servers that cannot be reached, or only unencrypted."""
-    told = []
+    problems = []
     if not remote.get("socket") and not remote.get("url"):
-        told.append(
+        problems.append(
             "driver remote needs `remote` with `socket`, the path of a UNIX socket, or `url`, https://HOST:PORT"
         )
-    told += [
+    problems += [
         f"the socket {path} is no absolute path" for path in remote.get("socket") or [] if path[:1] != "/"
     ]
     for url in remote.get("url") or []:
@@ -391,14 +395,14 @@ def remote_faults(remote: dict[str, Any], hosts: dict[str, str]) -> list[str]:
         if parts.scheme == "http" and parts.hostname in LOOPBACK:
             continue
         if parts.scheme != "https":
-            told.append(
+            problems.append(
                 f"{url} would carry prompts in clear: take https, which is mutual TLS 1.3 here, a socket, or 127.0.0.1"
             )
         elif parts.hostname not in hosts and not is_address(parts.hostname or ""):
-            told.append(
+            problems.append(
                 f"{url} names no host of this inventory, and no host asks DNS: take one of {', '.join(hosts)}, or an address"
             )
-    return told
+    return problems
 
 
 def is_address(host: str) -> bool:

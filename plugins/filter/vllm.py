@@ -58,47 +58,53 @@ def vllm_faults(
     """
     if not models:
         return ["It is an empty list: name a model, or take the host out of [vllm]"]
-    told = []
+    problems = []
     if not MEMORY.fullmatch(gpu_memory):
-        told.append(f"vllm_gpu_memory is {gpu_memory or 'not set'}: write the memory of one GPU, such as 24G")
+        problems.append(
+            f"vllm_gpu_memory is {gpu_memory or 'not set'}: write the memory of one GPU, such as 24G"
+        )
     for name, times in Counter(model["name"] for model in models).items():
         if times > 1:
-            told.append(f"{times} models are called {name}: the gateways ask by name, so give each its own")
+            problems.append(
+                f"{times} models are called {name}: the gateways ask by name, so give each its own"
+            )
     for number, times in Counter(gpu for model in models for gpu in model["gpus"]).items():
         if times > 1:
-            told.append(f"GPU {number} is named {times} times: a GPU has one model, and is named there once")
+            problems.append(
+                f"GPU {number} is named {times} times: a GPU has one model, and is named there once"
+            )
         if gpu_count and number not in range(gpu_count):
-            told.append(
+            problems.append(
                 f"GPU {number} is named, and gpu_health_expect says that there are {gpu_count}, numbered from 0"
             )
     for model in map(set_of, models):
-        found = weights_faults(model) + gpu_faults(model) + option_faults(model.get("options", {}))
-        told += [f"{model['name']}: {fault}" for fault in found]
-    return [*told, *folder_faults([*models, *beside])]
+        faults = weights_faults(model) + gpu_faults(model) + option_faults(model.get("options", {}))
+        problems += [f"{model['name']}: {fault}" for fault in faults]
+    return [*problems, *folder_faults([*models, *beside])]
 
 
 def gpu_faults(model: dict[str, Any]) -> list[str]:
     """What is wrong with one model."""
-    told = []
+    problems = []
     if not NAME.fullmatch(model["name"]):
-        told.append(
+        problems.append(
             "a name has small letters, digits, dots and dashes, at most 63, and starts with no dash or dot"
         )
     tensor, pipeline = parallel(model)
     if not model["gpus"]:
-        told.append("gpus is empty: name at least one, as nvidia-smi numbers them")
+        problems.append("gpus is empty: name at least one, as nvidia-smi numbers them")
     elif tensor * pipeline != len(model["gpus"]):
-        told.append(
+        problems.append(
             f"tensor_parallel {tensor} times pipeline_parallel {pipeline} is not its {len(model['gpus'])} GPUs: name as many"
         )
     if not 0 < float(model.get("gpu_memory_utilization", UTILIZATION)) <= 0.98:
-        told.append(
+        problems.append(
             f"gpu_memory_utilization is {model['gpu_memory_utilization']}: take more than 0 and at most 0.98"
         )
     for key in "max_model_len", "max_num_seqs", "max_num_batched_tokens", "start_seconds":
         if key in model and int(model[key]) < 1:
-            told.append(f"{key} is {model[key]}: take 1 or more")
-    return told
+            problems.append(f"{key} is {model[key]}: take 1 or more")
+    return problems
 
 
 def option_name(key: object) -> str:
@@ -108,34 +114,38 @@ def option_name(key: object) -> str:
 
 def option_faults(options: dict[str, Any]) -> list[str]:
     """Options of vLLM that are not the inventory's to give. What vLLM itself takes, its own parser says, on the host."""
-    told = []
+    problems = []
     for key, value in options.items():
         name = option_name(key)
-        given = SAID.get(name) or SAID.get(name.removeprefix("no-"))
+        variable = SAID.get(name) or SAID.get(name.removeprefix("no-"))
         if not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
-            told.append(f"options has {key!r}: write the name of a long option of vLLM, without its dashes")
-        elif given:
-            told.append(f"options has {key}, which the role sets: say it by {given}")
+            problems.append(
+                f"options has {key!r}: write the name of a long option of vLLM, without its dashes"
+            )
+        elif variable:
+            problems.append(f"options has {key}, which the role sets: say it by {variable}")
         elif UNSAFE.fullmatch(name.removeprefix("no-")):
-            told.append(
+            problems.append(
                 f"options has {key}, which is refused: it takes in what was not signed, opens a way past the gateways, "
                 "writes prompts down, or hides vLLM's API from the gateways"
             )
         elif value is None:
-            told.append(f"options has {key} without a value: give it one, true where it takes none")
+            problems.append(f"options has {key} without a value: give it one, true where it takes none")
         # vLLM makes a command line of its configuration file, so this would be another option.
         elif any(re.match("-[^0-9.]", str(each)) for each in (value if isinstance(value, list) else [value])):
-            told.append(f"options has {value!r} for {key}: a value does not start with a dash")
+            problems.append(f"options has {value!r} for {key}: a value does not start with a dash")
         # vLLM would read the mapping out of it. A chat template is no JSON.
         elif name != "chat-template" and any(
             is_json(each) for each in (value if isinstance(value, list) else [value])
         ):
-            told.append(
+            problems.append(
                 f"options has text that begins with {{ or [ for {key}: write the mapping or the list itself"
             )
         elif inner := unsafe_keys(value):
-            told.append(f"options has {inner[0]} in {key}, which is refused: it takes in what was not signed")
-    return told
+            problems.append(
+                f"options has {inner[0]} in {key}, which is refused: it takes in what was not signed"
+            )
+    return problems
 
 
 def unsafe_keys(value: Any) -> list[str]:

@@ -33,22 +33,22 @@ PIN, TOKENS = "llmkeep.hsm-pin", {"hsm_token": "llmkeep", "hsm_spare_token": "ll
 def hsm_pins(hosts: list[str], hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The PINs of the hosts' tokens, each once: C(home) names its credential on the control node, C(name) that beside the lab's
     double, C(tokens) the labels that it opens. Raises AnsibleFilterError where two PINs are said to open one token."""
-    found: dict[str, dict[str, Any]] = {}
+    by_home: dict[str, dict[str, Any]] = {}
     for host in hosts:
         home = str(hostvars[host].get("hsm_pin", PIN))
         tokens = [hostvars[host].get(name, default) for name, default in TOKENS.items()]
-        pin = found.setdefault(
+        pin = by_home.setdefault(
             home, {"home": home, "name": home.replace(PIN, "softhsm.user-pin"), "tokens": []}
         )
         pin["tokens"] += [token for token in tokens if token and token not in pin["tokens"]]
-    every = [token for pin in found.values() for token in pin["tokens"]]
+    every = [token for pin in by_home.values() for token in pin["tokens"]]
     if twice := sorted({token for token in every if every.count(token) > 1}):
-        names = [pin["home"] for pin in found.values() if twice[0] in pin["tokens"]]
+        names = [pin["home"] for pin in by_home.values() if twice[0] in pin["tokens"]]
         raise AnsibleFilterError(
             f"the token {twice[0]} has the PINs {', '.join(names)}: hosts with an hsm_pin of their own need an hsm_token and an "
             "hsm_spare_token of their own"
         )
-    return list(found.values())
+    return list(by_home.values())
 
 
 class FilterModule:

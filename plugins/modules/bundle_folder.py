@@ -63,28 +63,28 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
 SUMS = verity.SUMS
 
 
-def hashes(wanted: dict[str, Any]) -> dict[str, str]:
+def hashes(content: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of each file, by path."""
-    return {name: entry.sha256 for name, entry in wanted.items()}
+    return {name: entry.sha256 for name, entry in content.items()}
 
 
-def sums(wanted: dict[str, Any]) -> str:
+def sums(content: dict[str, Any]) -> str:
     """What sha256sum would print of the folder."""
-    return "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(wanted.items()))
+    return "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(content.items()))
 
 
-def is_there(dest: Path, wanted: dict[str, Any], deep: bool) -> bool:
+def is_there(dest: Path, content: dict[str, Any], deep: bool) -> bool:
     """Is the folder as wanted? Contents are hashed where deep, or where a file is younger than its sums."""
     record = dest / SUMS
     if (
         not atomic.is_safe(dest)
         or dest.is_symlink()
         or not record.is_file()
-        or record.read_text() != sums(wanted)
+        or record.read_text() != sums(content)
     ):
         return False
     written = record.stat().st_mtime_ns
-    found = set()
+    names = set()
     for path in dest.rglob("*"):
         status = path.lstat()
         if stat.S_ISDIR(status.st_mode):
@@ -94,32 +94,32 @@ def is_there(dest: Path, wanted: dict[str, Any], deep: bool) -> bool:
         if path == record:
             continue
         name = str(path.relative_to(dest))
-        found.add(name)
-        entry = wanted.get(name)
+        names.add(name)
+        entry = content.get(name)
         if entry is None or not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
             return False
         if stat.S_IMODE(status.st_mode) != 0o444 or status.st_uid != os.geteuid():
             return False
         if (deep or status.st_mtime_ns > written) and not verity.is_on_disk(path, entry.sha256):
             return False
-    return found == set(wanted)
+    return names == set(content)
 
 
-def seal(folder: Path, dest: Path, wanted: dict[str, Any]) -> None:
+def seal(folder: Path, dest: Path, content: dict[str, Any]) -> None:
     """Have the kernel check the files of a folder that is or becomes dest, and record their digests, where it can."""
     record = verity.record_of(dest)
-    if text := verity.seal_all(folder, hashes(wanted), verity.recorded(record)):
+    if text := verity.seal_all(folder, hashes(content), verity.recorded(record)):
         atomic.write_file(record, text.encode(), os.geteuid(), os.getegid(), 0o444)
 
 
-def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -> None:
+def install(source: Any, dest: Path, content: dict[str, Any], units: list[str]) -> None:
     """Fetch into a hidden folder beside dest, then exchange the two."""
     partial, old = dest.parent / f".{dest.name}.partial", dest.parent / f".{dest.name}.old"
     atomic.make_directories(dest.parent, 0o755)
     if not atomic.is_safe(partial) or partial.is_symlink():
         forget(partial)
         atomic.make_directory(partial, 0o755)
-    for name in wanted:
+    for name in content:
         here = dest / name
         if (
             atomic.is_safe(here.parent)
@@ -131,22 +131,22 @@ def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -
             with contextlib.suppress(OSError):  # what cannot be read is fetched
                 shutil.copy2(here, partial / name)
     progress = mirror.progress_of(
-        dest.name, partial, [(entry, partial / name) for name, entry in wanted.items()]
+        dest.name, partial, [(entry, partial / name) for name, entry in content.items()]
     )
-    for name, entry in wanted.items():
+    for name, entry in content.items():
         source.fetch(entry, partial / name, progress)
     progress.end()
     for path in sorted(partial.rglob("*"), reverse=True):
         if path.is_dir():
             atomic.set_attributes(path, os.geteuid(), os.getegid(), 0o755)
-        elif str(path.relative_to(partial)) in wanted:
+        elif str(path.relative_to(partial)) in content:
             atomic.set_attributes(path, os.geteuid(), os.getegid(), 0o444)
         else:
             path.unlink()
-    atomic.write_file(partial / SUMS, sums(wanted).encode(), os.geteuid(), os.getegid(), 0o444)
+    atomic.write_file(partial / SUMS, sums(content).encode(), os.geteuid(), os.getegid(), 0o444)
     atomic.set_attributes(partial, os.geteuid(), os.getegid(), 0o755)
     try:
-        seal(partial, dest, wanted)
+        seal(partial, dest, content)
     except verity.Altered as problem:
         problem.path.unlink()
         raise
@@ -167,12 +167,12 @@ def forget(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def judged(manifest: dict[str, Any], seen: int, url: str) -> int:
+def judged(manifest: dict[str, Any], highest: int, url: str) -> int:
     """The serial of a manifest that stands for itself; an older one than was accepted before is refused."""
     serial = int(manifest["serial"])
-    if serial < seen:
+    if serial < highest:
         raise mirror.MirrorError(
-            f"{url} has serial {serial}, and this host has had {seen}: an old one was put back. Look at who changed the"
+            f"{url} has serial {serial}, and this host has had {highest}: an old one was put back. Look at who changed the"
             " mirror, and add the newest release again (`llmkeep release add`)"
         )
     return serial
@@ -202,40 +202,42 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    if given["folders"] and mirror.not_trusted_yet(
-        module, given["ca"], given["keyring"], given["certificate"]
+    parameters = module.params
+    if parameters["folders"] and mirror.not_trusted_yet(
+        module, parameters["ca"], parameters["keyring"], parameters["certificate"]
     ):
-        module.exit_json(changed=True, fetched=given["folders"], sealed=[])
+        module.exit_json(changed=True, fetched=parameters["folders"], sealed=[])
     fetched, sealed, sizes = [], [], {}
     try:
-        if given["folders"]:
-            certificate = Path(given["certificate"]) if given["certificate"] else None
-            source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]), certificate)
-            remembered = Path(given["seen"]) if given["seen"] else None
+        if parameters["folders"]:
+            certificate = Path(parameters["certificate"]) if parameters["certificate"] else None
+            source = mirror.Mirror(
+                parameters["url"], Path(parameters["ca"]), Path(parameters["keyring"]), certificate
+            )
+            remembered = Path(parameters["seen"]) if parameters["seen"] else None
             manifest = source.manifest("release" if remembered else "bundle")
-            seen = int(remembered.read_text()) if remembered and remembered.exists() else 0
-            serial = judged(manifest, seen, given["url"]) if remembered else 0
-        for folder in [name.strip("/") for name in given["folders"]]:
+            highest = int(remembered.read_text()) if remembered and remembered.exists() else 0
+            serial = judged(manifest, highest, parameters["url"]) if remembered else 0
+        for folder in [name.strip("/") for name in parameters["folders"]]:
             entries = mirror.entries(manifest, folder)
-            wanted = {entry.path[len(folder) + 1 :]: entry for entry in entries}
-            dest = Path(given["dest"]) / Path(folder).name
+            content = {entry.path[len(folder) + 1 :]: entry for entry in entries}
+            dest = Path(parameters["dest"]) / Path(folder).name
             sizes[dest.name] = sum(entry.size for entry in entries)
-            there = is_there(dest, wanted, given["deep"])
-            if there and not verity.is_sealed(dest, hashes(wanted), verity.record_of(dest)):
+            there = is_there(dest, content, parameters["deep"])
+            if there and not verity.is_sealed(dest, hashes(content), verity.record_of(dest)):
                 sealed.append(folder)
                 if not module.check_mode:
                     try:
-                        seal(dest, dest, wanted)
+                        seal(dest, dest, content)
                     except verity.Altered:
                         there = False
             if not there:
                 if remembered:
-                    in_date(manifest, given["url"], datetime.now(UTC))
+                    in_date(manifest, parameters["url"], datetime.now(UTC))
                 fetched.append(folder)
                 if not module.check_mode:
-                    install(source, dest, wanted, given["units"])
-        if given["folders"] and remembered and serial > seen and not module.check_mode:
+                    install(source, dest, content, parameters["units"])
+        if parameters["folders"] and remembered and serial > highest and not module.check_mode:
             remembered.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_file(remembered, f"{serial}\n".encode(), os.geteuid(), os.getegid(), 0o644)
     except (mirror.MirrorError, verity.Altered, OSError, ValueError, KeyError) as problem:

@@ -71,14 +71,14 @@ def forget_old(folder: Path, keep: set[str]) -> None:
 
 def bring(source: Any, name: str, root: Path, units: list[str], check: bool) -> tuple[bool, str]:
     """The program in place and current: whether that took a change, and its hash."""
-    found = [
+    matches = [
         entry for entry in mirror.entries(source.manifest("bundle"), "bin") if entry.path == f"bin/{name}"
     ]
-    if not found:
+    if not matches:
         raise mirror.MirrorError(
             f"the bundle has no bin/{name}; build it where LLMKEEP_MIRROR names a folder that has it"
         )
-    (entry,) = found
+    (entry,) = matches
     folder = root / name
     current, path = folder / "current", folder / entry.sha256[:DIGITS] / name
     before = str(current.readlink()) if current.is_symlink() else ""
@@ -104,12 +104,14 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    if mirror.not_trusted_yet(module, given["ca"], given["keyring"]):
+    parameters = module.params
+    if mirror.not_trusted_yet(module, parameters["ca"], parameters["keyring"]):
         module.exit_json(changed=True, sha256="")
     try:
-        source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
-        changed, sha256 = bring(source, given["name"], Path(given["root"]), given["units"], module.check_mode)
+        source = mirror.Mirror(parameters["url"], Path(parameters["ca"]), Path(parameters["keyring"]))
+        changed, sha256 = bring(
+            source, parameters["name"], Path(parameters["root"]), parameters["units"], module.check_mode
+        )
     except (mirror.MirrorError, OSError) as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=changed, sha256=sha256)

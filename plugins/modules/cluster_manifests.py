@@ -78,20 +78,22 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
 
 def run(module: AnsibleModule, cache: Path) -> Outcome:
     """What the run did or would do; Refused where it changed nothing."""
-    given = module.params
-    cluster = Cluster(Path(given["kubeconfig"]), cache)
+    parameters = module.params
+    cluster = Cluster(Path(parameters["kubeconfig"]), cache)
     judge_kubeconfig(cluster.kubeconfig)
-    seen = Path(given["seen"])
-    last = declared.deployed_serial(seen)
+    serial_file = Path(parameters["seen"])
+    last = declared.deployed_serial(serial_file)
     image = declared.image_record(
-        Path(given["image"]), Path(given["keyring"]), 0 if given["allow_older"] else last
+        Path(parameters["image"]), Path(parameters["keyring"]), 0 if parameters["allow_older"] else last
     )
     manifests = declared.rendered(
-        cluster, Path(given["overlay"]), given["registry"], image, given["replicas"]
+        cluster, Path(parameters["overlay"]), parameters["registry"], image, parameters["replicas"]
     )
-    outcome = deployed(cluster, manifests, Record(Path(given["record"])), given["seconds"], module.check_mode)
+    outcome = deployed(
+        cluster, manifests, Record(Path(parameters["record"])), parameters["seconds"], module.check_mode
+    )
     if image["serial"] != last and not outcome.refusal and not module.check_mode:
-        files.write_file(seen, f"{image['serial']}\n".encode(), os.geteuid(), os.getegid(), 0o600)
+        files.write_file(serial_file, f"{image['serial']}\n".encode(), os.geteuid(), os.getegid(), 0o600)
     return outcome
 
 

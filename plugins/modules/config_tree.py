@@ -133,15 +133,15 @@ KINDS = ("files", "links", "directories")
 WRITTEN = Path("/var/lib/llmkeep-written/sha256.json")
 
 
-def make_users(tree: Tree, wanted: dict[str, Any] | None) -> None:
+def make_users(tree: Tree, file: dict[str, Any] | None) -> None:
     """Place the sysusers.d file and let systemd make what is missing."""
-    if not wanted:
+    if not file:
         return
-    if wanted["state"] == "absent":
-        remove(tree, Path(wanted["dest"]))
+    if file["state"] == "absent":
+        remove(tree, Path(file["dest"]))
         return
     missing = []
-    for line in wanted["content"].splitlines():
+    for line in file["content"].splitlines():
         words = line.split()
         if len(words) < 2 or words[0].rstrip("!") not in {"u", "g", "m"}:
             continue
@@ -153,15 +153,15 @@ def make_users(tree: Tree, wanted: dict[str, Any] | None) -> None:
             there = words[1] in members_of(words[2])
         if not there:
             missing.append(" ".join(words[:3]))
-    folder = Path(wanted["dest"]).parent
+    folder = Path(file["dest"]).parent
     if not folder.is_dir():
         put_directory(tree, {"path": str(folder), "owner": "root", "group": "root", "mode": "0755"})
-    stage(tree, [({**wanted, "owner": "root", "group": "root", "mode": "0644"}, None)])
+    stage(tree, [({**file, "owner": "root", "group": "root", "mode": "0644"}, None)])
     if missing:
         for entry in missing:
             tree.note(f"account: {entry}")
         if not tree.check:
-            run(["systemd-sysusers", wanted["dest"]], "accounts")
+            run(["systemd-sysusers", file["dest"]], "accounts")
 
 
 def members_of(group: str) -> list[str]:
@@ -182,14 +182,14 @@ def absent(entries: list[dict[str, Any]]) -> list[Path]:
 def strangers(params: dict[str, Any]) -> list[Path]:
     """What lies in exclusive directories and is in none of this call's files and links."""
     known = {entry.get("dest") or entry["path"] for kind in KINDS for entry in params[kind]}
-    found: list[Path] = []
+    paths: list[Path] = []
     for entry in present(params["directories"]):
         folder = Path(entry["path"])
         if entry["exclusive"] and folder.is_dir():
-            found += [
+            paths += [
                 path for path in sorted(folder.iterdir()) if str(path) not in known and not path.is_dir()
             ]
-    return found
+    return paths
 
 
 def apply(params: dict[str, Any], check: bool) -> Tree:
@@ -203,8 +203,8 @@ def apply(params: dict[str, Any], check: bool) -> Tree:
         make_users(tree, params["sysusers"])
         for entry in present(params["directories"]):
             put_directory(tree, entry)
-        wanted = [(entry, secrets.get(entry["dest"])) for entry in present(params["files"])]
-        stage(tree, wanted, params["units"])
+        files = [(entry, secrets.get(entry["dest"])) for entry in present(params["files"])]
+        stage(tree, files, params["units"])
         for entry in present(params["links"]):
             put_link(tree, entry)
         for path in absent(params["files"]) + absent(params["links"]) + strangers(params):

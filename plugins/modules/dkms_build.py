@@ -50,16 +50,23 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.gpu.signing import 
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import Fault
 
 
-def settle(given: dict[str, Any], check: bool, places: dkms.Places) -> dict[str, Any]:
+def settle(parameters: dict[str, Any], check: bool, places: dkms.Places) -> dict[str, Any]:
     """Apply; what the module returns."""
-    driver = dkms.Driver(given["name"], given["version"], given["kernel"], given["package"])
+    driver = dkms.Driver(
+        parameters["name"], parameters["version"], parameters["kernel"], parameters["package"]
+    )
     signing = None
-    if given["certificate"]:
-        signing = Signing(Path(given["certificate"]), given["openssl_config"], given["address"], given["pin"])
+    if parameters["certificate"]:
+        signing = Signing(
+            Path(parameters["certificate"]),
+            parameters["openssl_config"],
+            parameters["address"],
+            parameters["pin"],
+        )
     installed = dkms.is_installed(driver, signing, places)
-    done = installed or (given["state"] == "proven" and places.proven(driver).exists())
+    done = installed or (parameters["state"] == "proven" and places.proven(driver).exists())
     if not done and not check:
-        (dkms.install if given["state"] == "installed" else dkms.prove)(driver, signing, places)
+        (dkms.install if parameters["state"] == "installed" else dkms.prove)(driver, signing, places)
     return {"changed": not done, "installed": installed}
 
 

@@ -47,15 +47,20 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    found, switches = cards.found(Path(given["devices"]))
+    parameters = module.params
+    devices, switches = cards.found(Path(parameters["devices"]))
     try:
-        kernel = dkms.next_kernel(given["flavour"])
+        kernel = dkms.next_kernel(parameters["flavour"])
     except dkms.Failed as problem:
         module.fail_json(msg=str(problem))
     wrong = list(
         driver_set.misfits(
-            given["driver_set"], found, switches, kernel, driver_set.secure_boot_is_on(), given["signs"]
+            parameters["driver_set"],
+            devices,
+            switches,
+            kernel,
+            driver_set.secure_boot_is_on(),
+            parameters["signs"],
         )
     )
     if wrong:
@@ -65,7 +70,7 @@ def main() -> None:
     module.exit_json(
         changed=False,
         kernel=kernel,
-        gpus={card.address: card.generation for card in found},
+        gpus={card.address: card.generation for card in devices},
         nvswitches=switches,
     )
 

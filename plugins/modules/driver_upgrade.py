@@ -105,8 +105,8 @@ class Host:
 
     @property
     def progress(self) -> Path:
-        kept: Path = self.places.kept
-        return kept / "upgrade.json"
+        folder: Path = self.places.kept
+        return folder / "upgrade.json"
 
     @property
     def places(self) -> dkms.Places:
@@ -124,20 +124,20 @@ class Host:
         }
 
 
-def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
+def surveyed(parameters: dict[str, Any], host: Host) -> dict[str, Any]:
     """What the decision needs of a host. Raises rollout.Failed, dkms.Failed."""
-    found = {
+    state = {
         "engines": upgrade.engines(host.program),
-        "ready": canary.is_ready(host / "run/llm-gateway", canary.engines(given["models"], host.root)),
+        "ready": canary.is_ready(host / "run/llm-gateway", canary.engines(parameters["models"], host.root)),
         "kernel": "",
         "installed": [],
         "complaint": "",
         "jobs": [],
     }
-    if given["flavour"]:
+    if parameters["flavour"]:
         # A host that has no driver yet stops no other one.
         there = shutil.which("dkms") is not None
-        told = previous.run(["dkms", "status", *host.places.options()]) if there else ""
+        output = previous.run(["dkms", "status", *host.places.options()]) if there else ""
         units = [
             "systemctl",
             "list-units",
@@ -146,51 +146,51 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
             "--state=active,activating",
             "llm-train@*.service",
         ]
-        found |= {
+        state |= {
             "jobs": [line.split()[0] for line in previous.run(units).splitlines()],
-            "kernel": dkms.next_kernel(given["flavour"]),
-            "installed": previous.installed_drivers(told),
-            "complaint": upgrade.complaints(host.program, "", None, given["cuda"]),
+            "kernel": dkms.next_kernel(parameters["flavour"]),
+            "installed": previous.installed_drivers(output),
+            "complaint": upgrade.complaints(host.program, "", None, parameters["cuda"]),
         }
-    return {"changed": False, **found}
+    return {"changed": False, **state}
 
 
-def begin(given: dict[str, Any], progress: rollout.Progress, facts: dict[str, Any], host: Host) -> None:
+def begin(parameters: dict[str, Any], progress: rollout.Progress, facts: dict[str, Any], host: Host) -> None:
     """Save what runs, unless an upgrade that did not end has saved it. Raises dkms.Failed, OSError."""
-    progress.wanted, progress.cause = given["wanted"], ""
+    progress.wanted, progress.cause = parameters["wanted"], ""
     if progress.step in rollout.FORWARD:
         return
     places = host.places
     kernel = facts["running"] if facts["own_kernel"] else (places.kept / "kernel").read_text().strip()
-    before = previous.current(kernel, given["sets"], places, previous.run)
+    before = previous.current(kernel, parameters["sets"], places, previous.run)
     previous.keep(before, places, previous.run, host / "var/cache/apt/archives")
     progress.previous = previous.as_saved(before)
 
 
 def settle(module: AnsibleModule, facts: dict[str, Any], host: Host) -> dict[str, Any]:
     """Do what the state says; what the module returns. Raises rollout.Failed, dkms.Failed, kernels.Failed, OSError."""
-    given, state = module.params, module.params["state"]
+    parameters, state = module.params, module.params["state"]
     if state == "surveyed":
-        return surveyed(given, host)
+        return surveyed(parameters, host)
     progress = rollout.load(host.progress)
     step, changed = state, True
     if state == "begun":
-        begin(given, progress, facts, host)
+        begin(parameters, progress, facts, host)
     elif state == "noted":
-        step, progress.cause = given["step"], given["cause"]
+        step, progress.cause = parameters["step"], parameters["cause"]
     elif state in ("drained", "undrained"):
         reason = f"driver upgrade to {progress.wanted}"
-        changed = upgrade.order(host.program, state.removesuffix("ed"), reason, given["seconds"])
+        changed = upgrade.order(host.program, state.removesuffix("ed"), reason, parameters["seconds"])
     elif state == "accepted":
-        version = given["version"] or progress.previous["version"]
+        version = parameters["version"] or progress.previous["version"]
         loaded = facts["loaded"] if facts["own_kernel"] else None
-        upgrade.accept(host.program, version, loaded, given["cuda"], given["seconds"])
+        upgrade.accept(host.program, version, loaded, parameters["cuda"], parameters["seconds"])
     else:
         before = previous.Previous(**progress.previous)
         changed = previous.restore(before, facts["running"], host.places, previous.run, host / "boot")
     # Acceptance on the rollback is no step forward.
     if state not in ("restored", "undrained") and (state == "noted" or progress.step not in rollout.BACKWARD):
-        audit = host / "run/llm-audit/audit.sock" if given["recorded"] else None
+        audit = host / "run/llm-audit/audit.sock" if parameters["recorded"] else None
         rollout.note(host.progress, audit, upgrade.KIND, step, progress, module.log)
     return {"changed": changed, "step": progress.step, "cause": progress.cause, "previous": progress.previous}
 

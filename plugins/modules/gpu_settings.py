@@ -37,9 +37,9 @@ from ansible.module_utils.basic import AnsibleModule
 UNKNOWN = "invalid choice: 'settings'"
 
 
-def lines(found: list[dict[str, str]], moment: str) -> str:
+def lines(differences: list[dict[str, str]], moment: str) -> str:
     """The settings before or after, one line each, for a diff."""
-    return "".join(f"GPU {each['gpu']}: {each['setting']}: {each[moment]}\n" for each in found)
+    return "".join(f"GPU {each['gpu']}: {each['setting']}: {each[moment]}\n" for each in differences)
 
 
 def main() -> None:
@@ -51,27 +51,27 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    command = [given["program"], "settings", "--config", "/dev/stdin", "--json"]
+    parameters = module.params
+    command = [parameters["program"], "settings", "--config", "/dev/stdin", "--json"]
     command += ["--check"] if module.check_mode else []
-    command += ["--take-last"] if given["take_last"] else []
-    code, out, err = module.run_command(command, data=given["config"], binary_data=False)
+    command += ["--take-last"] if parameters["take_last"] else []
+    code, out, err = module.run_command(command, data=parameters["config"], binary_data=False)
     if code == 2 and module.check_mode and UNKNOWN in err:
         module.exit_json(changed=False, waiting=[])
     if code != 0:
         module.fail_json(
             msg=f"The GPUs are not set as declared. {err.strip().removeprefix('llm-gpu: ')}", rc=code
         )
-    told = json.loads(out)
+    answer = json.loads(out)
     waiting = [
         f"GPU {each['gpu']}: {each['setting']} is {each['after']} after a reset of the GPU or a reboot"
-        for each in told["waiting"]
+        for each in answer["waiting"]
     ]
     for sentence in waiting:
         module.warn(sentence)
-    diff = {"before": lines(told["due"], "before"), "after": lines(told["due"], "after")}
+    diff = {"before": lines(answer["due"], "before"), "after": lines(answer["due"], "after")}
     module.exit_json(
-        changed=bool(told["due"]),
+        changed=bool(answer["due"]),
         waiting=waiting,
         diff={**diff, "before_header": "GPUs", "after_header": "GPUs"},
     )

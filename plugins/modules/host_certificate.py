@@ -88,25 +88,25 @@ def doubts(
         leaf = leaf_of(path)
     except Refused as problem:
         return [f"it is not readable: {problem}"]
-    found: list[str] = []
+    reasons: list[str] = []
     if leaf.names != {normal(name) for name in names}:
-        found.append(f"it names {', '.join(sorted(leaf.names))}, not {', '.join(names)}")
+        reasons.append(f"it names {', '.join(sorted(leaf.names))}, not {', '.join(names)}")
     if leaf.public_key != public_key:
-        found.append("it was made for another key")
+        reasons.append("it was made for another key")
     left = (leaf.ends - datetime.now(UTC)).days
     if left < renew_days:
-        found.append(f"it ends in {left} days ({leaf.ends:%Y-%m-%d}), fewer than {renew_days}")
+        reasons.append(f"it ends in {left} days ({leaf.ends:%Y-%m-%d}), fewer than {renew_days}")
     if is_revoked(path, root):
-        found.append("it was revoked")
+        reasons.append("it was revoked")
     issuing = CERTIFICATE.findall(chain)[0]
     if issuing.strip() not in path.read_text(errors="replace"):
-        found.append("it was not issued by the estate's issuing certificate of today")
-    elif not found:
+        reasons.append("it was not issued by the estate's issuing certificate of today")
+    elif not reasons:
         try:
             openssl("verify", "-x509_strict", "-CAfile", str(root), "-untrusted", str(path), str(path))
         except Refused as problem:
-            found.append(f"it does not verify: {problem}")
-    return found
+            reasons.append(f"it does not verify: {problem}")
+    return reasons
 
 
 def is_revoked(path: Path, root: Path) -> bool:
@@ -135,10 +135,10 @@ def install(params: dict[str, Any], folder: Path, public_key: str) -> None:
     place = folder / f"{params['name']}.pem"
     aside = atomic.write_beside(place, params["certificate"].encode(), 0, 0, 0o644)
     try:
-        found = doubts(aside, params["names"], public_key, params["chain"], folder / "root.pem", 1)
-        if found:
+        reasons = doubts(aside, params["names"], public_key, params["chain"], folder / "root.pem", 1)
+        if reasons:
             raise Refused(
-                f"the signed certificate is not taken, since {'; '.join(found)}. The one on disk stays."
+                f"the signed certificate is not taken, since {'; '.join(reasons)}. The one on disk stays."
                 " If the clock of this host or of the control node is wrong, set it right and run again"
             )
         atomic.replace(aside, place)
@@ -183,11 +183,11 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
         if not check:
             install(params, folder, public_key)
         return {"changed": True, "reasons": [], "request": "", "days_left": days_left(place)}
-    found = doubts(place, names, public_key, params["chain"], root, params["renew_days"])
+    reasons = doubts(place, names, public_key, params["chain"], root, params["renew_days"])
     return {
-        "changed": changed or bool(found and check),
-        "reasons": found,
-        "request": request(key, names, params["openssl"]) if found else "",
+        "changed": changed or bool(reasons and check),
+        "reasons": reasons,
+        "request": request(key, names, params["openssl"]) if reasons else "",
         "days_left": days_left(place),
     }
 

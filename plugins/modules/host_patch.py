@@ -144,9 +144,9 @@ class Host:
         return status == 200
 
 
-def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
+def surveyed(parameters: dict[str, Any], host: Host) -> dict[str, Any]:
     """What the decision needs of a host. Raises rollout.Failed."""
-    plan = vars(upgrades.plan(given["new_packages"], upgrades.run)) if given["packages"] else {}
+    plan = vars(upgrades.plan(parameters["new_packages"], upgrades.run)) if parameters["packages"] else {}
     running, newest, own = host.kernel()
     stale = services.stale(host / "proc")
     reboot = [f"{unit} runs replaced files" for unit in services.by_reboot(stale) if own]
@@ -155,23 +155,23 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
     return {
         "changed": False,
         **plan,
-        "one_way": sorted(set(plan.get("upgrades", {})) & set(given["one_way"])),
+        "one_way": sorted(set(plan.get("upgrades", {})) & set(parameters["one_way"])),
         "stale": services.to_restart(stale),
         "reboot": reboot,
         "own_kernel": own,
         "running": running,
         "engines": watch.engines(host.program),
-        "ready": canary.is_ready(host / "run/llm-gateway", canary.engines(given["models"], host.root)),
+        "ready": canary.is_ready(host / "run/llm-gateway", canary.engines(parameters["models"], host.root)),
         "jobs": [line.split()[0] for line in upgrades.run([*JOBS]).splitlines()],
     }
 
 
-def begin(given: dict[str, Any], progress: rollout.Progress, host: Host) -> None:
+def begin(parameters: dict[str, Any], progress: rollout.Progress, host: Host) -> None:
     """Save what is to be replaced, unless a patch that did not end has saved it. Raises rollout.Failed, OSError."""
-    progress.wanted, progress.cause = f"bundle {max(given['serials'], default='')}", ""
+    progress.wanted, progress.cause = f"bundle {max(parameters['serials'], default='')}", ""
     if progress.step in rollout.FORWARD:
         return
-    plan = upgrades.plan(given["new_packages"], upgrades.run)
+    plan = upgrades.plan(parameters["new_packages"], upgrades.run)
     if progress.previous and not plan.upgrades:
         # Restarts alone: what a rollback brings stays that of the last upgrade, but for the kernel.
         progress.previous = {**progress.previous, "kernel": host.kernel()[0]}
@@ -180,17 +180,17 @@ def begin(given: dict[str, Any], progress: rollout.Progress, host: Host) -> None
     previous = upgrades.Previous({name: there[name] for name in plan.upgrades}, plan.new, host.kernel()[0])
     aside = host.kept.with_name("next")
     shutil.rmtree(aside, ignore_errors=True)
-    older = upgrades.repositories(host / "etc/apt/sources.list.d/llmkeep.sources", given["serials"])
-    one_way = set(previous.packages) & set(given["one_way"])
+    older = upgrades.repositories(host / "etc/apt/sources.list.d/llmkeep.sources", parameters["serials"])
+    one_way = set(previous.packages) & set(parameters["one_way"])
     for name in one_way:
         del previous.packages[name]  # a rollback leaves it as it is
     lacking = upgrades.keep(previous, aside, host / "var/cache/apt/archives", older, upgrades.run)
-    if lacking and not given["without_rollback"]:
+    if lacking and not parameters["without_rollback"]:
         raise rollout.Failed(
             f"there is no rollback for {len(lacking)} of {len(previous.packages)} packages, which neither apt's archives nor"
             f" the mirror's bundles have: {', '.join(lacking)}. Nothing was changed. Go on without, by --without-rollback"
         )
-    for unit in sorted({given["one_way"][name] for name in one_way}):
+    for unit in sorted({parameters["one_way"][name] for name in one_way}):
         upgrades.run(["systemctl", "start", unit])
     for name in lacking:
         del previous.packages[name.split()[0]]
@@ -209,35 +209,37 @@ def restored(progress: rollout.Progress, host: Host) -> bool:
 
 def settle(module: AnsibleModule, host: Host) -> dict[str, Any]:
     """Do what the state says; what the module returns. Raises rollout.Failed, OSError."""
-    given, state = module.params, module.params["state"]
+    parameters, state = module.params, module.params["state"]
     if state == "surveyed":
-        return surveyed(given, host)
+        return surveyed(parameters, host)
     progress = rollout.load(host.progress)
     step, changed, more = state, True, {}
     if state == "begun":
-        begin(given, progress, host)
+        begin(parameters, progress, host)
     elif state in ("drained", "undrained"):
         reason = f"patch to {progress.wanted}"
-        changed = watch.order(host.program, state.removesuffix("ed"), reason, given["seconds"], KIND.operator)
+        changed = watch.order(
+            host.program, state.removesuffix("ed"), reason, parameters["seconds"], KIND.operator
+        )
     elif state == "installed":
         upgrades.run(["dpkg", "--force-confold", "--configure", "-a"])  # where it was interrupted
-        upgrades.run(upgrades.upgrade(given["new_packages"]))
+        upgrades.run(upgrades.upgrade(parameters["new_packages"]))
     elif state == "restarted":
         units = services.stale(host / "proc")
-        more["restarted"] = services.restart(units, host.ready, given["seconds"], upgrades.run)
+        more["restarted"] = services.restart(units, host.ready, parameters["seconds"], upgrades.run)
         changed = bool(more["restarted"])
     elif state in ("booting", "booted"):
         running, newest, _ = host.kernel()
         chosen = newest if state == "booting" else running
         changed = kernels.choose(chosen, running, accepted=state == "booted", boot=host / "boot")
     elif state == "noted":
-        step, progress.cause = given["step"], given["cause"]
+        step, progress.cause = parameters["step"], parameters["cause"]
     else:
         changed = restored(progress, host)
     if state not in ("restored", "undrained", "restarted", "booted") and (
         state == "noted" or progress.step not in rollout.BACKWARD
     ):
-        audit = host / "run/llm-audit/audit.sock" if given["recorded"] else None
+        audit = host / "run/llm-audit/audit.sock" if parameters["recorded"] else None
         rollout.note(host.progress, audit, KIND, step, progress, module.log)
     return {"changed": changed, **more}
 

@@ -57,13 +57,13 @@ def number_of(lists: str) -> int:
     """Number of the first list, which is the issuing CA's."""
     argv = ["openssl", "crl", "-noout", "-crlnumber"]
     done = subprocess.run(argv, input=lists, capture_output=True, text=True, timeout=60, check=False)
-    found = re.search(r"crlNumber=(?:0x)?([0-9A-Fa-f]+)", done.stdout)
-    if not found:
+    match = re.search(r"crlNumber=(?:0x)?([0-9A-Fa-f]+)", done.stdout)
+    if not match:
         raise Refused(
             f"openssl finds no number in the revocation list: {done.stderr.strip() or done.stdout.strip()};"
             " look at `llmkeep pki crl` on the control node"
         )
-    return int(found[1], 16)
+    return int(match[1], 16)
 
 
 def rules(addresses: list[str]) -> str:

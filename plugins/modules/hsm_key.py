@@ -110,10 +110,10 @@ PADDING = (
 RECORDED = ("serial", "manufacturer", "type", "public_sha256")
 
 
-def remember(path: str, found: list[dict[str, Any]]) -> None:
+def remember(path: str, keys: list[dict[str, Any]]) -> None:
     """Record the tokens and public keys."""
     proven = {
-        each["token"]: {name: each[name] for name in RECORDED} for each in found if each["state"] != "missing"
+        each["token"]: {name: each[name] for name in RECORDED} for each in keys if each["state"] != "missing"
     }
     place = Path(path)
     content = json.dumps({**everything(place), **proven}, indent=1, sort_keys=True).encode() + b"\n"
@@ -133,14 +133,14 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
     settings = token_keys.settings_of(params)
     with pins.shown(params["pin"], params["pin_name"]) as pin:
-        found = token_keys.look(settings, pin, make=params["state"] == "present", change=not check)
-    missing = [each["token"] for each in found if each["state"] == "missing"]
-    made = [each["token"] for each in found if each["state"] == "made"]
+        keys = token_keys.look(settings, pin, make=params["state"] == "present", change=not check)
+    missing = [each["token"] for each in keys if each["state"] == "missing"]
+    made = [each["token"] for each in keys if each["state"] == "made"]
     if settings.record and not check:
-        remember(settings.record, found)
+        remember(settings.record, keys)
     return {
         "changed": bool(made or (missing and params["state"] == "present")),
-        "key_pairs": found,
+        "key_pairs": keys,
         "missing": missing,
         "findings": [PADDING] if params["type"] == "rsa" else [],
     }
@@ -153,15 +153,15 @@ def destroy(
     step("list its tokens")
     module = token_keys.loaded(settings)
     tokens = module.tokens()
-    found = {}
+    counts = {}
     for token in [token_keys.the_token(tokens, label, None, settings) for label in settings.tokens]:
         step(f"log in to the token {token.label}")
         with module.session(token.slot, writes=not check) as session:
             token_keys.log_in(session, token, pin)
-            found[token.label] = 0
+            counts[token.label] = 0
             for label in labels:
                 objects = session.find({pkcs11.LABEL: label.encode()})
-                found[token.label] += len(objects)
+                counts[token.label] += len(objects)
                 step(f"destroy {label} in the token {token.label}")
                 for key in [] if check else objects:
                     session.destroy(key)
@@ -169,7 +169,7 @@ def destroy(
                     raise token_keys.Fault(
                         "failed", f"the token {token.label} still has {len(left)} objects called {label}"
                     )
-    return found
+    return counts
 
 
 def destroyed(params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -205,17 +205,17 @@ def main() -> None:
         mutually_exclusive=[("label", "labels")],
         supports_check_mode=True,
     )
-    given = module.params
-    absent = given["state"] == "absent"
-    if absent and (staying := sorted({*given["labels"]} & {*given["in_use"]})):
+    parameters = module.params
+    absent = parameters["state"] == "absent"
+    if absent and (staying := sorted({*parameters["labels"]} & {*parameters["in_use"]})):
         module.fail_json(
             msg=f"{', '.join(staying)} is a key that volumes are enrolled with; nothing was destroyed. Set another"
             " hsm_key_label and run playbooks/rotate-keys.yml -e rotate_hsm_key=true first"
         )
     try:
-        module.exit_json(**(destroyed if absent else settle)(given, module.check_mode))
+        module.exit_json(**(destroyed if absent else settle)(parameters, module.check_mode))
     except token_keys.Fault as fault:
-        names = ", ".join(given["labels"]) if absent else given["label"]
+        names = ", ".join(parameters["labels"]) if absent else parameters["label"]
         module.fail_json(msg=f"{names}: {fault}", fault=fault.kind, exit=token_keys.EXIT[fault.kind])
 
 

@@ -87,7 +87,7 @@ class Rotation:
         begun = json.loads(record.read_text()) if record.exists() else {}
         formats.require(record, begun, partial(token_keys.Fault, "failed"))
         known: dict[str, Any] = {"rotation": which, "tokens": {}, **begun}
-        self.entries = {label: Entry(**said) for label, said in known["tokens"].items()}
+        self.entries = {label: Entry(**fields) for label, fields in known["tokens"].items()}
         if known["rotation"] != which and all(entry.changed for entry in self.entries.values()):
             self.entries = {}
         elif known["rotation"] != which:
@@ -229,13 +229,13 @@ def main() -> None:
         },
         supports_check_mode=False,
     )
-    given = module.params
-    paths = {OLD: Path(given["pin"]), NEW: Path(given["new_pin"])}
+    parameters = module.params
+    paths = {OLD: Path(parameters["pin"]), NEW: Path(parameters["new_pin"])}
     try:
         known = {which: pins.unsealed(path)[1] for which, path in paths.items()}
-        settings = token_keys.settings_of({**given, "label": "", "record": None})
+        settings = token_keys.settings_of({**parameters, "label": "", "record": None})
         which = hashlib.sha256(paths[NEW].read_bytes()).hexdigest()  # of the sealed one, which says nothing
-        changed = Rotation(settings, known, Path(given["record"]), which).settle()
+        changed = Rotation(settings, known, Path(parameters["record"]), which).settle()
     except token_keys.Fault as fault:
         module.fail_json(msg=str(fault), fault=fault.kind, exit=token_keys.EXIT[fault.kind])
     module.exit_json(changed=bool(changed), tokens=changed)

@@ -57,18 +57,24 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given, check = module.params, module.check_mode
-    keep = given["state"] == "kept"
+    parameters, check = module.params, module.check_mode
+    keep = parameters["state"] == "kept"
     running = os.uname().release
     own = kernels.boots_itself(BOOT, running)
-    accepted = given["kernel"] == running and kernels.is_accepted(given["version"])
+    accepted = parameters["kernel"] == running and kernels.is_accepted(parameters["version"])
     try:
         refusal = ""
-        if own and not keep and given["kernel"] != running and given["certificate"]:
-            refusal = secure_boot.state_of(Path(given["certificate"]))
-        moved = kernels.hold(given["packages"], free=keep, check=check)
+        if own and not keep and parameters["kernel"] != running and parameters["certificate"]:
+            refusal = secure_boot.state_of(Path(parameters["certificate"]))
+        moved = kernels.hold(parameters["packages"], free=keep, check=check)
         chose = kernels.choose(
-            given["kernel"], running, keep=keep, accepted=accepted, refusal=refusal, boot=BOOT, check=check
+            parameters["kernel"],
+            running,
+            keep=keep,
+            accepted=accepted,
+            refusal=refusal,
+            boot=BOOT,
+            check=check,
         )
     except (kernels.Failed, OSError) as problem:
         module.fail_json(msg=str(problem))

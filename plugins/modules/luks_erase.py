@@ -68,7 +68,7 @@ def keep(path: Path, content: dict[str, Any]) -> None:
 
 def opening(device: Path, pin: bytes, seconds: int) -> list[str]:
     """URIs of tokens that still open the header. A wrong PIN proves nothing, and is told."""
-    found = []
+    uris = []
     header = luks.read(device)
     for number, token in (header.tokens if header else {}).items():
         if token["type"] == PKCS11 and header.slots_of(number):
@@ -76,8 +76,8 @@ def opening(device: Path, pin: bytes, seconds: int) -> list[str]:
                 luks.prove(device, number, pin, seconds)
             except luks.Failed:
                 continue
-            found.append(str(token["pkcs11-uri"]))
-    return found
+            uris.append(str(token["pkcs11-uri"]))
+    return uris
 
 
 def labels_of(uris: list[str]) -> set[str]:
@@ -86,14 +86,14 @@ def labels_of(uris: list[str]) -> set[str]:
 
 def others(state: Path, name: str) -> dict[str, set[str]]:
     """Labels that the host's other volumes are enrolled with now, by volume."""
-    found = {}
+    labels = {}
     for path in state.glob("*.json"):
         if (
             path.stem != name and "." not in path.stem
         ):  # with a dot: a certificate, or swap, which has no keys
             record = read(path)
-            found[path.stem] = labels_of([said.get("uri", "") for said in record["slots"].values()])
-    return found
+            labels[path.stem] = labels_of([slot.get("uri", "") for slot in record["slots"].values()])
+    return labels
 
 
 def doomed(state: Path, name: str, uuid: str) -> tuple[dict[str, Any], set[str]]:
@@ -198,19 +198,26 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    state = Path(given["state_dir"])
-    certificate = state / f"{given['name']}.erased.json"
+    parameters = module.params
+    state = Path(parameters["state_dir"])
+    certificate = state / f"{parameters['name']}.erased.json"
     try:
-        if certificate.exists() and not (state / f"{given['name']}.json").exists():
+        if certificate.exists() and not (state / f"{parameters['name']}.json").exists():
             known = read(certificate)
-            if known["uuid"] == given["uuid"]:
+            if known["uuid"] == parameters["uuid"]:
                 module.exit_json(changed=False, certificate=known, labels=known["hsm_keys_destroyed"])
         if module.check_mode:
-            labels = doomed(state, given["name"], given["uuid"])[1]
+            labels = doomed(state, parameters["name"], parameters["uuid"])[1]
             module.exit_json(changed=True, certificate={}, labels=sorted(labels))
-        with pins.shown(given["pin_credential"]) as pin:
-            done = erase(state, given["name"], given["uuid"], given["device"], pin, given["hsm_seconds"])
+        with pins.shown(parameters["pin_credential"]) as pin:
+            done = erase(
+                state,
+                parameters["name"],
+                parameters["uuid"],
+                parameters["device"],
+                pin,
+                parameters["hsm_seconds"],
+            )
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
     except (Refused, luks.Failed, pins.Fault, disks.Unusable) as problem:

@@ -82,16 +82,16 @@ def entry_of(path: Path) -> dict[str, Any]:
 
 def register(folder: Path) -> list[dict[str, Any]]:
     """Every volume that was noted; Refused where an entry cannot be read, or has a newer format."""
-    found = []
+    entries = []
     for path in sorted(folder.glob("*.json")):
         try:
             entry = entry_of(path)
-            found.append({name: str(entry[name]) for name in ("uuid", "serial", "volume")})
+            entries.append({name: str(entry[name]) for name in ("uuid", "serial", "volume")})
         except (ValueError, KeyError, TypeError) as problem:
             raise Refused(
                 f"{path} is no entry of the register ({problem}). No disk is judged without it: restore the file"
             ) from problem
-    return found
+    return entries
 
 
 def stored(folder: Path, volume: str) -> dict[str, str]:
@@ -105,39 +105,43 @@ def dates(folder: Path, volume: str) -> dict[str, str]:
     return {name: str(entry[name]) for name in DATES if entry.get(name)}
 
 
-def store(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
+def store(folder: Path, parameters: dict[str, Any], check: bool) -> list[str]:
     """Write what differs. Contents first, entry last: what the register names is there."""
-    name = stem(given["volume"])
+    name = stem(parameters["volume"])
     changes = []
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     entry_path = folder / f"{name}.json"
     entry = entry_of(entry_path) if entry_path.exists() else {"format": formats.FORMAT}
     for kind in KINDS:
-        content = given[f"{kind}_cms"].encode()
+        content = parameters[f"{kind}_cms"].encode()
         path = folder / f"{name}.{kind}.cms"
         if content and not (path.exists() and path.read_bytes() == content):
-            changes.append(f"{kind} of {given['volume']}")
+            changes.append(f"{kind} of {parameters['volume']}")
             entry[f"{kind}_stored"] = datetime.now(UTC).isoformat(timespec="seconds")
             if not check:
                 atomic.write_file(path, content, os.geteuid(), os.getegid(), 0o400)
-    wanted = entry | {"uuid": given["uuid"], "serial": given["serial"], "volume": given["volume"]}
-    if not entry_path.exists() or wanted != json.loads(entry_path.read_text()):
-        changes.append(f"entry of {given['volume']}")
+    document = entry | {
+        "uuid": parameters["uuid"],
+        "serial": parameters["serial"],
+        "volume": parameters["volume"],
+    }
+    if not entry_path.exists() or document != json.loads(entry_path.read_text()):
+        changes.append(f"entry of {parameters['volume']}")
         if not check:
-            text = json.dumps(wanted, indent=1) + "\n"
+            text = json.dumps(document, indent=1) + "\n"
             atomic.write_file(entry_path, text.encode(), os.geteuid(), os.getegid(), 0o600)
     return changes
 
 
-def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
+def bury(folder: Path, parameters: dict[str, Any], check: bool) -> list[str]:
     """Keep the certificate, destroy what opened the volume."""
-    name = stem(given["volume"])
+    name = stem(parameters["volume"])
     paths = [folder / f"{name}.{kind}" for kind in ("recovery.cms", "header.cms", "json")]
-    certificate = folder / "erased" / f"{name}.{given['uuid']}.json"
-    changes = [f"certificate of {given['volume']}"] if not certificate.exists() else []
-    if paths[2].exists() and entry_of(paths[2])["uuid"] != given["uuid"]:
+    certificate = folder / "erased" / f"{name}.{parameters['uuid']}.json"
+    changes = [f"certificate of {parameters['volume']}"] if not certificate.exists() else []
+    if paths[2].exists() and entry_of(paths[2])["uuid"] != parameters["uuid"]:
         raise Refused(
-            f"the register has another UUID of {given['volume']} than {given['uuid']}: nothing was removed"
+            f"the register has another UUID of {parameters['volume']} than {parameters['uuid']}: nothing was removed"
         )
     changes += [f"{path.name} destroyed" for path in paths if path.exists()]
     if check or not changes:
@@ -145,7 +149,7 @@ def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
     certificate.parent.mkdir(mode=0o700, exist_ok=True)
     destroyed = {path.name: atomic.sha256_of(path) for path in paths[:2] if path.exists()}
     if not certificate.exists():
-        text = json.dumps(given["certificate"] | {"escrow_destroyed_sha256": destroyed}, indent=1) + "\n"
+        text = json.dumps(parameters["certificate"] | {"escrow_destroyed_sha256": destroyed}, indent=1) + "\n"
         atomic.write_file(certificate, text.encode(), os.geteuid(), os.getegid(), 0o400)
     for path in paths[:2]:
         if path.exists():

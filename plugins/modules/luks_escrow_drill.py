@@ -69,13 +69,13 @@ def opened(path: Path, key: Path, passphrase_file: Path | None) -> bytes:
     argv = ["openssl", "cms", "-decrypt", "-inform", "PEM", "-binary", "-inkey", str(key), "-in", str(path)]
     argv += passphrase_source(passphrase_file)
     try:
-        found: bytes = luks.must(argv, f"open {path}")
+        content: bytes = luks.must(argv, f"open {path}")
     except luks.Failed as problem:
         raise Refused(
             f"{problem}. Is {key} the escrow key of this estate, and its passphrase right? If so, what is kept here is worthless:"
             " rotate the volume's recovery key (playbooks/rotate-keys.yml) at once"
         ) from problem
-    return found
+    return content
 
 
 def drill(folder: Path, volume: str, key: Path, passphrase_file: Path | None = None) -> dict[str, Any]:
@@ -83,25 +83,25 @@ def drill(folder: Path, volume: str, key: Path, passphrase_file: Path | None = N
     stem = volume.replace("/", "-")
     path = folder / f"{stem}.json"
     if not path.exists():
-        known = sorted(found.stem for found in folder.glob("*.json"))
+        known = sorted(path.stem for path in folder.glob("*.json"))
         raise Refused(
             f"the register has no volume {volume}; it has {', '.join(known) or 'none'}, as HOST-NAME"
         )
     entry: dict[str, Any] = json.loads(path.read_text())
     formats.require(path, entry, Refused)
-    said = json.loads(opened(folder / f"{stem}.recovery.cms", key, passphrase_file))
+    envelope = json.loads(opened(folder / f"{stem}.recovery.cms", key, passphrase_file))
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as name:
         copy = Path(name, "copy")
         copy.write_bytes(opened(folder / f"{stem}.header.cms", key, passphrase_file))
         os.truncate(copy, luks.DATA_OFFSET * 512 + (1 << 20))
         header = luks.read(copy)
-        if header is None or header.uuid != entry["uuid"] or said["uuid"] != entry["uuid"]:
-            seen = header.uuid if header else "none"
+        if header is None or header.uuid != entry["uuid"] or envelope["uuid"] != entry["uuid"]:
+            actual = header.uuid if header else "none"
             raise Refused(
-                f"{volume} has the UUID {entry['uuid']}, its header backup {seen}, its recovery key {said['uuid']}: one"
+                f"{volume} has the UUID {entry['uuid']}, its header backup {actual}, its recovery key {envelope['uuid']}: one"
                 " of them is of another time. Run site.yml for the host, which stores both anew"
             )
-        slot = luks.opens(copy, said["recovery_key"].encode())
+        slot = luks.opens(copy, envelope["recovery_key"].encode())
         if slot is None:
             raise Refused(
                 f"the recovery key of {volume} does not open its header backup: rotate it (playbooks/rotate-keys.yml)"
@@ -126,12 +126,12 @@ def main() -> None:
     )
     folder = Path(module.params["folder"])
     try:
-        given = module.params["escrow_passphrase_file"]
+        passphrase = module.params["escrow_passphrase_file"]
         entry = drill(
             folder,
             module.params["volume"],
             Path(module.params["escrow_key"]),
-            Path(given) if given else None,
+            Path(passphrase) if passphrase else None,
         )
     except (Refused, luks.Failed) as problem:
         module.fail_json(msg=str(problem))

@@ -65,19 +65,19 @@ def save(path: Path, record: dict[str, Any]) -> None:
     atomic.write_file(path, json.dumps(record, indent=1).encode(), os.geteuid(), os.getegid(), 0o600)
 
 
-def against(disk: Any, given: dict[str, Any], record: dict[str, Any] | None) -> list[Any]:
+def against(disk: Any, parameters: dict[str, Any], record: dict[str, Any] | None) -> list[Any]:
     """What speaks against marking the disk; of a mark that was begun, beside what it may have left."""
     if record is None or record["uuid"] not in str(list(disks.signatures(disk))):
-        register = disks.from_register(given["registered"])
-        found: list[Any] = disks.against_formatting(
-            disk, given["serial"], given["size"], register, given["destroy"]
+        register = disks.from_register(parameters["registered"])
+        findings: list[Any] = disks.against_formatting(
+            disk, parameters["serial"], parameters["size"], register, parameters["destroy"]
         )
-        return found
-    found = [*disks.identity(disk, given["serial"], given["size"]), *disks.users(disk)]
+        return findings
+    findings = [*disks.identity(disk, parameters["serial"], parameters["size"]), *disks.users(disk)]
     if not record["overridden"]:
-        found += [each for each in disks.signatures(disk) if record["uuid"] not in each.seen]
-        found += disks.reading(disk, start=luks.DATA_OFFSET * 512)
-    return found
+        findings += [each for each in disks.signatures(disk) if record["uuid"] not in each.seen]
+        findings += disks.reading(disk, start=luks.DATA_OFFSET * 512)
+    return findings
 
 
 def marked(disk: Any, record: dict[str, Any]) -> bool:
@@ -85,37 +85,37 @@ def marked(disk: Any, record: dict[str, Any]) -> bool:
     return header is not None and header.uuid == record["uuid"] and not header.slots
 
 
-def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
+def settle(parameters: dict[str, Any], check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
     try:
-        disk = disks.disk_of(given["serial"], given["device"])
+        disk = disks.disk_of(parameters["serial"], parameters["device"])
     except disks.Unusable as problem:
         raise Refused(str(problem)) from None
-    path = Path(given["state_dir"], f"{given['name']}.swap.json")
+    path = Path(parameters["state_dir"], f"{parameters['name']}.swap.json")
     record = read(path) if path.exists() else None
     if record and record["done"]:
-        if wrong := list(disks.identity(disk, given["serial"], given["size"])):
+        if wrong := list(disks.identity(disk, parameters["serial"], parameters["size"])):
             raise Refused("\n".join(map(str, wrong)))
         if marked(disk, record):
             if disk.block is not None and not check:
                 luks.show(disk.path, record["uuid"])
             return {"changed": False, "changes": [], "uuid": record["uuid"], "offset": luks.DATA_OFFSET}
         raise NeedsPerson(
-            f"{disk.path} was marked for the swap {given['name']}, UUID {record['uuid']}, and the mark is gone: the disk"
+            f"{disk.path} was marked for the swap {parameters['name']}, UUID {record['uuid']}, and the mark is gone: the disk"
             f" holds something else. It is not swapped to. Name another disk, or remove {path} and run again, which marks it"
             " if it is blank"
         )
-    wrong = against(disk, given, record)
+    wrong = against(disk, parameters, record)
     if wrong:
         raise Refused("\n".join(map(str, wrong)))
-    changes = [f"mark {disk.path} for the swap {given['name']}"]
+    changes = [f"mark {disk.path} for the swap {parameters['name']}"]
     if check:
         return {"changed": True, "changes": changes, "uuid": "", "offset": luks.DATA_OFFSET}
-    overridden = bool(given["destroy"] and given["destroy"] == given["serial"])
+    overridden = bool(parameters["destroy"] and parameters["destroy"] == parameters["serial"])
     if record is None:
         record = {
             "format": formats.FORMAT,
-            "serial": given["serial"],
+            "serial": parameters["serial"],
             "uuid": str(uuid.uuid4()),
             "overridden": overridden,
             "done": False,
@@ -124,7 +124,7 @@ def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
     if overridden:
         luks.must(["wipefs", "--all", str(disk.path)], "take away what was on the disk")
     luks.format_device(
-        disk.path, record["uuid"], f"llmkeep-{given['name']}", secrets.token_bytes(64)
+        disk.path, record["uuid"], f"llmkeep-{parameters['name']}", secrets.token_bytes(64)
     )  # a key that ends here
     luks.must(["cryptsetup", "erase", "--batch-mode", str(disk.path)], "take away its key slot")
     if disk.block is not None:

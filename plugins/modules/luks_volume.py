@@ -108,27 +108,27 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record impo
 )
 
 
-def outcome(wanted: volume.Volume) -> dict[str, Any]:
+def outcome(target: volume.Volume) -> dict[str, Any]:
     """What the module returns of a volume."""
-    header = luks.read(wanted.path)
-    record = wanted.record
+    header = luks.read(target.path)
+    record = target.record
     ours = header is not None and record is not None and header.uuid == record.uuid
-    slots = wanted.inventory(header) if ours else []
+    slots = target.inventory(header) if ours else []
     key_bits = {content["key_size"] * 8 for content in header.slots.values()} if ours else {0}
     return {
-        "changed": bool(wanted.changes),
-        "changes": wanted.changes,
+        "changed": bool(target.changes),
+        "changes": target.changes,
         "state": record.phase if record else "absent",
         "pending": record is not None and record.phase != DONE,
-        "device": str(wanted.path),
+        "device": str(target.path),
         "uuid": record.uuid if record else "",
         "cipher": header.segment.get("encryption", "") if ours else "",
         "key_bits": min(key_bits),
         "sector": header.segment.get("sector_size", 0) if ours else 0,
         "slots": slots,
-        "recovery_cms": wanted.cms("recovery", record.recovery_sha256) if record else "",
-        "header_cms": wanted.cms("header", record.header_sha256) if record else "",
-        "diff": {"before": "", "after": "".join(f"{line}\n" for line in wanted.changes)},
+        "recovery_cms": target.cms("recovery", record.recovery_sha256) if record else "",
+        "header_cms": target.cms("header", record.header_sha256) if record else "",
+        "diff": {"before": "", "after": "".join(f"{line}\n" for line in target.changes)},
     }
 
 
@@ -156,48 +156,48 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    uris = {owner: given[key] for owner, key in ((HSM, "token"), (SPARE, "spare")) if given[key]}
+    parameters = module.params
+    uris = {owner: parameters[key] for owner, key in ((HSM, "token"), (SPARE, "spare")) if parameters[key]}
     for uri in uris.values():
         if not {"token", "object"} <= set(luks.attributes(uri)) or "pin-" in uri:
             module.fail_json(msg=f"{uri!r} has to name token and object, and never a PIN", needs_person=False)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,30}", given["name"]):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,30}", parameters["name"]):
         module.fail_json(
-            msg=f"{given['name']!r} is no name for a volume: small letters, digits, underscore",
+            msg=f"{parameters['name']!r} is no name for a volume: small letters, digits, underscore",
             needs_person=False,
         )
     try:
         bare = []
-        if given["mount"]:
+        if parameters["mount"]:
             mount_points.alone()
-            bare = mount_points.settle(Path(given["mount"]), module.check_mode)
-        wanted = volume.Volume(
-            name=given["name"],
-            serial=given["serial"],
-            size=given["size"],
+            bare = mount_points.settle(Path(parameters["mount"]), module.check_mode)
+        target = volume.Volume(
+            name=parameters["name"],
+            serial=parameters["serial"],
+            size=parameters["size"],
             tokens=uris,
-            pin_credential=Path(given["pin_credential"]),
-            escrow=given["escrow_certificate"],
-            state_dir=Path(given["state_dir"]),
-            device=given["device"],
-            boot_credential=Path(given["boot_credential"]),
-            filesystem=given["filesystem"],
-            registered=disks.from_register(given["registered"]),
-            known_as=given["known_as"] or given["name"],
-            stored=given["stored"],
-            rotate=given["rotate"],
-            destroy=given["destroy"],
-            hsm_seconds=given["hsm_seconds"],
+            pin_credential=Path(parameters["pin_credential"]),
+            escrow=parameters["escrow_certificate"],
+            state_dir=Path(parameters["state_dir"]),
+            device=parameters["device"],
+            boot_credential=Path(parameters["boot_credential"]),
+            filesystem=parameters["filesystem"],
+            registered=disks.from_register(parameters["registered"]),
+            known_as=parameters["known_as"] or parameters["name"],
+            stored=parameters["stored"],
+            rotate=parameters["rotate"],
+            destroy=parameters["destroy"],
+            hsm_seconds=parameters["hsm_seconds"],
             changes=bare,
         )
         if module.check_mode:
-            phases.converge(wanted, check=True)
+            phases.converge(target, check=True)
         else:
-            with wanted.alone():
-                phases.converge(wanted)
-                if wanted.record is not None and wanted.disk.block is not None:
-                    luks.show(wanted.path, wanted.record.uuid)
-        module.exit_json(**outcome(wanted))
+            with target.alone():
+                phases.converge(target)
+                if target.record is not None and target.disk.block is not None:
+                    luks.show(target.path, target.record.uuid)
+        module.exit_json(**outcome(target))
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
     except (Refused, mount_points.Refused, luks.Failed, pins.Fault) as problem:

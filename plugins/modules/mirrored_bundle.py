@@ -81,11 +81,11 @@ def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
     return document
 
 
-def judged(document: dict[str, Any], seen: int, now: datetime) -> None:
+def judged(document: dict[str, Any], highest: int, now: datetime) -> None:
     """Refuse a replayed or an expired bundle."""
-    if int(document["serial"]) < seen:
+    if int(document["serial"]) < highest:
         raise Refused(
-            f"the bundle's serial is {document['serial']}, and this host has seen {seen}: an old bundle would"
+            f"the bundle's serial is {document['serial']}, and this host has seen {highest}: an old bundle would"
             " open holes that were closed. Bootstrap from the newest stick"
         )
     expires = datetime.fromisoformat(document["expires"])
@@ -102,18 +102,18 @@ def identity(purl: str) -> str:
     return plain.rsplit("@", 1)[0] if plain.startswith("pkg:deb/") else plain
 
 
-def lacking(document: dict[str, Any], wanted: list[str]) -> list[str]:
-    """What of `wanted` the manifest does not list."""
+def lacking(document: dict[str, Any], purls: list[str]) -> list[str]:
+    """Those of `purls` that the manifest does not list."""
     carried = {identity(entry["purl"]) for entry in document["files"] if entry.get("purl")}
-    return sorted(purl for purl in wanted if identity(purl) not in carried)
+    return sorted(purl for purl in purls if identity(purl) not in carried)
 
 
-def lacking_folders(document: dict[str, Any], releases: Path, wanted: list[str]) -> list[str]:
+def lacking_folders(document: dict[str, Any], releases: Path, folders: list[str]) -> list[str]:
     """Which of the folders neither the manifest nor the directory of releases has."""
     paths = [str(entry["path"]) for entry in document["files"]]
     return [
         folder
-        for folder in wanted
+        for folder in folders
         if not (
             (releases / folder.removeprefix("releases/") / "MANIFEST.json").is_file()
             if folder.startswith("releases/")
@@ -144,16 +144,16 @@ def main() -> None:
     remembered = Path(module.params["seen"])
     try:
         document = signed_manifest(Path(module.params["path"]), Path(module.params["keyring"]))
-        seen = int(remembered.read_text()) if remembered.exists() else 0
-        judged(document, seen, datetime.now(UTC))
+        highest = int(remembered.read_text()) if remembered.exists() else 0
+        judged(document, highest, datetime.now(UTC))
     except (Refused, ValueError, KeyError) as problem:
         module.fail_json(msg=str(problem))
     serial = int(document["serial"])
-    if serial > seen and not module.check_mode:
+    if serial > highest and not module.check_mode:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_file(remembered, f"{serial}\n".encode(), 0, 0, 0o644)
     module.exit_json(
-        changed=serial > seen,
+        changed=serial > highest,
         serial=serial,
         expires=document["expires"],
         missing=lacking(document, module.params["wanted"]),

@@ -44,13 +44,15 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.gpu import signing
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import Fault
 
 
-def settle(given: dict[str, Any], check: bool) -> bool:
+def settle(parameters: dict[str, Any], check: bool) -> bool:
     """Apply; whether that took a change."""
-    if signing.certifies(Path(given["path"]), given["public_key"]):
+    if signing.certifies(Path(parameters["path"]), parameters["public_key"]):
         return False
     if not check:
-        way = signing.Signing(Path(given["path"]), given["openssl_config"], given["address"], given["pin"])
-        signing.certify(way, given["key"], given["name"])
+        way = signing.Signing(
+            Path(parameters["path"]), parameters["openssl_config"], parameters["address"], parameters["pin"]
+        )
+        signing.certify(way, parameters["key"], parameters["name"])
     return True
 
 

@@ -43,21 +43,21 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import polic
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
 
-def judged(new: policy.Policy, seen: int, present: bytes, key: str, now: datetime) -> None:
-    """Refuse what is expired, older than SEEN, or another policy under the revision of the one that is PRESENT."""
+def judged(new: policy.Policy, highest: int, present: bytes, key: str, now: datetime) -> None:
+    """Refuse what is expired, older than HIGHEST, or another policy under the revision of the one that is PRESENT."""
     if now >= new.expires:
         raise policy.Refused(
             f"policy revision {new.revision} expired at {new.expires.isoformat()} and this host's clock says"
             f" {now:%Y-%m-%dT%H:%M:%SZ}: set the clock right, or run `llmkeep policy build` on the control node"
         )
-    if new.revision < seen:
+    if new.revision < highest:
         raise policy.Refused(
-            f"the control node's policy is revision {new.revision}, and this host has had {seen}: an old policy would"
+            f"the control node's policy is revision {new.revision}, and this host has had {highest}: an old policy would"
             " give back what was taken away. Run `llmkeep policy build` on the control node until it is newer; if"
             " the control node was made anew, remove /var/lib/llmkeep/policy/revision on this host"
         )
     try:
-        old = policy.opened(present, key) if new.revision == seen else None
+        old = policy.opened(present, key) if new.revision == highest else None
     except policy.Refused:
         return  # what is in place is not to be used anyway
     if old and old.revision == new.revision and old.files != new.files:
@@ -83,9 +83,9 @@ def owner() -> tuple[int, int]:
     return os.geteuid(), os.getegid()
 
 
-def place(wanted: dict[Path, bytes]) -> None:
+def place(files: dict[Path, bytes]) -> None:
     """Write the files one after the other, the bundle last: it is what others watch."""
-    for path, content in wanted.items():
+    for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         atomic.write_file(path, content, *owner(), 0o644)
 
@@ -110,16 +110,16 @@ def main() -> None:
     path, remembered = Path(module.params["path"]), Path(module.params["seen"])
     try:
         new = policy.opened(content, key)
-        seen = int(remembered.read_text()) if remembered.exists() else 0
-        judged(new, seen, path.read_bytes() if path.is_file() else b"", key, datetime.now(UTC))
+        highest = int(remembered.read_text()) if remembered.exists() else 0
+        judged(new, highest, path.read_bytes() if path.is_file() else b"", key, datetime.now(UTC))
     except (policy.Refused, ValueError) as problem:
         module.fail_json(msg=f"{problem}. Nothing was changed on this host.")
-    wanted = {
+    files = {
         Path(module.params["key_path"]): key.encode(),
         remembered: f"{new.revision}\n".encode(),
         path: content,
     }
-    changed = {file: data for file, data in wanted.items() if wrong(file, data)}
+    changed = {file: data for file, data in files.items() if wrong(file, data)}
     if not module.check_mode:
         place(changed)
     fact = {
@@ -130,7 +130,7 @@ def main() -> None:
     }
     module.exit_json(
         changed=bool(changed),
-        diff={"before": f"policy revision {seen}\n", "after": f"policy revision {new.revision}\n"},
+        diff={"before": f"policy revision {highest}\n", "after": f"policy revision {new.revision}\n"},
         ansible_facts={"llmkeep_policy": fact},
     )
 

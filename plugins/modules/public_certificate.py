@@ -81,7 +81,7 @@ def digest(public_key: str) -> str:
 
 
 def public_part(key: str) -> str:
-    public: str = openssl("pkey", "-pubout", given=key)
+    public: str = openssl("pkey", "-pubout", stdin=key)
     return public.strip()
 
 
@@ -91,11 +91,11 @@ def keys_here(params: dict[str, Any], key: Path, place: Path) -> dict[str, str]:
         return {params["public_key"].strip(): ""}
     keys = [key.read_text()] if key.exists() else []
     keys += PRIVATE_KEY.findall(place.read_text(errors="replace")) if place.exists() else []
-    found = {}
+    key_of = {}
     for each in keys:
         with suppress(Refused):  # a file that was damaged is written anew
-            found[public_part(each)] = each
-    return found
+            key_of[public_part(each)] = each
+    return key_of
 
 
 def verify(chain: Path, root: Path, names: list[str]) -> None:
@@ -177,7 +177,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     keys = keys_here(params, key, place)
     installed = False
     if params["chain"]:
-        leaf_key = openssl("x509", "-noout", "-pubkey", given=params["chain"]).strip()
+        leaf_key = openssl("x509", "-noout", "-pubkey", stdin=params["chain"]).strip()
         installed = leaf_key in keys
         if installed:
             gid = atomic.group_id(params["group"]) or 0

@@ -93,8 +93,8 @@ def make(source: Any, listed: list[Any], target: Path, serial: object, over_debi
     for entry in listed:
         if entry.path.endswith(".whl"):
             source.fetch(entry, wheelhouse / Path(entry.path).name)
-    seen = ["--system-site-packages"] if over_debian else []
-    run(["/usr/bin/python3", "-m", "venv", "--without-pip", *seen, str(target)])
+    options = ["--system-site-packages"] if over_debian else []
+    run(["/usr/bin/python3", "-m", "venv", "--without-pip", *options, str(target)])
     for name in files:
         wheels.unpack(wheelhouse / name, target)
     python = [str(target / "bin/python"), "-B", "-P", "-s"]
@@ -143,25 +143,25 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    if given["keep"] < 1:
+    parameters = module.params
+    if parameters["keep"] < 1:
         module.fail_json(
-            msg=f"keep is {given['keep']}; at least the current release has to stay: take 1 or more"
+            msg=f"keep is {parameters['keep']}; at least the current release has to stay: take 1 or more"
         )
-    if mirror.not_trusted_yet(module, given["ca"], given["keyring"]):
+    if mirror.not_trusted_yet(module, parameters["ca"], parameters["keyring"]):
         module.exit_json(changed=True, id="unknown")
-    root = Path(given["root"])
+    root = Path(parameters["root"])
     releases = root / "releases"
     try:
-        source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
+        source = mirror.Mirror(parameters["url"], Path(parameters["ca"]), Path(parameters["keyring"]))
         manifest = source.manifest("bundle")
-        listed = mirror.entries(manifest, given["folder"].strip("/"))
+        listed = mirror.entries(manifest, parameters["folder"].strip("/"))
         target = releases / release_id(listed)
         made = (target / RECORD).is_file()
         if not module.check_mode and not made:
             releases.mkdir(parents=True, exist_ok=True, mode=0o755)
-            make(source, listed, target, manifest["serial"], given["over_debian"])
-            forget_old(releases, {*in_use(root), target.name}, given["keep"])
+            make(source, listed, target, manifest["serial"], parameters["over_debian"])
+            forget_old(releases, {*in_use(root), target.name}, parameters["keep"])
     except (Refused, mirror.MirrorError, OSError) as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=not made, id=target.name)

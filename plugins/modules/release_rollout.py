@@ -126,8 +126,8 @@ class Rollout:
 
     def go_back(self, former: str) -> None:
         """Give all that were moved what they ran before, the last one first."""
-        kept = self.root / "releases" / former / "etc"
-        for file in sorted(kept.glob("*.service")):
+        folder = self.root / "releases" / former / "etc"
+        for file in sorted(folder.glob("*.service")):
             place, content = self.unit_files / file.name, file.read_bytes()
             if not place.is_file() or place.read_bytes() != content:
                 atomic.write_file(place, content, 0, 0, 0o644)
@@ -146,9 +146,9 @@ def readiness(path: str) -> str:
         connection.sock.connect(path)
         connection.request("GET", "/readyz", headers={"Connection": "close"})
         answer = connection.getresponse()
-        said = answer.read(500).decode(errors="replace")
+        text = answer.read(500).decode(errors="replace")
         # Sick GPUs are no reason against a release, and what mends them may be one.
-        return "" if answer.status == 200 or QUARANTINED in said else f"{answer.status} {said}"
+        return "" if answer.status == 200 or QUARANTINED in text else f"{answer.status} {text}"
     except (OSError, http.client.HTTPException) as problem:
         return f"{type(problem).__name__}: {problem}"
     finally:
@@ -174,7 +174,7 @@ def await_ready(unit: str, path: str, seconds: float) -> None:
 def planned(rollout: Rollout, units: list[Unit]) -> list[Unit]:
     """The units that have to be restarted, in the order in which that is safe."""
     now, changed = reread([unit.name for unit in units], rollout.check)
-    found = []
+    units_in_order = []
     for unit in units:
         state = now[unit.name]
         if not there(unit.name, state, rollout.check):
@@ -189,9 +189,11 @@ def planned(rollout: Rollout, units: list[Unit]) -> list[Unit]:
         pending = (atomic.PENDING / unit.name).exists() or unit.name in changed
         enabled = state.get("UnitFileState") not in {"disabled", "linked"}
         if not (runs and enabled) or unit.former != rollout.release or pending:
-            found.append(unit)
+            units_in_order.append(unit)
     # Stable, so that what has no socket (record, engines) stays in front.
-    return sorted(found, key=lambda unit: unit.socket is not None and (1 if readiness(unit.socket) else 2))
+    return sorted(
+        units_in_order, key=lambda unit: unit.socket is not None and (1 if readiness(unit.socket) else 2)
+    )
 
 
 def settle(params: dict[str, Any], check: bool) -> Rollout:
@@ -203,10 +205,10 @@ def settle(params: dict[str, Any], check: bool) -> Rollout:
         params["ready_seconds"],
         check,
     )
-    wanted = [
+    units = [
         Unit(each["name"], each["socket"], each["hold"], each["settle_seconds"]) for each in params["units"]
     ]
-    for unit in planned(rollout, wanted):
+    for unit in planned(rollout, units):
         rollout.changes.append(f"{unit.name}: {unit.former or 'nothing'} -> {rollout.release}")
         if check:
             continue
@@ -215,7 +217,7 @@ def settle(params: dict[str, Any], check: bool) -> Rollout:
             rollout.move(unit, rollout.release)
         except Refused as problem:
             raise Refused(failed(rollout, unit, problem)) from problem
-    names = [unit.name for unit in wanted]
+    names = [unit.name for unit in units]
     for unit in sorted({unit for pattern in params["stopped_others"] for unit in others(pattern, names)}):
         rollout.changes.append(f"{unit}: stopped and disabled")
         if not check:
@@ -233,16 +235,16 @@ def settle(params: dict[str, Any], check: bool) -> Rollout:
 
 def failed(rollout: Rollout, unit: Unit, problem: Refused) -> str:
     """Go back where there is something to go back to; the sentence for the operator."""
-    told = f"release {rollout.release} does not work here: {problem}"
+    message = f"release {rollout.release} does not work here: {problem}"
     if not unit.former or unit.former == rollout.release:
-        return f"{told} There is no other release to roll back to: fix what it says, and run this again."
+        return f"{message} There is no other release to roll back to: fix what it says, and run this again."
     try:
         rollout.go_back(unit.former)
     except Refused as second:
-        return f"{told} The rollback to {unit.former} failed too: {second} Look at this host now; the others were not touched."
+        return f"{message} The rollback to {unit.former} failed too: {second} Look at this host now; the others were not touched."
     names = ", ".join(each.name for each in rollout.moved)
     return (
-        f"{told} {names} run release {unit.former} again and serve; what else there is never left it."
+        f"{message} {names} run release {unit.former} again and serve; what else there is never left it."
         " Carry a bundle whose payload works, and run this again."
     )
 

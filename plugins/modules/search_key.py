@@ -143,23 +143,25 @@ def main() -> None:
         required_if=[("credential", None, ("roles", "service"), True)],
         supports_check_mode=True,
     )
-    given = module.params
+    parameters = module.params
     try:
-        if given["credential"]:
+        if parameters["credential"]:
             module.exit_json(
-                changed=False, holder=held(given["credential"], Path(given["certificate_file"])), cms=""
+                changed=False,
+                holder=held(parameters["credential"], Path(parameters["certificate_file"])),
+                cms="",
             )
         if module.check_mode and not ask.there():
-            module.exit_json(changed=True, holder=given["holder"], cms="")
-        name, holder, check = given["name"], given["holder"], module.check_mode
+            module.exit_json(changed=True, holder=parameters["holder"], cms="")
+        name, holder, check = parameters["name"], parameters["holder"], module.check_mode
         changed, cms = (
-            issued_token(given["service"], name, holder, check)
-            if given["service"]
-            else issued(name, given["roles"], holder, check)
+            issued_token(parameters["service"], name, holder, check)
+            if parameters["service"]
+            else issued(name, parameters["roles"], holder, check)
         )
     except (ask.Refused, sealing.Failed, OSError) as problem:
         module.fail_json(msg=str(problem))
-    module.exit_json(changed=changed, holder=given["holder"], cms=cms)
+    module.exit_json(changed=changed, holder=parameters["holder"], cms=cms)
 
 
 if __name__ == "__main__":

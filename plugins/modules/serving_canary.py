@@ -60,15 +60,15 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
-    root = Path(given["root"])
+    parameters = module.params
+    root = Path(parameters["root"])
     folder = root / "run/llm-gateway"
-    engines = canary.engines(given["models"], root)
-    if given["state"] == "quiet":
-        module.exit_json(changed=False, in_flight=canary.quiet(folder, engines, given["seconds"]))
+    engines = canary.engines(parameters["models"], root)
+    if parameters["state"] == "quiet":
+        module.exit_json(changed=False, in_flight=canary.quiet(folder, engines, parameters["seconds"]))
     try:
-        models = [model for model in given["models"] if not model["socket"]] + engines
-        canary.answered(folder, models, given["key"] or "", given["seconds"])
+        models = [model for model in parameters["models"] if not model["socket"]] + engines
+        canary.answered(folder, models, parameters["key"] or "", parameters["seconds"])
     except canary.Failed as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=False)

@@ -87,10 +87,10 @@ def make(
 ) -> dict[str, Any]:
     """Look at all labels first, then make what is missing; labels made, and the serials of all."""
     user, officer = pins
-    found = {label: one(module.tokens(), label, known) for label in labels}
-    made = [label for label, token in found.items() if token is None or not has_pin(token)]
+    tokens = {label: one(module.tokens(), label, known) for label in labels}
+    made = [label for label, token in tokens.items() if token is None or not has_pin(token)]
     for label in made if change else []:
-        if found[label] is None:
+        if tokens[label] is None:
             free = next(token.slot for token in module.tokens() if not token.initialised)
             module.initialise(free, officer, label)
         token = one(module.tokens(), label, {})

@@ -60,9 +60,9 @@ def verb_for(state: str, active: str, pending: bool, unit_changed: bool) -> str 
 
 def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
     """Bring the units to their state; what was or would be done."""
-    wanted = [str(unit) for unit in params["units"] or []]
+    names = [str(unit) for unit in params["units"] or []]
     changes: list[str] = []
-    now, changed = reread(wanted, check)
+    now, changed = reread(names, check)
     for unit, state in now.items():
         if not there(unit, state, check):
             changes.append(f"{unit}: will be started once it exists")
@@ -92,7 +92,7 @@ def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
             if not check:
                 must(unit, "disable")
     if params["stopped_others"]:
-        for unit in others(str(params["stopped_others"]), wanted):
+        for unit in others(str(params["stopped_others"]), names):
             changes.append(f"{unit}: stopped and disabled")
             if not check:
                 must(unit, "disable", "--now")

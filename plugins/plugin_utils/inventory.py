@@ -77,26 +77,26 @@ NEAR_GROUP = 0.75
 
 def specifications(roles: Path) -> dict[str, Options]:
     """Options of all entry points by role, from roles/NAME/meta/argument_specs.yml."""
-    found: dict[str, Options] = {}
+    by_role: dict[str, Options] = {}
     for path in sorted(roles.glob("*/meta/argument_specs.yml")):
         options: Options = {}
         for entry in yaml.safe_load(path.read_text())["argument_specs"].values():
             options.update(entry.get("options") or {})
-        found[path.parents[1].name] = options
-    return found
+        by_role[path.parents[1].name] = options
+    return by_role
 
 
 def gpu_defaults() -> dict[str, Any]:
     """The role gpu's default set of drivers, and its sets."""
-    found: dict[str, Any] = yaml.safe_load((TREE / "roles/gpu/defaults/main.yml").read_text())
-    return found
+    defaults: dict[str, Any] = yaml.safe_load((TREE / "roles/gpu/defaults/main.yml").read_text())
+    return defaults
 
 
 @functools.cache
 def cuda_lock() -> dict[str, Any]:
     """The locked environments with CUDA."""
-    found: dict[str, Any] = yaml.safe_load((TREE / "artifacts.lock.d/gpu.yml").read_text())
-    return found
+    lock: dict[str, Any] = yaml.safe_load((TREE / "artifacts.lock.d/gpu.yml").read_text())
+    return lock
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
@@ -161,12 +161,12 @@ def type_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> Iter
         for name, option in options.items():
             if name not in values:
                 continue
-            kept = {
+            spec = {
                 key: value
                 for key, value in option.items()
                 if key in ("type", "elements", "choices", "options")
             }
-            for message in ArgumentSpecValidator({name: kept}).validate({name: values[name]}).error_messages:
+            for message in ArgumentSpecValidator({name: spec}).validate({name: values[name]}).error_messages:
                 yield f"{name} is {values[name]!r}: {message}"
 
 
@@ -174,8 +174,8 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
     """A host without a feature, without an address, or with a feature that requires another one."""
     mine = set(values["group_names"])
     if not mine & (set(GROUPS) | set(RENAMED_GROUPS)):
-        seen = ", ".join(sorted(mine - {"all", "ungrouped"})) or "no group"
-        yield f"it is in {seen}, and in none of the estate's groups: add it to one of {', '.join(GROUPS)}"
+        place = ", ".join(sorted(mine - {"all", "ungrouped"})) or "no group"
+        yield f"it is in {place}, and in none of the estate's groups: add it to one of {', '.join(GROUPS)}"
     address = str(values.get("ansible_host", values.get("inventory_hostname", "")))
     try:
         ipaddress.ip_address(address)
@@ -197,8 +197,8 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         if row["single"] and len(groups.get(group) or []) > 1:
             yield f"{', '.join(groups[group])} are in {group}, {row['single']}"
     if mine & {"slurm_controller", "slurm_node"} and len(groups.get("slurm_controller") or []) != 1:
-        seen = ", ".join(groups.get("slurm_controller") or []) or "no host"
-        yield f"Slurm has one controller, and there is {seen} in slurm_controller: put one host in it"
+        place = ", ".join(groups.get("slurm_controller") or []) or "no host"
+        yield f"Slurm has one controller, and there is {place} in slurm_controller: put one host in it"
     if (logging := sorted(mine & {"logs", "logstash", "kibana"})) and not groups.get("search"):
         yield f"it is in {' and '.join(logging)}, which need Elasticsearch, and no host is in search: put one in it"
 
@@ -272,8 +272,8 @@ def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> It
     """Volumes and swaps that cannot be made, and services that would start without their volume."""
     volumes, swaps = values.get("luks_volumes") or [], values.get("luks_swap") or []
     for kind, entries in (("name", volumes + swaps), ("serial", volumes + swaps), ("mount", volumes)):
-        seen = [entry[kind] for entry in entries]
-        for twice in sorted({one for one in seen if seen.count(one) > 1}):
+        names = [entry[kind] for entry in entries]
+        for twice in sorted({one for one in names if names.count(one) > 1}):
             yield f"luks_volumes and luks_swap use the {kind} {twice} more than once: each needs its own"
     for entry in volumes + swaps:
         try:
@@ -371,10 +371,10 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
     authority = values.get("edge_client_ca_file")
     serving = sorted({"control", "mirror"} & {*mine})
     if "edge" in mine and values.get("edge_key_source") == "hsm" and (authority or serving):
-        seen = f"edge_client_ca_file is {authority}" if authority else f"it is in {' and '.join(serving)}"
+        cause = f"edge_client_ca_file is {authority}" if authority else f"it is in {' and '.join(serving)}"
         way_out = "leave edge_client_ca_file empty" if authority else "take it out of edge"
         yield (
-            f"edge_key_source is hsm and {seen}, so nginx would verify clients in the HSM, too (docs/operate/hsm.md): set"
+            f"edge_key_source is hsm and {cause}, so nginx would verify clients in the HSM, too (docs/operate/hsm.md): set"
             f" edge_key_source to file, or {way_out}"
         )
 
@@ -382,15 +382,15 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
 # ---------------------------------------------------------------- all of it
 def values_of(variables: Mapping[str, Any], known: Mapping[str, Options]) -> dict[str, Any]:
     """A host's values of the roles' variables. A value that needs a fact is left to its role's preflight."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     roles = {name for options in known.values() for name in options}
     for name in sorted(roles | {"ansible_host", "group_names", "inventory_hostname"}):
         try:
             if name in variables:
-                found[name] = variables[name]
+                values[name] = variables[name]
         except AnsibleError:
             continue
-    return found
+    return values
 
 
 def faults(
@@ -403,29 +403,29 @@ def faults(
     """All faults of an inventory, one line each, with the hosts that share it."""
     by_host = {host: values_of(hostvars[host], known) for host in groups["all"]}
     addresses = full_names(by_host)
-    found: dict[str, list[str]] = {}
+    hosts_by_fault: dict[str, list[str]] = {}
     names = {*groups, *groups["all"], "localhost"}
     for fault in (*group_faults(groups), *tag_faults(tags, known), *limit_faults(limit, names)):
-        found[fault] = []
+        hosts_by_fault[fault] = []
     for host, values in by_host.items():
         misfit = list(type_faults(values, known))
-        told = [*placement_faults(values, groups), *unknown_variables(hostvars[host], known), *misfit]
+        problems = [*placement_faults(values, groups), *unknown_variables(hostvars[host], known), *misfit]
         if not misfit:  # the rules below read values of the right type only
-            told += volume_faults(values, known)
-            told += keepalived_faults(values, groups, addresses)
-            told += gpu_faults(values)
-            told += serving_faults(values, addresses, by_host, groups)
-            told += training_faults(values, groups)
-            told += preflight_faults(values, groups)
-        for fault in told:
-            found.setdefault(fault, []).append(host)
-    return [f"{', '.join(hosts)}: {fault}" if hosts else fault for fault, hosts in found.items()]
+            problems += volume_faults(values, known)
+            problems += keepalived_faults(values, groups, addresses)
+            problems += gpu_faults(values)
+            problems += serving_faults(values, addresses, by_host, groups)
+            problems += training_faults(values, groups)
+            problems += preflight_faults(values, groups)
+        for fault in problems:
+            hosts_by_fault.setdefault(fault, []).append(host)
+    return [f"{', '.join(hosts)}: {fault}" if hosts else fault for fault, hosts in hosts_by_fault.items()]
 
 
 def full_names(by_host: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Address of each host by its full name, as certificates have it."""
-    found = {}
+    names = {}
     for host, values in by_host.items():
         name = full_name(host, str(values.get("base_domain", DOMAIN)))
-        found[name] = str(values.get("ansible_host", host))
-    return found
+        names[name] = str(values.get("ansible_host", host))
+    return names

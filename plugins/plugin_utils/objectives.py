@@ -34,13 +34,13 @@ class ObjectiveError(Exception):
     """What is wrong with slo.yml or alerts.yml, a sentence each."""
 
 
-def _keys(where: str, given: Any, required: set[str], optional: set[str]) -> Iterator[str]:
-    if not isinstance(given, Mapping):
-        yield f"{where} is {given!r}: write a mapping with the keys {', '.join(sorted(required))}"
+def _keys(where: str, mapping: Any, required: set[str], optional: set[str]) -> Iterator[str]:
+    if not isinstance(mapping, Mapping):
+        yield f"{where} is {mapping!r}: write a mapping with the keys {', '.join(sorted(required))}"
         return
-    if missing := required - set(given):
+    if missing := required - set(mapping):
         yield f"{where} lacks {', '.join(sorted(missing))}: add them"
-    if unknown := set(given) - required - optional:
+    if unknown := set(mapping) - required - optional:
         known = ", ".join(sorted(required | optional))
         yield f"{where} has the unknown keys {', '.join(map(str, sorted(unknown)))}: known are {known}"
 
@@ -50,26 +50,26 @@ def _share(where: str, key: str, value: Any) -> Iterator[str]:
         yield f"{where}: {key} is {value!r}: take a share between 0 and 1, such as 0.99"
 
 
-def _objective_faults(number: int, given: Any, days: int) -> Iterator[str]:
+def _objective_faults(number: int, entry: Any, days: int) -> Iterator[str]:
     where = f"objective {number}"
-    faults = list(_keys(where, given, OBJECTIVE_KEYS, {"good", "bad", "by"}))
+    faults = list(_keys(where, entry, OBJECTIVE_KEYS, {"good", "bad", "by"}))
     yield from faults
     if faults:
         return
-    where = f"objective {given['name']!r}"
-    if not NAME.fullmatch(str(given["name"])):
+    where = f"objective {entry['name']!r}"
+    if not NAME.fullmatch(str(entry["name"])):
         yield f"{where}: the name is a part of names of alerts: take letters and digits that begin with a capital"
-    faults = list(_share(where, "objective", given["objective"]))
-    faults = faults or [fault for window in WINDOWS for fault in _burn_faults(where, given, days, window)]
+    faults = list(_share(where, "objective", entry["objective"]))
+    faults = faults or [fault for window in WINDOWS for fault in _burn_faults(where, entry, days, window)]
     yield from faults
-    by = given.get("by", [])
+    by = entry.get("by", [])
     if not isinstance(by, list) or not all(isinstance(label, str) and LABEL.fullmatch(label) for label in by):
         yield f"{where}: by is {by!r}: write a list of labels, such as [model]"
-    if ("good" in given) == ("bad" in given):
+    if ("good" in entry) == ("bad" in entry):
         yield f"{where} needs either good or bad: the selector of the events that count as such"
-    for key in {"good", "bad", "all"} & set(given):
-        if not SELECTOR.fullmatch(str(given[key])):
-            yield f'{where}: {key} is {given[key]!r}: write one selector of a counter, such as llm_requests_total{{status="503"}}'
+    for key in {"good", "bad", "all"} & set(entry):
+        if not SELECTOR.fullmatch(str(entry[key])):
+            yield f'{where}: {key} is {entry[key]!r}: write one selector of a counter, such as llm_requests_total{{status="503"}}'
 
 
 def _burn_faults(
@@ -93,43 +93,49 @@ def slo_faults(slo: Any) -> list[str]:
         faults.append(f"days is {slo['days']!r}: take 7 to 90, the window that an objective is kept in")
     days = 30 if faults else slo["days"]  # the usual ones, to judge the rest by
     few = slo["low_traffic"]
-    found = list(_keys("low_traffic", few, {"requests", "bad"}, set()))
-    found = found or [
+    problems = list(_keys("low_traffic", few, {"requests", "bad"}, set()))
+    problems = problems or [
         f"low_traffic: {key} is {few[key]!r}: take a whole number"
         for key in ("requests", "bad")
         if isinstance(few[key], bool) or not isinstance(few[key], int)
     ]
-    if not found and not 0 < few["bad"] <= few["requests"]:
-        found.append(f"low_traffic is {few!r}: bad has to be between 1 and requests")
-    faults += found
+    if not problems and not 0 < few["bad"] <= few["requests"]:
+        problems.append(f"low_traffic is {few!r}: bad has to be between 1 and requests")
+    faults += problems
     if not isinstance(slo["objectives"], list):
         return [*faults, f"objectives is {slo['objectives']!r}: write a list, which may be empty: []"]
-    for number, given in enumerate(slo["objectives"], 1):
-        faults += _objective_faults(number, given, days)
-    names = [given.get("name") for given in slo["objectives"] if isinstance(given, Mapping)]
+    for number, objective in enumerate(slo["objectives"], 1):
+        faults += _objective_faults(number, objective, days)
+    names = [objective.get("name") for objective in slo["objectives"] if isinstance(objective, Mapping)]
     faults += [
         f"objective {name!r} is there twice: rename one"
         for name in sorted({str(n) for n in names if names.count(n) > 1})
     ]
     if "utilisation" in slo:
         band = slo["utilisation"]
-        found = list(_keys("utilisation", band, UTILISATION_KEYS, set()))
-        found = found or [fault for key in ("low", "high") for fault in _share("utilisation", key, band[key])]
-        if not found and not band["low"] < band["high"]:
-            found.append(f"utilisation: low is {band['low']} and high is {band['high']}: low has to be lower")
-        faults += found
+        problems = list(_keys("utilisation", band, UTILISATION_KEYS, set()))
+        problems = problems or [
+            fault for key in ("low", "high") for fault in _share("utilisation", key, band[key])
+        ]
+        if not problems and not band["low"] < band["high"]:
+            problems.append(
+                f"utilisation: low is {band['low']} and high is {band['high']}: low has to be lower"
+            )
+        faults += problems
     return faults
 
 
 def alert_faults(alerts: Any) -> list[str]:
     """What is wrong with the data of alerts.yml."""
     faults = []
-    for number, given in enumerate(alerts, 1):
-        where = f"alert {given['alert'] if isinstance(given, Mapping) and 'alert' in given else number}"
-        found = list(_keys(where, given, ALERT_KEYS, {"for"}))
-        if not found and given["severity"] not in SEVERITIES:
-            found.append(f"{where}: severity is {given['severity']!r}: take one of {', '.join(SEVERITIES)}")
-        faults += found
+    for number, alert in enumerate(alerts, 1):
+        where = f"alert {alert['alert'] if isinstance(alert, Mapping) and 'alert' in alert else number}"
+        problems = list(_keys(where, alert, ALERT_KEYS, {"for"}))
+        if not problems and alert["severity"] not in SEVERITIES:
+            problems.append(
+                f"{where}: severity is {alert['severity']!r}: take one of {', '.join(SEVERITIES)}"
+            )
+        faults += problems
     return faults
 
 
@@ -246,10 +252,10 @@ def _as_prometheus(rule: Rule, runbooks: str) -> Rule:
     """An alert of ours as Prometheus reads it: `runbooks` is the page that anchors are on."""
     if "record" in rule:
         return rule
-    found = {"alert": rule["alert"], "expr": rule["expr"].strip()}
+    alert = {"alert": rule["alert"], "expr": rule["expr"].strip()}
     if "for" in rule:
-        found["for"] = rule["for"]
-    return found | {
+        alert["for"] = rule["for"]
+    return alert | {
         "labels": {"severity": rule["severity"]},
         "annotations": {"summary": rule["summary"], "runbook_url": f"{runbooks}#{rule['runbook']}"},
     }

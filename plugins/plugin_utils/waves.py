@@ -56,12 +56,12 @@ def last_instances(
     starting: list[str], surveys: Mapping[str, Survey], models: Mapping[str, list[str]]
 ) -> list[str]:
     """Sentences for models that no host outside the wave serves while these hosts are drained."""
-    told = []
+    sentences = []
     for name in sorted({model for host in starting for model in models.get(host, [])}):
         of = [host for host in starting if name in models.get(host, [])]
         others = [host for host in models if name in models[host] and host not in starting]
         if any(surveys[host].get("ready") for host in others):
             continue
-        seen = f"{', '.join(others)} is not ready" if others else "no other host has it"
-        told.append(f"it would take away the last instance of {name}, on {', '.join(of)} ({seen})")
-    return told
+        reason = f"{', '.join(others)} is not ready" if others else "no other host has it"
+        sentences.append(f"it would take away the last instance of {name}, on {', '.join(of)} ({reason})")
+    return sentences

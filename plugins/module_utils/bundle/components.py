@@ -71,14 +71,14 @@ class Installed:
 def read(root: Path, call: Call) -> Installed:
     """All of it. Raises Refused where a folder has too many entries, OSError, and what CALL raises."""
     owners = owned(root / "var/lib/dpkg/info")
-    found = Installed(packages=packages(call), skipped=networks(root))
-    search(root, owners, found)
+    inventory = Installed(packages=packages(call), skipped=networks(root))
+    search(root, owners, inventory)
     unpacked = wheels(root, owners)
-    found.python = [[*row, unpacked.get(row[3], "")] for row in found.python]
-    found.modules = modules(root, owners)
+    inventory.python = [[*row, unpacked.get(row[3], "")] for row in inventory.python]
+    inventory.modules = modules(root, owners)
     if not (root / "run/systemd/container").exists():
-        found.loaded = loaded(root, owners, (row[0] for row in found.modules))
-    return found
+        inventory.loaded = loaded(root, owners, (row[0] for row in inventory.modules))
+    return inventory
 
 
 def packages(call: Call) -> list[list[str]]:
@@ -111,12 +111,12 @@ def networks(root: Path) -> list[str]:
     return [f"{row[1]} {row[2]}" for row in rows if row[1].startswith(below) and NETWORK.fullmatch(row[2])]
 
 
-def search(root: Path, owners: dict[str, str], found: Installed) -> None:
+def search(root: Path, owners: dict[str, str], inventory: Installed) -> None:
     """Walk FOLDERS, and add what they have.
 
     Services and users may change them meanwhile, so each file is opened from its folder's descriptor, and no link is followed.
     """
-    away = {mount.rpartition(" ")[0] for mount in found.skipped}
+    away = {mount.rpartition(" ")[0] for mount in inventory.skipped}
     models: list[str] = []
     archived: set[str] = set()
     entries = 0
@@ -135,14 +135,14 @@ def search(root: Path, owners: dict[str, str], found: Installed) -> None:
             if site and here == site[0]:
                 directories[:] = [name for name in directories if name.endswith(METADATA) or name == "llmweb"]
             if site:
-                found.python += distributions(descriptor, here, site[0], names)
+                inventory.python += distributions(descriptor, here, site[0], names)
                 if here == site[0] + SCRIPTS:
-                    found.scripts += hashed(
+                    inventory.scripts += hashed(
                         descriptor, here, [name for name in names if name.endswith(".js")]
                     )
                 continue
             if SUMS in names or any(name.endswith(WEIGHTS) for name in names):
-                found.models += model(descriptor, here, names, models)
+                inventory.models += model(descriptor, here, names, models)
             own = PROGRAM.match(here)
             if own and here == own[0]:
                 archived = members(descriptor, own[1])
@@ -152,7 +152,7 @@ def search(root: Path, owners: dict[str, str], found: Installed) -> None:
                 if f"{here}/{name}" not in owners and is_program(descriptor, here, name)
             ]
             # What a program that is an archive was unpacked to is that program.
-            found.programs += [
+            inventory.programs += [
                 row for row in hashed(descriptor, here, programs) if not (own and row[1] in archived)
             ]
 

@@ -175,13 +175,13 @@ class Mirror:
             tries += 1
             if partial.stat().st_size < entry.size:
                 continue
-            seen = atomic.sha256_of(partial)
-            if seen == entry.sha256:
+            actual = atomic.sha256_of(partial)
+            if actual == entry.sha256:
                 partial.replace(path)
                 return
             partial.unlink()
             raise MirrorError(
-                f"{self.url}/{entry.path} has sha256 {seen}, the signed manifest says {entry.sha256};"
+                f"{self.url}/{entry.path} has sha256 {actual}, the signed manifest says {entry.sha256};"
                 " run `llmkeep bundle verify` on the mirror"
             )
         raise MirrorError(
@@ -268,7 +268,7 @@ def not_trusted_yet(module: Any, *files: Any) -> bool:
 
 def entries(manifest: dict[str, Any], folder: str = "") -> list[Entry]:
     """The files of the bundle, or of one folder of it, by their paths in the bundle."""
-    found = []
+    files = []
     for item in manifest["files"]:
         path = str(item["path"])
         if not folder or path.startswith(f"{folder}/"):
@@ -280,9 +280,9 @@ def entries(manifest: dict[str, Any], folder: str = "") -> list[Entry]:
                 raise MirrorError(
                     f"the manifest has the entry {path!r}, which is unsafe; build the bundle again"
                 )
-            found.append(Entry(path, int(item["size"]), item["sha256"]))
-    if not found:
+            files.append(Entry(path, int(item["size"]), item["sha256"]))
+    if not files:
         raise MirrorError(
             f"bundle {manifest.get('serial')} has nothing under {folder}/; name what it has, or carry another"
         )
-    return sorted(found, key=lambda entry: entry.path)
+    return sorted(files, key=lambda entry: entry.path)

@@ -46,9 +46,9 @@ def opened(content: bytes, key: str) -> Policy:
     """The metadata of a bundle; Refused if it is incomplete, or not signed by KEY (PEM)."""
     files = unpacked(content)
     signed = signed_hashes(files.pop(SIGNATURES, None), key)
-    seen = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    if seen != signed:
-        differ = sorted(set(seen.items()) ^ set(signed.items()))[0][0]
+    actual = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    if actual != signed:
+        differ = sorted(set(actual.items()) ^ set(signed.items()))[0][0]
         raise Refused(
             f"{differ} of the policy bundle is not what was signed: it was changed, added or taken away after"
             " `llmkeep policy build`. Build it again on the control node"
@@ -117,10 +117,10 @@ def signed_hashes(signatures: bytes | None, key: str) -> dict[str, str]:
             f"{SIGNATURES} of the policy bundle is no signature ({type(problem).__name__}: {problem})."
             " Build it with `llmkeep policy build`"
         ) from problem
-    told = (header.get("alg"), header.get("kid"), payload.get("scope", ""), sorted(kinds))
-    if told != ("ES256", KEY_ID, "", ["SHA-256"]):
+    claims = (header.get("alg"), header.get("kid"), payload.get("scope", ""), sorted(kinds))
+    if claims != ("ES256", KEY_ID, "", ["SHA-256"]):
         raise Refused(
-            f"the policy bundle's signature has algorithm, key, scope and hashes {told};"
+            f"the policy bundle's signature has algorithm, key, scope and hashes {claims};"
             f" only ('ES256', {KEY_ID!r}, '', ['SHA-256']) counts. Build it with `llmkeep policy build`"
         )
     if not verified(f"{head}.{body}".encode(), signature, key):

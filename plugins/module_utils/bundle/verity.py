@@ -104,11 +104,11 @@ def is_on_disk(path: Path, sha256: str) -> bool:
 
 def _compare(path: Path, stream: io.FileIO, sha256: str) -> None:
     try:
-        seen = hashlib.file_digest(stream, "sha256").hexdigest()
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as problem:
         raise Altered(path, f"cannot be read: {problem.strerror}") from None
-    if seen != sha256:
-        raise Altered(path, f"has sha256 {seen}, the signed manifest says {sha256}")
+    if actual != sha256:
+        raise Altered(path, f"has sha256 {actual}, the signed manifest says {sha256}")
 
 
 def record_of(folder: Path) -> Path:
@@ -128,8 +128,8 @@ def recorded(record: Path) -> dict[str, tuple[str, str]]:
 def is_sealed(folder: Path, sums: Mapping[str, str], record: Path) -> bool:
     """Whether the kernel checks each file by the digest that is on record for its SHA-256, or cannot on this file system."""
     known = recorded(record)
-    found = {name: measured(folder / name) for name in sums}
-    return all(digest is None or known.get(name) == (sums[name], digest) for name, digest in found.items())
+    digests = {name: measured(folder / name) for name in sums}
+    return all(digest is None or known.get(name) == (sums[name], digest) for name, digest in digests.items())
 
 
 def seal_all(folder: Path, sums: Mapping[str, str], known: Mapping[str, tuple[str, str]]) -> str:

@@ -79,26 +79,26 @@ def faults(wheels: Iterable[str], path: list[str]) -> list[str]:
     from packaging.utils import canonicalize_name, parse_wheel_filename
 
     supported, names = set(sys_tags()), []
-    found = []
+    problems = []
     for wheel in wheels:
         name, _, _, tags = parse_wheel_filename(wheel)
         names.append(name)
         if not tags & supported:
-            found.append(f"{wheel} is not for this Python and processor")
+            problems.append(f"{wheel} is not for this Python and processor")
     installed: dict[str, Distribution] = {}
     for each in distributions(path=path):
         installed.setdefault(canonicalize_name(each.metadata["Name"]), each)
-    seen = set(names)
+    requirements = set(names)
     for name in names:  # grows
         for required in map(Requirement, installed[name].requires or ()):
             if required.marker and not required.marker.evaluate({"extra": ""}):
                 continue
             other = canonicalize_name(required.name)
             if other not in installed:
-                found.append(f"{name} requires {required.name}, which is not installed")
+                problems.append(f"{name} requires {required.name}, which is not installed")
             elif not required.specifier.contains(installed[other].version, prereleases=True):
-                found.append(f"{name} requires {required}, and {installed[other].version} is installed")
-            if other in installed and other not in seen:
-                seen.add(other)
+                problems.append(f"{name} requires {required}, and {installed[other].version} is installed")
+            if other in installed and other not in requirements:
+                requirements.add(other)
                 names.append(other)
-    return found
+    return problems

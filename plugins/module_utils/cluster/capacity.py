@@ -41,25 +41,25 @@ class Resource:
 
 def judge_version(cluster: Cluster) -> str:
     """The cluster's version; Refused below OLDEST."""
-    found = json.loads(cluster.do("get", "--raw", "/version"))
-    major, minor = (int(re.match(r"\d+", found[part]).group()) for part in ("major", "minor"))  # type: ignore[union-attr]
+    version = json.loads(cluster.do("get", "--raw", "/version"))
+    major, minor = (int(re.match(r"\d+", version[part]).group()) for part in ("major", "minor"))  # type: ignore[union-attr]
     if (major, minor) < OLDEST:
         raise Refused(
-            f"the cluster runs Kubernetes {found['gitVersion']}, and manifests need {OLDEST[0]}.{OLDEST[1]} or later"
+            f"the cluster runs Kubernetes {version['gitVersion']}, and manifests need {OLDEST[0]}.{OLDEST[1]} or later"
             " (native sidecars). Upgrade the cluster"
         )
-    return str(found["gitVersion"])
+    return str(version["gitVersion"])
 
 
 def served(cluster: Cluster) -> dict[tuple[str, str], Resource]:
     """The cluster's kinds by apiVersion and kind."""
-    found = {}
+    resources = {}
     for line in cluster.do("api-resources", "--no-headers").splitlines():
         words = line.split()
         plural, (version, namespaced, kind) = words[0], words[-3:]
         group = version.rpartition("/")[0]
-        found[version, kind] = Resource(group, plural, namespaced == "true")
-    return found
+        resources[version, kind] = Resource(group, plural, namespaced == "true")
+    return resources
 
 
 def judge_kinds(manifests: Sequence[Manifest], kinds: Mapping[tuple[str, str], Resource]) -> None:
@@ -82,18 +82,18 @@ def judge_rights(
     cluster: Cluster, manifests: Sequence[Manifest], kinds: dict[tuple[str, str], Resource]
 ) -> None:
     """Refuse a kubeconfig whose user lacks a right that a run needs; one request for all of them."""
-    wanted: set[tuple[str, str, str, str]] = {(*each, "") for each in EVERYWHERE}
+    rights: set[tuple[str, str, str, str]] = {(*each, "") for each in EVERYWHERE}
     for manifest in manifests:
         kind = kinds[manifest["apiVersion"], manifest["kind"]]
         namespace = manifest["metadata"].get("namespace", "") if kind.namespaced else ""
         verbs = WRITES + (("list", "watch") if manifest["kind"] in declared.WORKLOADS else ())
-        wanted |= {(kind.group, kind.plural, verb, namespace) for verb in verbs}
+        rights |= {(kind.group, kind.plural, verb, namespace) for verb in verbs}
         if kind.namespaced:
-            wanted |= {(*each, namespace) for each in READS}
+            rights |= {(*each, namespace) for each in READS}
         if declared.has_record(manifest):
-            wanted |= {(*each, namespace) for each in EXECUTES}
+            rights |= {(*each, namespace) for each in EXECUTES}
         if declared.runtime_class(manifest):
-            wanted.add(("node.k8s.io", "runtimeclasses", "list", ""))
+            rights.add(("node.k8s.io", "runtimeclasses", "list", ""))
     asked = [
         {
             "apiVersion": "authorization.k8s.io/v1",
@@ -108,9 +108,9 @@ def judge_rights(
                 }
             },
         }
-        for group, plural, verb, namespace in sorted(wanted)
+        for group, plural, verb, namespace in sorted(rights)
     ]
-    reviews = cluster.objects("create", "--filename=-", "--validate=false", given=stream(asked))
+    reviews = cluster.objects("create", "--filename=-", "--validate=false", stdin=stream(asked))
     lacking = []
     for review in reviews:
         if not review["status"]["allowed"]:
@@ -163,7 +163,7 @@ def judge_gpus(cluster: Cluster, manifests: Sequence[Manifest], live: Sequence[M
             f"{total} {GPU} are declared, and the nodes have {sum(free)} allocatable. Declare fewer replicas, or add nodes"
         )
     for namespace in sorted({each["metadata"]["namespace"] for each in hungry}):
-        wanted, ours = (
+        need, ours = (
             sum(
                 declared.asked(each, GPU) * declared.pods(each)
                 for each in among
@@ -175,9 +175,9 @@ def judge_gpus(cluster: Cluster, manifests: Sequence[Manifest], live: Sequence[M
             status = quota.get("status", {})
             most = status.get("hard", {}).get(f"requests.{GPU}")
             others = max(0, int(status.get("used", {}).get(f"requests.{GPU}", 0)) - ours)
-            if most is not None and wanted > int(most) - others:
+            if most is not None and need > int(most) - others:
                 raise Refused(
-                    f"{wanted} {GPU} are declared in {namespace}, and ResourceQuota {quota['metadata']['name']} allows {most},"
+                    f"{need} {GPU} are declared in {namespace}, and ResourceQuota {quota['metadata']['name']} allows {most},"
                     f" of which others use {others}. Ask for a larger quota, or declare fewer replicas"
                 )
 
@@ -218,8 +218,8 @@ def on_node(volume: Manifest, labels: Mapping[str, str]) -> bool:
     terms = volume.get("nodeAffinity", {}).get("required", {}).get("nodeSelectorTerms", [])
     return not terms or any(
         all(
-            labels.get(wanted["key"]) in wanted.get("values", [])
-            for wanted in term.get("matchExpressions", [])
+            labels.get(expression["key"]) in expression.get("values", [])
+            for expression in term.get("matchExpressions", [])
         )
         for term in terms
     )

@@ -51,10 +51,10 @@ def deployed_serial(path: Path) -> int:
     return int(text)
 
 
-def image_record(path: Path, keyring: Path, seen: int = 0) -> dict[str, Any]:
+def image_record(path: Path, keyring: Path, highest: int = 0) -> dict[str, Any]:
     """What `llmkeep image build` wrote of an image.
 
-    Refused unless a key of the keyring signed it, as an image, it is in date, and its serial is SEEN's or later.
+    Refused unless a key of the keyring signed it, as an image, it is in date, and its serial is HIGHEST or later.
     """
     try:
         content, signature = files.read(path), files.read(path.with_name(f"{path.name}.sig"))
@@ -75,8 +75,8 @@ def image_record(path: Path, keyring: Path, seen: int = 0) -> dict[str, Any]:
             " Do not deploy this image; look at who changed the record"
         )
     try:
-        found = dict(json.loads(content))
-        stated, serial, expires = found.get("type"), int(found["serial"]), str(found["expires"])
+        document = dict(json.loads(content))
+        stated, serial, expires = document.get("type"), int(document["serial"]), str(document["expires"])
         past = (now := datetime.now(UTC)) >= datetime.fromisoformat(expires)
     except (KeyError, TypeError, ValueError) as problem:
         raise Refused(
@@ -93,12 +93,12 @@ def image_record(path: Path, keyring: Path, seen: int = 0) -> dict[str, Any]:
             f"the image record {path} expired at {expires}, and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}."
             " Set the clock right, or build an image of a newer bundle"
         )
-    if serial < seen:
+    if serial < highest:
         raise Refused(
-            f"the image record {path} has serial {serial}, and {seen} was deployed from here: an old image brings back holes"
+            f"the image record {path} has serial {serial}, and {highest} was deployed from here: an old image brings back holes"
             " that were closed. Bring one of that serial or a later one, or set kubernetes_allow_older to the reason"
         )
-    return found
+    return document
 
 
 def rendered(
@@ -124,9 +124,9 @@ def rendered(
         }
         Path(folder, "kustomization.yaml").write_text(json.dumps(kustomization))
         text = cluster.do("kustomize", folder)
-    found = [each for each in yaml.safe_load_all(text) if each]
-    wanted = f"{registry}/llmkeep@{image['digest']}"
-    for manifest in found:
+    manifests = [each for each in yaml.safe_load_all(text) if each]
+    reference = f"{registry}/llmkeep@{image['digest']}"
+    for manifest in manifests:
         if manifest["kind"] == "Secret":
             raise Refused(
                 f"{shown(manifest)} is declared in a manifest, where each reader of the manifests reads it."
@@ -138,12 +138,12 @@ def rendered(
                 " Build the variant cuda, or declare the overlay cpu"
             )
         for container in containers(manifest):
-            if container.get("image") != wanted:
+            if container.get("image") != reference:
                 raise Refused(
                     f"container {container['name']} of {shown(manifest)} has the image {container.get('image')},"
-                    f" and the signed record names {wanted}. Deploy what was signed: remove the patch that names another image"
+                    f" and the signed record names {reference}. Deploy what was signed: remove the patch that names another image"
                 )
-    return found
+    return manifests
 
 
 def template(manifest: Manifest) -> Manifest:
@@ -151,8 +151,8 @@ def template(manifest: Manifest) -> Manifest:
     if manifest["kind"] == "Pod":
         return manifest
     spec = manifest.get("spec") or {}
-    found = (spec.get("jobTemplate", {}).get("spec", spec) or {}).get("template")
-    return found if isinstance(found, dict) else {}
+    content = (spec.get("jobTemplate", {}).get("spec", spec) or {}).get("template")
+    return content if isinstance(content, dict) else {}
 
 
 def containers(manifest: Manifest) -> Iterator[dict[str, Any]]:

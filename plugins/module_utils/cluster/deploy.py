@@ -48,20 +48,20 @@ def deployed(
         return previewed(cluster, manifests, before, record, made)
     after, warnings = judged_with(cluster, manifests, made)
     gone = rollout.left_over(cluster, record.owned(), manifests)
-    found = rollout.changes(before, after) + [rollout.Change(each, None) for each in gone]
+    changes = rollout.changes(before, after) + [rollout.Change(each, None) for each in gone]
     problems = []
-    if found:
+    if changes:
         record.begin([*manifests, *gone])
         answer = rollout.apply(cluster, manifests)
         problems = [] if answer.ok else [explained(answer.error)]
     problems = problems or rollout.unhealthy(cluster, manifests, seconds)
     if problems:
         return Outcome(
-            found, warnings, f"{'. '.join(problems)}. {taken_back(cluster, manifests, record, seconds)}"
+            changes, warnings, f"{'. '.join(problems)}. {taken_back(cluster, manifests, record, seconds)}"
         )
     rollout.remove(cluster, gone)
     record.healthy(manifests)
-    return Outcome(found, warnings)
+    return Outcome(changes, warnings)
 
 
 def judge_owners(before: dict[Identity, Manifest]) -> None:
@@ -94,8 +94,8 @@ def previewed(
     if not answer.ok:
         raise Refused(explained(answer.error))
     gone = rollout.left_over(cluster, record.owned(), manifests)
-    found = rollout.changes(before, [*listed(answer.stdout), *unborn])
-    return Outcome(found + [rollout.Change(each, None) for each in gone], answer.warnings, refusal)
+    changes = rollout.changes(before, [*listed(answer.stdout), *unborn])
+    return Outcome(changes + [rollout.Change(each, None) for each in gone], answer.warnings, refusal)
 
 
 def judged_with(

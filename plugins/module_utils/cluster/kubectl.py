@@ -101,14 +101,14 @@ class Cluster:
     kubeconfig: Path
     cache: Path
 
-    def ask(self, *words: str, given: str | None = None, seconds: float = SECONDS) -> Answer:
-        """Run kubectl, which reads GIVEN."""
+    def ask(self, *words: str, stdin: str | None = None, seconds: float = SECONDS) -> Answer:
+        """Run kubectl, which reads STDIN."""
         argv = ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.cache}", *words]
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(self.cache), "LC_ALL": "C.UTF-8"}
         try:
             done = subprocess.run(
                 argv,
-                input=given,
+                input=stdin,
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -122,27 +122,27 @@ class Cluster:
         error = "\n".join(line for line in lines if not line.startswith("Warning: "))
         return Answer(done.returncode == 0, done.stdout, error, warnings)
 
-    def do(self, *words: str, given: str | None = None, seconds: float = SECONDS) -> str:
+    def do(self, *words: str, stdin: str | None = None, seconds: float = SECONDS) -> str:
         """What kubectl prints; Refused where it fails."""
-        answer = self.ask(*words, given=given, seconds=seconds)
+        answer = self.ask(*words, stdin=stdin, seconds=seconds)
         if not answer.ok:
             raise Refused(explained(answer.error))
         return answer.stdout
 
-    def objects(self, *words: str, given: str | None = None) -> list[Manifest]:
+    def objects(self, *words: str, stdin: str | None = None) -> list[Manifest]:
         """The objects that kubectl prints."""
-        return listed(self.do(*words, "--output=json", given=given))
+        return listed(self.do(*words, "--output=json", stdin=stdin))
 
 
 def listed(text: str) -> list[Manifest]:
     """Objects of kubectl's JSON, which is a list, or one object after the other."""
-    found: list[Manifest] = []
+    manifests: list[Manifest] = []
     decoder, rest = json.JSONDecoder(), text.strip()
     while rest:
         each, end = decoder.raw_decode(rest)
-        found += each["items"] if each["kind"].endswith("List") else [each]
+        manifests += each["items"] if each["kind"].endswith("List") else [each]
         rest = rest[end:].strip()
-    return found
+    return manifests
 
 
 def stream(objects: Iterable[Mapping[str, Any]]) -> str:

@@ -48,11 +48,11 @@ class Record:
 
     def _objects(self, name: str) -> list[Manifest]:
         try:
-            found: list[Manifest] = json.loads(files.read(self.folder / name))
+            objects: list[Manifest] = json.loads(files.read(self.folder / name))
         except FileNotFoundError:
             return []
-        formats.require(self.folder / name, found, Refused)
-        return found
+        formats.require(self.folder / name, objects, Refused)
+        return objects
 
     def _write(self, name: str, manifests: Sequence[Manifest]) -> None:
         files.make_directories(self.folder, 0o700)

@@ -40,15 +40,15 @@ class Change:
 
 def compared(manifest: Manifest) -> Manifest:
     """An object without what the API server keeps about it."""
-    found = copy.deepcopy(manifest)
-    found.pop("status", None)
+    copy_without_status = copy.deepcopy(manifest)
+    copy_without_status.pop("status", None)
     for key in SET_BY_THE_SERVER:
-        found["metadata"].pop(key, None)
-    annotations = found["metadata"].get("annotations", {})
+        copy_without_status["metadata"].pop(key, None)
+    annotations = copy_without_status["metadata"].get("annotations", {})
     annotations.pop("deployment.kubernetes.io/revision", None)
     if not annotations:
-        found["metadata"].pop("annotations", None)
-    return found
+        copy_without_status["metadata"].pop("annotations", None)
+    return copy_without_status
 
 
 def text(manifest: Manifest | None) -> str:
@@ -59,24 +59,24 @@ def live(cluster: Cluster, manifests: Sequence[Manifest]) -> dict[Identity, Mani
     """Those objects that the cluster has."""
     if not manifests:
         return {}
-    found = cluster.objects(
-        "get", "--filename=-", "--ignore-not-found", "--show-managed-fields", given=stream(manifests)
+    objects = cluster.objects(
+        "get", "--filename=-", "--ignore-not-found", "--show-managed-fields", stdin=stream(manifests)
     )
-    return {identity(each): each for each in found}
+    return {identity(each): each for each in objects}
 
 
 def apply(cluster: Cluster, manifests: Sequence[Manifest], *options: str) -> Answer:
     """Server-side apply."""
     return cluster.ask(
         "apply", "--server-side", f"--field-manager={MANAGER}", "--filename=-", "--output=json", *options,
-        given=stream(manifests), seconds=120,
+        stdin=stream(manifests), seconds=120,
     )  # fmt: skip
 
 
 def changes(before: dict[Identity, Manifest], after: Iterable[Manifest]) -> list[Change]:
     """Objects that differ."""
-    found = [Change(before.get(identity(each)), each) for each in after]
-    return [each for each in found if text(each.before) != text(each.after)]
+    pairs = [Change(before.get(identity(each)), each) for each in after]
+    return [each for each in pairs if text(each.before) != text(each.after)]
 
 
 def others(manifest: Manifest) -> list[str]:
@@ -99,7 +99,7 @@ def remove(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
             "--filename=-",
             "--ignore-not-found",
             "--timeout=60s",
-            given=stream(manifests),
+            stdin=stream(manifests),
             seconds=90,
         )
 
@@ -107,7 +107,7 @@ def remove(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
 def unhealthy(cluster: Cluster, manifests: Sequence[Manifest], seconds: float) -> list[str]:
     """Reasons why workloads are not rolled out and ready within so many seconds; none if they are."""
     end = time.monotonic() + seconds
-    found = []
+    problems = []
     for each in manifests:
         if each["kind"] not in declared.WORKLOADS:
             continue
@@ -117,10 +117,10 @@ def unhealthy(cluster: Cluster, manifests: Sequence[Manifest], seconds: float) -
             f"--namespace={each['metadata']['namespace']}", f"--timeout={left:.0f}s", seconds=left + 30,
         )  # fmt: skip
         if not answer.ok:
-            found.append(
+            problems.append(
                 f"{declared.shown(each)} is not ready: {reasons(cluster, each) or explained(answer.error)}"
             )
-    return found
+    return problems
 
 
 def pods(cluster: Cluster, workload: Manifest) -> list[Manifest]:
@@ -129,10 +129,10 @@ def pods(cluster: Cluster, workload: Manifest) -> list[Manifest]:
         f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items()
     )
     namespace = workload["metadata"]["namespace"]
-    found: list[Manifest] = cluster.objects(
+    objects: list[Manifest] = cluster.objects(
         "get", "pods", f"--namespace={namespace}", f"--selector={selector}"
     )
-    return found
+    return objects
 
 
 def release(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
@@ -152,30 +152,30 @@ def is_ready(pod: Manifest) -> bool:
 def reasons(cluster: Cluster, workload: Manifest) -> str:
     """Why, by the workload itself, its pods and their events."""
     namespace, name = workload["metadata"]["namespace"], workload["metadata"]["name"]
-    told = []
+    causes = []
     for each in live(cluster, [workload]).values():
-        told += [
+        causes += [
             condition["message"]
             for condition in each.get("status", {}).get("conditions", [])
             if (condition["type"], condition["status"]) == ("ReplicaFailure", "True")
         ]
-    found = pods(cluster, workload)
-    for pod in found:
-        told += [f"pod {pod['metadata']['name']}: {reason}" for reason in pod_reasons(pod)]
-    involved = {name, *(pod["metadata"]["name"] for pod in found)}
+    members = pods(cluster, workload)
+    for pod in members:
+        causes += [f"pod {pod['metadata']['name']}: {reason}" for reason in pod_reasons(pod)]
+    involved = {name, *(pod["metadata"]["name"] for pod in members)}
     events = cluster.objects("get", "events", f"--namespace={namespace}", "--field-selector=type=Warning")
-    told += [
+    causes += [
         f"{event['involvedObject']['name']}: {event['message']}"
         for event in events
         if event["involvedObject"]["name"] in involved
     ]
-    return "; ".join([*dict.fromkeys(" ".join(each.split()) for each in told)][:REASONS])
+    return "; ".join([*dict.fromkeys(" ".join(each.split()) for each in causes)][:REASONS])
 
 
 def pod_reasons(pod: Manifest) -> list[str]:
     """What keeps a pod from being ready."""
     status = pod.get("status", {})
-    found = [
+    causes = [
         condition.get("message", condition.get("reason", ""))
         for condition in status.get("conditions", [])
         if (condition["type"], condition["status"]) == ("PodScheduled", "False")
@@ -184,11 +184,11 @@ def pod_reasons(pod: Manifest) -> list[str]:
         state = container.get("state", {})
         ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
         if waiting := state.get("waiting"):
-            found.append(
+            causes.append(
                 f"{container['name']} waits: {waiting.get('reason', '')} {waiting.get('message', '')}".rstrip()
             )
         if ended and ended.get("exitCode"):
-            found.append(f"{container['name']} ended with {ended['exitCode']} ({ended.get('reason', '')})")
-        if not found and not container.get("ready") and "running" in state:
-            found.append(f"{container['name']} runs and is not ready")
-    return found
+            causes.append(f"{container['name']} ended with {ended['exitCode']} ({ended.get('reason', '')})")
+        if not causes and not container.get("ready") and "running" in state:
+            causes.append(f"{container['name']} runs and is not ready")
+    return causes

@@ -26,11 +26,11 @@ class Leaf:
     ends: datetime
 
 
-def openssl(*words: str, given: str = "", called: Sequence[str] = ("openssl",)) -> str:
+def openssl(*words: str, stdin: str = "", called: Sequence[str] = ("openssl",)) -> str:
     """Output of an openssl command; Refused with its words when it fails."""
     try:
         done = subprocess.run(
-            [*called, *words], input=given, capture_output=True, text=True, timeout=60, check=False
+            [*called, *words], input=stdin, capture_output=True, text=True, timeout=60, check=False
         )
     except FileNotFoundError:
         raise Refused(f"{called[0]} is not on this host; the role installs it first") from None

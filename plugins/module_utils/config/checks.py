@@ -91,11 +91,11 @@ def ended(check: dict[str, Any]) -> str | tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def judged(check: dict[str, Any], seen: str | tuple[int, str, str]) -> tuple[str, bool]:
+def judged(check: dict[str, Any], answer: str | tuple[int, str, str]) -> tuple[str, bool]:
     """The observed result, and whether it is the expected one."""
-    if isinstance(seen, str):
-        return seen, False
-    code, out, err = seen
+    if isinstance(answer, str):
+        return answer, False
+    code, out, err = answer
     if check["named"] is not None:
         words, holds = finding(check["named"], code, out, err)
         return words, holds and re.search(check["match"] or "", words) is not None
@@ -111,10 +111,10 @@ def ended_with(code: int, out: str, err: str) -> str:
     return f"exit {code}, output {shortened(out)!r}" + (f", error output {shortened(err)!r}" if err else "")
 
 
-def lacking(check: dict[str, Any], seen: str | tuple[int, str, str]) -> dict[str, str]:
+def lacking(check: dict[str, Any], answer: str | tuple[int, str, str]) -> dict[str, str]:
     """`not_enforceable`, where a program gives a reason why this host cannot have what its finding asks for."""
     try:
-        return {"not_enforceable": str(json.loads(seen[1])["checks"][check["named"]]["not_enforceable"])}
+        return {"not_enforceable": str(json.loads(answer[1])["checks"][check["named"]]["not_enforceable"])}
     except (ValueError, KeyError, TypeError, IndexError):
         return {}
 
@@ -122,8 +122,8 @@ def lacking(check: dict[str, Any], seen: str | tuple[int, str, str]) -> dict[str
 def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
     """One of the findings in a program's JSON, which is evidence and never shortened."""
     try:
-        told = json.loads(out)["checks"][name]
-        return str(told["observed"]), told["ok"] is True
+        outcome = json.loads(out)["checks"][name]
+        return str(outcome["observed"]), outcome["ok"] is True
     except (ValueError, KeyError, TypeError):
         return f"nothing is said of {name}: {ended_with(code, out, err)}", False
 
@@ -131,7 +131,7 @@ def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
 def limited(check: dict[str, Any]) -> dict[str, Any] | None:
     """The result for a limit of units, or for a command that this kernel cannot pass; None if the command has to be run."""
     if check["units"] is not None:
-        units = {unit: str(wanted) for unit, wanted in check["units"].items()}
+        units = {unit: str(limit) for unit, limit in check["units"].items()}
         observed, ok, reason = limits.judged(check["limit"], units)
     else:
         try:
@@ -151,9 +151,9 @@ def result(check: dict[str, Any], observed: str, ok: bool) -> dict[str, Any]:
     return {**names, "expected": expected(check), "observed": observed, "ok": ok, **accepted}
 
 
-def has_failed(seen: dict[str, Any]) -> bool:
+def has_failed(outcome: dict[str, Any]) -> bool:
     """Whether a result counts as a failure; what a host cannot enforce and what the inventory accepts are reported separately."""
-    return not (seen["ok"] or "not_enforceable" in seen or "accepted" in seen)
+    return not (outcome["ok"] or "not_enforceable" in outcome or "accepted" in outcome)
 
 
 def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,16 +162,16 @@ def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Named findings of one program come from a single run of it.
 
     """
-    told: dict[tuple[str, ...], str | tuple[int, str, str]] = {}
+    answers: dict[tuple[str, ...], str | tuple[int, str, str]] = {}
     results = []
     for check in checks:
         if check["limit"] is not None and (seen_limit := limited(check)):
             results.append(seen_limit)
             continue
         argv = tuple(check["argv"])
-        seen = told[argv] if check["named"] is not None and argv in told else ended(check)
+        answer = answers[argv] if check["named"] is not None and argv in answers else ended(check)
         if check["named"] is not None:
-            told[argv] = seen
-        observed, ok = judged(check, seen)
-        results.append(result(check, observed, ok) | ({} if ok else lacking(check, seen)))
+            answers[argv] = answer
+        observed, ok = judged(check, answer)
+        results.append(result(check, observed, ok) | ({} if ok else lacking(check, answer)))
     return results

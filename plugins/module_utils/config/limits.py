@@ -71,9 +71,11 @@ def lacking(limit: str) -> str:
         return "no unified hierarchy of cgroups is mounted"
     if limit == "MemoryMax":
         controllers = (root / "cgroup.controllers").read_text().split()
-        told = ", ".join(controllers) or "none"
+        names = ", ".join(controllers) or "none"
         return (
-            "" if "memory" in controllers else f"{root} has no memory controller (its controllers are {told})"
+            ""
+            if "memory" in controllers
+            else f"{root} has no memory controller (its controllers are {names})"
         )
     try:
         programs(root, WAYS["outgoing"])
@@ -106,16 +108,20 @@ def cgroup_in_use(properties: dict[str, str]) -> Path:
     return (hierarchy() or Path("/")) / properties["ControlGroup"].strip("/")
 
 
-def memory_fault(properties: dict[str, str], wanted: str, able: bool) -> str:
-    """The fault of a unit's memory limit; WANTED is in bytes, or infinity. Only systemd is asked if the kernel is not ABLE."""
-    if properties["MemoryMax"] != wanted:
-        return f"is to have {properties['MemoryMax']}, declared is {wanted}"
-    if wanted == UNLIMITED or not able or not runs(properties):
+def memory_fault(properties: dict[str, str], declaration: str, able: bool) -> str:
+    """Fault of a unit's memory limit; DECLARATION: bytes, or infinity. Where the kernel is not ABLE, systemd alone is asked."""
+    if properties["MemoryMax"] != declaration:
+        return f"is to have {properties['MemoryMax']}, declared is {declaration}"
+    if declaration == UNLIMITED or not able or not runs(properties):
         return ""
     file = cgroup_in_use(properties) / "memory.max"
     page = os.sysconf("SC_PAGE_SIZE")  # in which the kernel counts
-    seen = file.read_text().strip()
-    return "" if seen == str(int(wanted) // page * page) else f"has {seen} in {file}, declared is {wanted}"
+    actual = file.read_text().strip()
+    return (
+        ""
+        if actual == str(int(declaration) // page * page)
+        else f"has {actual} in {file}, declared is {declaration}"
+    )
 
 
 def address_fault(properties: dict[str, str], able: bool) -> str:
@@ -139,22 +145,22 @@ def judged(limit: str, units: dict[str, str]) -> tuple[str, bool, str]:
     """
     try:
         reason = lacking(limit)
-        seen = shown(list(units), PROPERTIES)
+        properties = shown(list(units), PROPERTIES)
         faults = []
-        for unit, wanted in units.items():
+        for unit, declaration in units.items():
             if limit == "MemoryMax":
-                fault = memory_fault(seen[unit], wanted, not reason)
+                fault = memory_fault(properties[unit], declaration, not reason)
             else:
-                fault = address_fault(seen[unit], not reason)
+                fault = address_fault(properties[unit], not reason)
             faults += [f"{unit} {fault}"] if fault else []
     except (OSError, Refused) as problem:
         return str(problem), False, ""
     if faults:
         return "; ".join(faults), False, ""
-    declared = [unit for unit, wanted in units.items() if wanted != UNLIMITED]
+    declared = [unit for unit, declaration in units.items() if declaration != UNLIMITED]
     if reason and declared:
         return f"declared for {', '.join(declared)}, enforced for none", False, reason
-    running = [unit for unit in declared if runs(seen[unit])]
+    running = [unit for unit in declared if runs(properties[unit])]
     resting = [unit for unit in declared if unit not in running]
-    told = f"enforced for {', '.join(running) or 'none'}"
-    return told + (f"; not running: {', '.join(resting)}" if resting else ""), True, ""
+    state = f"enforced for {', '.join(running) or 'none'}"
+    return state + (f"; not running: {', '.join(resting)}" if resting else ""), True, ""

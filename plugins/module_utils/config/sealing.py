@@ -16,11 +16,11 @@ class Failed(Exception):
     """A step failed; the message says which, with what output, and what to do."""
 
 
-def piped(argv: list[str], given: bytes, brings: str) -> bytes:
+def piped(argv: list[str], content: bytes, brings: str) -> bytes:
     """Output of a program that receives or returns a secret by pipe."""
     what = " ".join(argv[:2])
     try:
-        done = subprocess.run(argv, input=given, capture_output=True, timeout=SECONDS, check=False)
+        done = subprocess.run(argv, input=content, capture_output=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
         raise Failed(f"{argv[0]} is not on this host; {brings} brings it") from None
     except subprocess.TimeoutExpired:
@@ -31,8 +31,8 @@ def piped(argv: list[str], given: bytes, brings: str) -> bytes:
     return done.stdout
 
 
-def systemd_creds(verb: str, name: str, given: bytes) -> bytes:
-    return piped(["systemd-creds", verb, f"--name={name}", "-", "-"], given, "systemd 250 or later")
+def systemd_creds(verb: str, name: str, content: bytes) -> bytes:
+    return piped(["systemd-creds", verb, f"--name={name}", "-", "-"], content, "systemd 250 or later")
 
 
 def seal(name: str, secret: bytes) -> bytes:

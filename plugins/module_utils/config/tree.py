@@ -73,9 +73,9 @@ def same_attributes(status: os.stat_result, owner: tuple[int, int], mode: int) -
     return owner == (status.st_uid, status.st_gid) and stat.S_IMODE(status.st_mode) == mode
 
 
-def put_directory(tree: Tree, wanted: dict[str, Any]) -> None:
-    path, mode = Path(wanted["path"]), int(wanted["mode"], 8)
-    owner = tree.owner(wanted["owner"], wanted["group"])
+def put_directory(tree: Tree, entry: dict[str, Any]) -> None:
+    path, mode = Path(entry["path"]), int(entry["mode"], 8)
+    owner = tree.owner(entry["owner"], entry["group"])
     status = atomic.status_of(path)
     if status is not None and not stat.S_ISDIR(status.st_mode):
         raise Refused(
@@ -92,7 +92,7 @@ def put_directory(tree: Tree, wanted: dict[str, Any]) -> None:
     else:
         tree.note(
             f"directory: {path} from {stat.S_IMODE(status.st_mode):04o} {status.st_uid}:{status.st_gid}"
-            f" to {mode:04o} {wanted['owner']}:{wanted['group']}"
+            f" to {mode:04o} {entry['owner']}:{entry['group']}"
         )
         if tree.check:
             return
@@ -133,12 +133,12 @@ def stage(
     """Write every changed file beside its destination, validate each, and only then replace them one by one."""
     staged: list[tuple[Path, Path]] = []
     try:
-        for wanted, secret in wanted_files:
-            beside = prepare_file(tree, wanted, secret)
+        for entry, secret in wanted_files:
+            beside = prepare_file(tree, entry, secret)
             if beside is not None:
-                staged.append((beside, Path(wanted["dest"])))
-                if wanted.get("validate"):
-                    run([word.replace("%s", str(beside)) for word in wanted["validate"]], wanted["dest"])
+                staged.append((beside, Path(entry["dest"])))
+                if entry.get("validate"):
+                    run([word.replace("%s", str(beside)) for word in entry["validate"]], entry["dest"])
         if staged:
             atomic.mark_pending(units)
         for beside, path in staged:
@@ -149,11 +149,11 @@ def stage(
             forget(beside)
 
 
-def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path | None:
+def prepare_file(tree: Tree, entry: dict[str, Any], secret: str | None) -> Path | None:
     """The new file, written beside its destination; None if nothing changes or in check mode."""
-    path, mode = Path(wanted["dest"]), int(wanted["mode"], 8)
-    content = (secret if secret is not None else wanted.get("content") or "").encode()
-    owner = tree.owner(wanted["owner"], wanted["group"])
+    path, mode = Path(entry["dest"]), int(entry["mode"], 8)
+    content = (secret if secret is not None else entry.get("content") or "").encode()
+    owner = tree.owner(entry["owner"], entry["group"])
     status = atomic.status_of(path)
     old = None
     if status is not None:
@@ -163,12 +163,12 @@ def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path
             raise Refused(
                 f"{path} is to be a file and is a directory or device; look at it, and move it away by hand"
             )
-    if wanted.get("block"):
-        content = with_block(old or b"", wanted["block"], content)
+    if entry.get("block"):
+        content = with_block(old or b"", entry["block"], content)
     if status is not None and old == content and same_attributes(status, owner, mode):
         return None
     tree.note(f"file: {path} {describe(old, content, status)}")
-    if wanted.get("secret") or secret is not None:
+    if entry.get("secret") or secret is not None:
         tree.before[str(path)] = tree.after[str(path)] = "(secret: not shown)\n"
     else:
         tree.before[str(path)] = (old or b"").decode(errors="replace")
@@ -186,8 +186,8 @@ def with_block(old: bytes, name: str, content: bytes) -> bytes:
     """A file with its block replaced, or added at the end; without content there is none."""
     begin, end = f"# BEGIN {name}\n".encode(), f"# END {name}\n".encode()
     block = begin + content.rstrip(b"\n") + b"\n" + end if content.strip() else b""
-    head, found, tail = old.partition(begin)
-    if found:
+    head, marker, tail = old.partition(begin)
+    if marker:
         return head + block + tail.partition(end)[2]
     if block and head and not head.endswith(b"\n"):
         head += b"\n"
@@ -202,8 +202,8 @@ def describe(old: bytes | None, new: bytes, status: os.stat_result | None) -> st
     return "replaced" if old != new else "owner or mode set"
 
 
-def put_link(tree: Tree, wanted: dict[str, Any]) -> None:
-    path, target = Path(wanted["path"]), wanted["target"]
+def put_link(tree: Tree, entry: dict[str, Any]) -> None:
+    path, target = Path(entry["path"]), entry["target"]
     if path.is_symlink() and str(path.readlink()) == target:
         return
     tree.note(f"link: {path} -> {target}")

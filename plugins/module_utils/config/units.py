@@ -30,10 +30,10 @@ def shown(units: list[str], properties: list[str]) -> dict[str, dict[str, str]]:
     """The given properties of each unit."""
     if not units:
         return {}
-    told = systemctl("show", f"--property=Id,{','.join(properties)}", "--", *units)
-    blocks = told.stdout.strip().split("\n\n")
-    if told.returncode != 0 or len(blocks) != len(units):
-        raise Refused(f"systemctl show ended with {told.returncode}: {told.stderr.strip()}")
+    answer = systemctl("show", f"--property=Id,{','.join(properties)}", "--", *units)
+    blocks = answer.stdout.strip().split("\n\n")
+    if answer.returncode != 0 or len(blocks) != len(units):
+        raise Refused(f"systemctl show ended with {answer.returncode}: {answer.stderr.strip()}")
     return {
         unit: dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         for unit, block in zip(units, blocks, strict=True)
@@ -62,7 +62,7 @@ def there(unit: str, state: dict[str, str], check: bool) -> bool:
     )
 
 
-def others(pattern: str, wanted: list[str]) -> list[str]:
+def others(pattern: str, declarations: list[str]) -> list[str]:
     """Units that match the pattern, run or are enabled, and are not wanted."""
     listed = systemctl("list-units", "--all", "--plain", "--no-legend", "--full", "--", pattern).stdout
     names = {line.split()[0] for line in listed.splitlines() if line.split()}
@@ -70,7 +70,7 @@ def others(pattern: str, wanted: list[str]) -> list[str]:
     names |= {line.split()[0] for line in listed.splitlines() if line.split()}
     enabled = Path("/etc/systemd/system").glob(f"*.wants/{pattern}")
     names |= {path.name for path in enabled}
-    return sorted(name for name in names if name not in wanted and "@." not in name)
+    return sorted(name for name in names if name not in declarations and "@." not in name)
 
 
 def must(unit: str, *words: str) -> None:

@@ -146,8 +146,8 @@ def complaint(place: Path, model: dict[str, Any], key: str) -> tuple[bool, str]:
             status, answer = ask(place, "POST", "/v1/completions", plain, key)
         tokens = within(answer, "usage", "completion_tokens")
         good = status == 200 and isinstance(tokens, int) and tokens > 0
-    told = answer if isinstance(answer, str) else json.dumps(answer)
-    return status not in REFUSED, "" if good else f"{model['name']} at {place}: {status} {told[:300]}"
+    reply = answer if isinstance(answer, str) else json.dumps(answer)
+    return status not in REFUSED, "" if good else f"{model['name']} at {place}: {status} {reply[:300]}"
 
 
 def engine_complaint(model: dict[str, Any]) -> tuple[bool, str]:
@@ -190,11 +190,11 @@ def answered(folder: Path, models: list[dict[str, Any]], key: str, seconds: floa
     end = time.monotonic() + seconds
     for model in models:
         while True:
-            found = complaints(folder, model, key)
-            wrong = [reason for _, reason in found if reason] if found else [f"{folder} has no gateway"]
+            outcomes = complaints(folder, model, key)
+            wrong = [reason for _, reason in outcomes if reason] if outcomes else [f"{folder} has no gateway"]
             if not wrong:
                 break
-            final = any(reason and not again for again, reason in found)
+            final = any(reason and not again for again, reason in outcomes)
             if final or time.monotonic() > end:
                 raise Failed(f"no answer within {seconds:g} s: {wrong[0]}" if not final else wrong[0])
             time.sleep(1)

@@ -84,10 +84,10 @@ def run(argv: list[str], environment: Mapping[str, str] | None = None, passed: t
 
 def first_error(log: str) -> str:
     """The first error of a build log, as FILE:LINE: MESSAGE where the compiler named them; empty if there is none."""
-    if found := COMPILER.search(log):
-        return f"{Path(found['file']).name}:{found['line']}: {found['what']}"
-    if found := LINKER.search(log):
-        return found["what"]
+    if match := COMPILER.search(log):
+        return f"{Path(match['file']).name}:{match['line']}: {match['what']}"
+    if match := LINKER.search(log):
+        return match["what"]
     lines = [line for line in log.splitlines() if line.strip() and not line.startswith(("make", "#", "-"))]
     return lines[-1].strip() if lines else ""
 
@@ -105,22 +105,22 @@ def unpacked(packages: list[str], folder: Path) -> None:
 def depends(name: str, kind: str) -> list[str]:
     """Packages of a kind (a regular expression) that a package depends on. Failed if the mirror has none of that name."""
     try:
-        told = run(["apt-cache", "depends", "--no-recommends", "--no-suggests", name])
+        output = run(["apt-cache", "depends", "--no-recommends", "--no-suggests", name])
     except Failed:
         raise Failed(
             f"the mirror has no package {name}, so no driver can be built for that kernel. {UNTOUCHED}. Build the bundle with"
             " the headers of the kernel that it brings (artifacts.yml, apt)"
         ) from None
-    return re.findall(rf"^ +Depends: ({kind})$", told, re.MULTILINE)
+    return re.findall(rf"^ +Depends: ({kind})$", output, re.MULTILINE)
 
 
 def next_kernel(flavour: str) -> str:
     """Release of the kernel that a flavour's headers are for, in the mirror's package lists."""
     name = f"linux-headers-{flavour}"
-    found = depends(name, r"linux-headers-\d\S+")
-    if not found:
+    headers = depends(name, r"linux-headers-\d\S+")
+    if not headers:
         raise Failed(f"the package {name} depends on the headers of no kernel: correct gpu_kernel_flavour")
-    return found[0].removeprefix("linux-headers-")
+    return headers[0].removeprefix("linux-headers-")
 
 
 def prepare(driver: Driver, places: Places, folder: Path) -> Places:
@@ -181,16 +181,16 @@ def prove(driver: Driver, signing: Signing | None, places: Places) -> None:
         aside.of(driver).rename(places.proven(driver))
 
 
-def _why(driver: Driver, places: Places, told: str) -> str:
+def _why(driver: Driver, places: Places, output: str) -> str:
     logs = sorted(places.tree.glob("**/make.log"))
     log = logs[0].read_text(errors="replace") if logs else ""
-    kept = ""
+    hint = ""
     if log:
         (places.kept / "make.log").write_text(log)
-        kept = f" The compiler's log is {places.kept}/make.log."
+        hint = f" The compiler's log is {places.kept}/make.log."
     return (
         f"the driver {driver.name} {driver.version} does not build for the kernel {driver.kernel}:"
-        f" {first_error(log) or told}. {UNTOUCHED}.{kept} Choose a set for this kernel (gpu_set)"
+        f" {first_error(log) or output}. {UNTOUCHED}.{hint} Choose a set for this kernel (gpu_set)"
     )
 
 
@@ -208,10 +208,10 @@ def is_installed(driver: Driver, signing: Signing | None, places: Places) -> boo
     """Whether dkms has it installed for the kernel, signed by the certificate."""
     if not shutil.which("dkms"):
         return False
-    told = run(["dkms", "status", *places.options(), *words(driver)])
+    output = run(["dkms", "status", *places.options(), *words(driver)])
     if not re.search(
         rf"^{re.escape(f'{driver.name}/{driver.version}, {driver.kernel}')}, \w+: installed",
-        told,
+        output,
         re.MULTILINE,
     ):
         return False

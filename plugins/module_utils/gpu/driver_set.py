@@ -37,12 +37,12 @@ def misfits(
     if not cards:
         yield "it has no GPU of NVIDIA on its PCI bus: take it out of the group gpu, or look at the card's seat"
     for card in cards:
-        seen = f"the GPU {card.address} (PCI id 10de:{card.device:04x})"
+        title = f"the GPU {card.address} (PCI id 10de:{card.device:04x})"
         if not card.generation:
-            yield f"{seen} is of no generation that llmkeep knows: see docs/operate/gpu.md, Generations"
+            yield f"{title} is of no generation that llmkeep knows: see docs/operate/gpu.md, Generations"
         elif card.generation not in driver_set["generations"]:
             yield (
-                f"{seen} is {card.generation}, and the set {name} ({driver_set['flavour']}) serves"
+                f"{title} is {card.generation}, and the set {name} ({driver_set['flavour']}) serves"
                 f" {', '.join(driver_set['generations'])}: set gpu_set to one that serves {card.generation}"
             )
     if switches and not driver_set["fabric_manager"]:

@@ -38,7 +38,7 @@ def run(argv: list[str]) -> str:
 
 def menu(config: str) -> dict[str, str]:
     """GRUB's name of each kernel's entry (SUBMENU>ENTRY) by release, from grub.cfg; recovery entries are left out."""
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     submenus: list[str] = []
     depth: list[str] = []
     for line in config.splitlines():
@@ -47,10 +47,10 @@ def menu(config: str) -> dict[str, str]:
             if entry["kind"] == "submenu":
                 submenus.append(entry["id"])
             elif kernel := KERNEL.match(entry["id"]):
-                found.setdefault(kernel["kernel"], ">".join([*submenus, entry["id"]]))
+                entries.setdefault(kernel["kernel"], ">".join([*submenus, entry["id"]]))
         elif line.strip() == "}" and depth and depth.pop() == "submenu":
             submenus.pop()
-    return found
+    return entries
 
 
 def chosen(environment: str) -> dict[str, str]:
@@ -94,10 +94,10 @@ def choose(
         call(["update-grub"])
     entries = menu(config.read_text())
     once = not keep and kernel != running
-    for wanted in [running, kernel] if once else [running]:
-        if wanted not in entries:
+    for version in [running, kernel] if once else [running]:
+        if version not in entries:
             raise Failed(
-                f"GRUB's menu has no kernel {wanted}, only {', '.join(entries) or 'none'}: install linux-image-{wanted}"
+                f"GRUB's menu has no kernel {version}, only {', '.join(entries) or 'none'}: install linux-image-{version}"
             )
     if once and refusal:
         raise Failed(f"{refusal}. {kernel} was not chosen; {running} boots")

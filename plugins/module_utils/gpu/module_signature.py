@@ -48,10 +48,10 @@ def verify(module: Path, certificate: Path) -> None:
         (place / "body").write_bytes(body)
         (place / "message").write_bytes(message)
         openssl(["x509", "-inform", "DER", "-in", str(certificate), "-out", f"{place}/certificate"])
-        given = ["-binary", "-inform", "DER", "-in", f"{place}/message", "-content", f"{place}/body"]
+        inputs = ["-binary", "-inform", "DER", "-in", f"{place}/message", "-content", f"{place}/body"]
         # The certificate is pinned, so no chain is built.
         pinned = ["-noverify", "-nointern", "-certfile", f"{place}/certificate", "-out", "/dev/null"]
-        openssl(["cms", "-verify", *given, *pinned])
+        openssl(["cms", "-verify", *inputs, *pinned])
 
 
 def openssl(words: list[str]) -> None:
@@ -64,20 +64,20 @@ def openssl(words: list[str]) -> None:
 
 def faults(modules: list[Path], certificate: Path) -> list[str]:
     """One line for each module that is not signed by the certificate."""
-    found = []
+    problems = []
     for module in modules:
         try:
             verify(module, certificate)
         except (Unsigned, OSError) as problem:
-            found.append(f"{module}: {problem}")
-    return found
+            problems.append(f"{module}: {problem}")
+    return problems
 
 
 def main() -> int:
     certificate, *modules = map(Path, sys.argv[1:])
-    found = faults(modules, certificate) if modules else ["there is no module to verify"]
-    print("\n".join(found) if found else f"{len(modules)} signed")
-    return int(bool(found))
+    problems = faults(modules, certificate) if modules else ["there is no module to verify"]
+    print("\n".join(problems) if problems else f"{len(modules)} signed")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -39,23 +39,23 @@ class Previous:
         return f"{self.name} ({self.driver} {self.version} on {self.kernel})"
 
 
-def installed_drivers(told: str) -> list[tuple[str, str, str]]:
+def installed_drivers(output: str) -> list[tuple[str, str, str]]:
     """Name, version and kernel of each driver that `dkms status` calls installed."""
-    return [(found["name"], found["version"], found["kernel"]) for found in DKMS_STATUS.finditer(told)]
+    return [(match["name"], match["version"], match["kernel"]) for match in DKMS_STATUS.finditer(output)]
 
 
 def current(kernel: str, sets: list[dict[str, Any]], places: dkms.Places, call: Call) -> Previous:
     """What is installed for a kernel, by the names of the estate's sets. Failed if that is not exactly one driver."""
     names = {each["dkms"]["name"] for each in sets}
-    told = call(["dkms", "status", *places.options()])
-    found = [each for each in installed_drivers(told) if each[0] in names and each[2] == kernel]
-    if len(found) != 1:
-        seen = ", ".join(f"{name} {version}" for name, version, _ in found) or "no driver"
+    output = call(["dkms", "status", *places.options()])
+    drivers = [each for each in installed_drivers(output) if each[0] in names and each[2] == kernel]
+    if len(drivers) != 1:
+        present = ", ".join(f"{name} {version}" for name, version, _ in drivers) or "no driver"
         raise dkms.Failed(
-            f"dkms has {seen} of gpu_sets installed for the kernel {kernel}, so there is no rollback to one set: bring"
+            f"dkms has {present} of gpu_sets installed for the kernel {kernel}, so there is no rollback to one set: bring"
             " the host to a set of llmkeep by `llmkeep site --tags gpu` first"
         )
-    name, version, _ = found[0]
+    name, version, _ = drivers[0]
     known = [each["name"] for each in sets if each["dkms"]["name"] == name and each["driver"] == version]
     held = call(["apt-mark", "showhold"]).split()
     packages = {
@@ -107,8 +107,8 @@ def as_saved(previous: Previous) -> dict[str, Any]:
 def run(argv: list[str]) -> str:
     """Output of a program. Failed with its words if it fails, or is missing."""
     try:
-        told: str = dkms.run(argv, {"DEBIAN_FRONTEND": "noninteractive"})
-        return told
+        output: str = dkms.run(argv, {"DEBIAN_FRONTEND": "noninteractive"})
+        return output
     except FileNotFoundError:
         raise dkms.Failed(f"{argv[0]} is not on this host: it has no driver of llmkeep yet") from None
 

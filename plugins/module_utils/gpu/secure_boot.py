@@ -33,12 +33,12 @@ def mokutil(*words: str) -> str:
     return done.stdout.strip()
 
 
-def enforced(told: str) -> bool:
+def enforced(output: str) -> bool:
     """Whether the kernel refuses unsigned modules, by `mokutil --sb-state`. Unknown words count as yes."""
-    if "EFI variables are not supported" in told or "doesn't support Secure Boot" in told:
+    if "EFI variables are not supported" in output or "doesn't support Secure Boot" in output:
         return False
     # Validation switched off in shim switches the kernel's off too.
-    return "SecureBoot disabled" not in told and "validation is disabled in shim" not in told
+    return "SecureBoot disabled" not in output and "validation is disabled in shim" not in output
 
 
 def refusal(state: str, tested: str, certificate: Path) -> str:
@@ -53,9 +53,9 @@ def refusal(state: str, tested: str, certificate: Path) -> str:
             f"Secure Boot is on and the certificate {certificate} waits for its enrolment: reboot into the kernel that runs"
             " now, and at the console choose Enroll MOK in the blue screen within 10 seconds (docs/operate/gpu.md, Secure Boot)"
         )
-    seen = "" if tested.endswith("is not enrolled") else f" (mokutil said {tested!r})"
+    detail = "" if tested.endswith("is not enrolled") else f" (mokutil said {tested!r})"
     return (
-        f"Secure Boot is on and the certificate {certificate} is not enrolled{seen}: after a reboot the kernel would load no"
+        f"Secure Boot is on and the certificate {certificate} is not enrolled{detail}: after a reboot the kernel would load no"
         f" driver. {ENROLL.format(certificate=certificate)}"
     )
 

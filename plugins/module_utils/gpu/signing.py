@@ -43,10 +43,10 @@ def shown_pin(signing: Signing | None) -> Iterator[tuple[dict[str, str], tuple[i
         descriptor = os.memfd_create("pin")
         try:
             os.write(descriptor, pin)
-            found = {"OPENSSL_CONF": signing.config, "LLMKEEP_MODULE_PIN": f"/proc/self/fd/{descriptor}"}
+            variables = {"OPENSSL_CONF": signing.config, "LLMKEEP_MODULE_PIN": f"/proc/self/fd/{descriptor}"}
             if signing.address:
-                found["P11_KIT_SERVER_ADDRESS"] = signing.address
-            yield found, (descriptor,)
+                variables["P11_KIT_SERVER_ADDRESS"] = signing.address
+            yield variables, (descriptor,)
         finally:
             os.close(descriptor)
 
@@ -65,9 +65,9 @@ def openssl(
         check=False,
     )
     if done.returncode != 0:
-        told = done.stderr.decode(errors="replace").strip()
+        complaint = done.stderr.decode(errors="replace").strip()
         raise Failed(
-            f"openssl {words[0]} ended with {done.returncode}: {told}. See that the HSM is reachable"
+            f"openssl {words[0]} ended with {done.returncode}: {complaint}. See that the HSM is reachable"
         )
     return done.stdout
 

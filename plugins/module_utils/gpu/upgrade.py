@@ -35,13 +35,13 @@ def engines(program: Path) -> dict[str, dict[str, str]]:
     """Engines of the host with `by`, `since` and `reason`, empty in service; none without the watch. Raises Failed."""
     if not program.exists():
         return {}
-    told = call([str(program), "status"])
-    found = [STATUS.match(line) for line in told.stdout.splitlines()]
-    if told.returncode or not all(found):
-        raise Failed(f"{program} status: {(told.stderr or told.stdout).strip()[:300]}")
+    answer = call([str(program), "status"])
+    matches = [STATUS.match(line) for line in answer.stdout.splitlines()]
+    if answer.returncode or not all(matches):
+        raise Failed(f"{program} status: {(answer.stderr or answer.stdout).strip()[:300]}")
     return {
         each["engine"]: {name: each[name] for name in ("by", "since", "reason")} if each["by"] else {}
-        for each in found
+        for each in matches
         if each
     }
 
@@ -67,8 +67,8 @@ def order(program: Path, verb: str, reason: str, seconds: float, operator: str =
             )
         time.sleep(0.2)
     if not drains and (sick := {name: held for name, held in now.items() if held}):
-        told = "; ".join(f"{name}: by {held['by']}: {held['reason']}" for name, held in sick.items())
-        raise Failed(f"engines are quarantined although the GPUs were accepted: {told}")
+        holders = "; ".join(f"{name}: by {held['by']}: {held['reason']}" for name, held in sick.items())
+        raise Failed(f"engines are quarantined although the GPUs were accepted: {holders}")
     return before != now
 
 
@@ -86,21 +86,21 @@ def complaints(program: Path, version: str, loaded: str | None, cuda: bool) -> s
         report = json.loads(done.stdout)
     except ValueError:
         return f"llm-gpu check ended with {done.returncode}: {done.stderr.strip()[:300]}"
-    told = [
+    problems = [
         f"{'' if each['gpu'] is None else 'GPU ' + str(each['gpu']) + ': '}{each['text']}"
         f" (docs/operate/gpu-health.md#{each['runbook']})"
         for each in report["findings"]
         if each["drains"]
     ]
-    if not told and version and report["driver"] != version:
-        told = [f"NVML reports the driver {report['driver']}, and not {version}"]
-    return "; ".join(told)
+    if not problems and version and report["driver"] != version:
+        problems = [f"NVML reports the driver {report['driver']}, and not {version}"]
+    return "; ".join(problems)
 
 
 def accept(program: Path, version: str, loaded: str | None, cuda: bool, seconds: float) -> None:
     """Return once the GPUs are accepted; raises Failed with what is wrong after so many seconds."""
     end = time.monotonic() + seconds
-    while told := complaints(program, version, loaded, cuda):
+    while reasons := complaints(program, version, loaded, cuda):
         if time.monotonic() > end:
-            raise Failed(f"the GPUs are not accepted: {told}")
+            raise Failed(f"the GPUs are not accepted: {reasons}")
         time.sleep(1)

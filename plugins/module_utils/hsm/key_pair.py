@@ -101,7 +101,7 @@ def described(
     number = int.from_bytes(session.read(private, pkcs11.KEY_TYPE), sys.byteorder)
     kind = {pkcs11.EC: "ec", pkcs11.RSA: "rsa"}.get(number, str(number))
     use = pkcs11.SIGN if settings.signs else pkcs11.DERIVE if kind == "ec" else pkcs11.DECRYPT
-    seen: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "type": kind,
         "sensitive": session.is_set(private, pkcs11.SENSITIVE),
         "always_sensitive": session.is_set(private, pkcs11.ALWAYS_SENSITIVE),
@@ -110,7 +110,7 @@ def described(
         "local": session.is_set(private, pkcs11.LOCAL),
         "usable": session.is_set(private, use),
     }
-    lacking = [name for name, value in seen.items() if value is False]
+    lacking = [name for name, value in facts.items() if value is False]
     if kind != settings.type:
         lacking.append(f"type {settings.type}: it is {kind}")
     elif kind == "ec" and session.read(public, pkcs11.EC_PARAMS) != pkcs11.P_384:
@@ -122,18 +122,18 @@ def described(
             " the token by llmkeep and may exist elsewhere: it is not used. Give it another label",
         )
     shown = public_part(session, public, kind)
-    seen["public"] = shown.hex()
-    seen["public_sha256"] = hashlib.sha256(shown).hexdigest()
+    facts["public"] = shown.hex()
+    facts["public_sha256"] = hashlib.sha256(shown).hexdigest()
     if settings.signs:
-        seen["public_pem"] = pem(shown)
-    if known and known["public_sha256"] != seen["public_sha256"]:
+        facts["public_pem"] = pem(shown)
+    if known and known["public_sha256"] != facts["public_sha256"]:
         raise Fault(
             "key_missing",
             f"the key {settings.label} in the token {token.label} is another one than until now (public part"
-            f" {seen['public_sha256'][:12]}, was {known['public_sha256'][:12]}). Restore the old one from the HSM's"
+            f" {facts['public_sha256'][:12]}, was {known['public_sha256'][:12]}). Restore the old one from the HSM's"
             f" backup, or take the token out of {settings.record}, run again, and enrol the new key",
         )
-    return seen
+    return facts
 
 
 def public_part(session: Any, public: int, kind: str) -> bytes:
@@ -150,15 +150,15 @@ def pem(point: bytes) -> str:
     return "\n".join(["-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----"])
 
 
-def prove(session: Any, key: tuple[int, int], seen: dict[str, Any], token: Any, settings: Settings) -> None:
+def prove(session: Any, key: tuple[int, int], facts: dict[str, Any], token: Any, settings: Settings) -> None:
     """Prove that the key is usable: use it for its purpose and compare the result with openssl's."""
-    public = bytes.fromhex(seen["public"])
+    public = bytes.fromhex(facts["public"])
     try:
         if settings.signs:
             expected = digest = os.urandom(SECRET)
             signed = session.sign(key[1], digest, SIGNATURE)
-            got = digest if is_signed(seen["public_pem"], digest, signed) else b""
-        elif seen["type"] == "ec":
+            got = digest if is_signed(facts["public_pem"], digest, signed) else b""
+        elif facts["type"] == "ec":
             point, expected = exchanged(public)
             got = session.derive(key[1], point, SECRET)
         else:
@@ -195,14 +195,14 @@ def is_signed(public: str, digest: bytes, signature: bytes) -> bool:
         key.flush()
         signed.flush()
         try:
-            openssl("pkeyutl", "-verify", "-pubin", "-inkey", key.name, "-sigfile", signed.name, given=digest)
+            openssl("pkeyutl", "-verify", "-pubin", "-inkey", key.name, "-sigfile", signed.name, stdin=digest)
         except OSError:
             return False
     return True
 
 
-def openssl(*words: str, given: bytes = b"") -> bytes:
-    done = subprocess.run(["openssl", *words], input=given, capture_output=True, timeout=30, check=False)
+def openssl(*words: str, stdin: bytes = b"") -> bytes:
+    done = subprocess.run(["openssl", *words], input=stdin, capture_output=True, timeout=30, check=False)
     if done.returncode != 0:
         raise OSError(f"openssl {words[0]} ended with {done.returncode}: {done.stderr.decode().strip()}")
     return done.stdout
@@ -211,12 +211,12 @@ def openssl(*words: str, given: bytes = b"") -> bytes:
 def exchanged(public: bytes) -> tuple[bytes, bytes]:
     """The point of an ephemeral key, and the secret that it shares with the public key."""
     own = openssl("genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384")
-    point = openssl("pkey", "-pubout", "-outform", "DER", given=own)[-POINT:]
+    point = openssl("pkey", "-pubout", "-outform", "DER", stdin=own)[-POINT:]
     with tempfile.NamedTemporaryFile() as peer:
         peer.write(P_384_HEAD + public)
         peer.flush()
         secret = openssl(
-            "pkeyutl", "-derive", "-inkey", "/dev/stdin", "-peerkey", peer.name, "-peerform", "DER", given=own
+            "pkeyutl", "-derive", "-inkey", "/dev/stdin", "-peerkey", peer.name, "-peerform", "DER", stdin=own
         )
     return point, secret
 

@@ -207,9 +207,9 @@ class Module:
         """Raises OSError if the library cannot be loaded, Error if it cannot be initialised."""
         library = ctypes.CDLL(path)
         listed = POINTER(FunctionList)()
-        found = library.C_GetFunctionList(byref(listed))
-        if found != 0:
-            raise Error("C_GetFunctionList", found)
+        code = library.C_GetFunctionList(byref(listed))
+        if code != 0:
+            raise Error("C_GetFunctionList", code)
         prototype = ctypes.CFUNCTYPE(c_ulong)  # arguments are given by type, below
         self._functions = {
             name: prototype(listed.contents.functions[index]) for name, index in FUNCTIONS.items()
@@ -232,17 +232,17 @@ class Module:
         self._call("C_GetSlotList", c_ubyte(1), None, byref(count))
         slots = (c_ulong * count.value)()
         self._call("C_GetSlotList", c_ubyte(1), slots, byref(count))
-        found = []
+        tokens = []
         for slot in slots[: count.value]:
             info = TokenInfo()
             self._call("C_GetTokenInfo", c_ulong(slot), byref(info))
             # A field of characters ends for ctypes at the first zero; PKCS#11 pads by blanks, so nothing is lost.
             label, manufacturer = text(info.label), text(info.manufacturer)
             lengths = (info.limits[MIN_PIN_LENGTH], info.limits[MAX_PIN_LENGTH])
-            found.append(
+            tokens.append(
                 Token(slot, label, manufacturer, text(info.model), text(info.serial), info.flags, lengths)
             )
-        return found
+        return tokens
 
     def initialise(self, slot: int, officer_pin: bytes, label: str) -> None:
         """Initialise the token in a slot, which destroys its contents."""
@@ -281,27 +281,27 @@ class Session:
     def find(self, template: Template) -> list[int]:
         array, _values = attributes(template)
         self._call("C_FindObjectsInit", self._handle, array, c_ulong(len(template)))
-        found, count = (c_ulong * 64)(), c_ulong()
+        handles, count = (c_ulong * 64)(), c_ulong()
         try:
-            self._call("C_FindObjects", self._handle, found, c_ulong(64), byref(count))
+            self._call("C_FindObjects", self._handle, handles, c_ulong(64), byref(count))
         finally:
             self._call("C_FindObjectsFinal", self._handle)
-        return list(found[: count.value])
+        return list(handles[: count.value])
 
     def destroy(self, key: int) -> None:
         self._call("C_DestroyObject", self._handle, c_ulong(key))
 
     def read(self, key: int, kind: int) -> bytes:
         """An attribute's value; Error if the token does not reveal it."""
-        wanted = (Attribute * 1)()
-        wanted[0].kind = kind
-        self._call("C_GetAttributeValue", self._handle, c_ulong(key), wanted, c_ulong(1))
-        if wanted[0].length == UNAVAILABLE:
+        template = (Attribute * 1)()
+        template[0].kind = kind
+        self._call("C_GetAttributeValue", self._handle, c_ulong(key), template, c_ulong(1))
+        if template[0].length == UNAVAILABLE:
             raise Error("C_GetAttributeValue", 0x12)
-        value = ctypes.create_string_buffer(wanted[0].length)
-        wanted[0].value = ctypes.addressof(value)
-        self._call("C_GetAttributeValue", self._handle, c_ulong(key), wanted, c_ulong(1))
-        return value.raw[: wanted[0].length]
+        value = ctypes.create_string_buffer(template[0].length)
+        template[0].value = ctypes.addressof(value)
+        self._call("C_GetAttributeValue", self._handle, c_ulong(key), template, c_ulong(1))
+        return value.raw[: template[0].length]
 
     def is_set(self, key: int, kind: int) -> bool:
         """A boolean attribute; False if the token does not support it."""
@@ -334,7 +334,7 @@ class Session:
         held = ctypes.create_string_buffer(point, len(point))
         parameters = EcdhParameters(KDF_NULL, 0, None, len(point), ctypes.addressof(held))
         how = Mechanism(ECDH1_DERIVE, ctypes.addressof(parameters), ctypes.sizeof(parameters))
-        wanted, _values = attributes(
+        template, _values = attributes(
             {
                 CLASS: SECRET_KEY,
                 KEY_TYPE: GENERIC_SECRET,
@@ -345,7 +345,7 @@ class Session:
         )
         handle = c_ulong()
         self._call(
-            "C_DeriveKey", self._handle, byref(how), c_ulong(private), wanted, c_ulong(5), byref(handle)
+            "C_DeriveKey", self._handle, byref(how), c_ulong(private), template, c_ulong(5), byref(handle)
         )
         try:
             return self.read(handle.value, VALUE)

@@ -40,10 +40,10 @@ def use_with(pin: bytes, settings: dict[str, Any], digest: bytes, make: bool) ->
         user=settings["user"],
         signs=True,
     )
-    found: dict[str, str] = token_keys.bounded(
+    answer: dict[str, str] = token_keys.bounded(
         lambda step: signed(place, pin, digest, make, step), place.seconds, place.user
     )
-    return found
+    return answer
 
 
 def signed(

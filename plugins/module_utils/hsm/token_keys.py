@@ -146,10 +146,10 @@ def become(user: str) -> None:
 def look(settings: Settings, pin: bytes, make: bool, change: bool) -> list[dict[str, Any]]:
     """Find the key in every token, in the order of settings. Missing keys are generated if `make` and `change`."""
     known = recorded(settings.record)
-    found: list[dict[str, Any]] = bounded(
+    rows: list[dict[str, Any]] = bounded(
         lambda step: ask(settings, pin, known, make and change, step), settings.seconds, settings.user
     )
-    return found
+    return rows
 
 
 def ask(
@@ -161,7 +161,7 @@ def ask(
     step("list its tokens")
     tokens = module.tokens()
     chosen = [the_token(tokens, label, known.get(label), settings) for label in settings.tokens]
-    found = []
+    rows = []
     for token in chosen:
         step(f"log in to the token {token.label}")
         with module.session(token.slot) as session:
@@ -176,12 +176,12 @@ def ask(
                 with module.session(token.slot, writes=True) as writing:
                     generate(writing, settings)
                 key, state = the_pair(session, token, settings), "made"
-            seen = described(session, key, token, settings, known.get(token.label)) if key else {}
+            facts = described(session, key, token, settings, known.get(token.label)) if key else {}
             if key:
                 step(f"derive with the key {settings.label} of the token {token.label}")
-                prove(session, key, seen, token, settings)
-            found.append({"state": state, **of_token(token, settings.label), **seen})
-    return found
+                prove(session, key, facts, token, settings)
+            rows.append({"state": state, **of_token(token, settings.label), **facts})
+    return rows
 
 
 def gone(session: Any, token: Any, settings: Settings) -> Fault:
@@ -238,10 +238,10 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
             " Nothing was logged in to. Give one of them another label, or take it off",
         )
     if not fitting:
-        seen = ", ".join(sorted(token.label or "(no label)" for token in tokens))
+        names = ", ".join(sorted(token.label or "(no label)" for token in tokens))
         raise Fault(
             "token_missing",
-            f"the HSM has no token {label}; it has {seen}. Correct its name, or see what became of it",
+            f"the HSM has no token {label}; it has {names}. Correct its name, or see what became of it",
         )
     token = fitting[0]
     if known and known["serial"] != token.serial:
@@ -333,8 +333,8 @@ def main() -> int:
             pins.remember(credential, credential.read_bytes())
             return 0
         with pins.shown(credential, known.pop("pin_name")) as pin:
-            found = look(Settings(**known), pin, make=False, change=False)
-        missing = [each["token"] for each in found if each["state"] == "missing"]
+            rows = look(Settings(**known), pin, make=False, change=False)
+        missing = [each["token"] for each in rows if each["state"] == "missing"]
         if missing:
             raise Fault("key_missing", f"the key was never made in {', '.join(missing)}; run the role hsm")
     except Fault as fault:
@@ -347,8 +347,8 @@ def main() -> int:
             )
         )
         return 2
-    opens = {"ok": True, "observed": "; ".join(map(told, found))}
-    print(json.dumps({"opens": [each["token"] for each in found], "keys": found, "checks": {"opens": opens}}))
+    opens = {"ok": True, "observed": "; ".join(map(told, rows))}
+    print(json.dumps({"opens": [each["token"] for each in rows], "keys": rows, "checks": {"opens": opens}}))
     return 0
 
 

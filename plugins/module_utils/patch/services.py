@@ -35,7 +35,7 @@ def mapped(proc: Path = Path("/proc"), without: str = "") -> dict[str, set[tuple
 
     Connections of SSH are left out, and the control group WITHOUT.
     """
-    found: dict[str, set[tuple[str, bool]]] = {}
+    by_unit: dict[str, set[tuple[str, bool]]] = {}
     for process in proc.glob("[0-9]*"):
         try:
             if (process / "comm").read_text().strip() == SESSION:
@@ -45,8 +45,8 @@ def mapped(proc: Path = Path("/proc"), without: str = "") -> dict[str, set[tuple
         except OSError:  # it has ended
             continue
         if cgroup != without and (unit := UNIT.search(cgroup)):
-            found.setdefault(unit[1], set()).update((path, bool(deleted)) for path, deleted in files)
-    return found
+            by_unit.setdefault(unit[1], set()).update((path, bool(deleted)) for path, deleted in files)
+    return by_unit
 
 
 def stale(proc: Path = Path("/proc")) -> dict[str, list[str]]:

@@ -39,11 +39,11 @@ def visible(proc: Path) -> bool:
 
 def users(mapped: dict[str, set[tuple[str, bool]]]) -> dict[str, set[str]]:
     """Units by the file that they have mapped, whether or not it was replaced."""
-    found: dict[str, set[str]] = {}
+    by_path: dict[str, set[str]] = {}
     for unit, files in mapped.items():
         for path, _ in files:
-            found.setdefault(path, set()).add(unit)
-    return found
+            by_path.setdefault(path, set()).add(unit)
+    return by_path
 
 
 def packages(call: Call, info: Path, running: str, units: dict[str, set[str]]) -> list[list[Any]]:
@@ -64,8 +64,8 @@ def packages(call: Call, info: Path, running: str, units: dict[str, set[str]]) -
     used.setdefault(f"linux-image-{running}", set()).add(KERNEL)
     rows: list[list[Any]] = []
     for name, version, _, source, own in components.packages(call):
-        seen = sorted(used.get(name, ()))
-        rows.append([name, version, source, own, seen if seen or name in native else None])
+        services = sorted(used.get(name, ()))
+        rows.append([name, version, source, own, services if services or name in native else None])
     return rows
 
 

@@ -33,17 +33,17 @@ def ask(
         text=True,
         check=False,
     )
-    said = (done.stdout + done.stderr).strip()
+    output = (done.stdout + done.stderr).strip()
     if done.returncode != 0:
         raise Refused(
-            f"{method} {path}: no answer within {seconds} s: {said}. See `journalctl -u elasticsearch`"
+            f"{method} {path}: no answer within {seconds} s: {output}. See `journalctl -u elasticsearch`"
         )
-    status, _, text = said.partition(" ")
+    status, _, text = output.partition(" ")
     try:
         return int(status), json.loads(text) if text else None
     except ValueError as problem:
         raise Refused(
-            f"{method} {path}: what answered is not Elasticsearch: {said}. See {ADDRESS}, and what listens there"
+            f"{method} {path}: what answered is not Elasticsearch: {output}. See {ADDRESS}, and what listens there"
         ) from problem
 
 
@@ -67,10 +67,12 @@ def refusal(method: str, path: str, status: int, answer: Any) -> Refused:
     return Refused(f"{method} {path}: Elasticsearch answered {status}: {json.dumps(answer)}")
 
 
-def has(found: Any, wanted: Any) -> bool:
-    """Is what was FOUND the one that is WANTED, but for keys of objects that Elasticsearch adds?"""
-    if isinstance(wanted, dict):
-        return isinstance(found, dict) and all(has(found.get(key), value) for key, value in wanted.items())
-    if isinstance(wanted, list) and isinstance(found, list) and len(found) == len(wanted):
-        return all(has(there, here) for there, here in zip(found, wanted, strict=True))
-    return bool(found == wanted)
+def has(actual: Any, expected: Any) -> bool:
+    """Is ACTUAL the EXPECTED one, but for keys of objects that Elasticsearch adds?"""
+    if isinstance(expected, dict):
+        return isinstance(actual, dict) and all(
+            has(actual.get(key), value) for key, value in expected.items()
+        )
+    if isinstance(expected, list) and isinstance(actual, list) and len(actual) == len(expected):
+        return all(has(there, here) for there, here in zip(actual, expected, strict=True))
+    return bool(actual == expected)

@@ -113,18 +113,18 @@ def disk_of(serial: str, device: str | None = None, sysfs: Path = Path("/sys/blo
     """The disk with this serial, or DEVICE if given, regardless of its serial."""
     if device:
         return disk_at(Path(device))
-    found = [block for block in sorted(sysfs.iterdir()) if serial_in(block) == serial]
-    if len(found) != 1:
-        seen = {block.name: serial_in(block) for block in sorted(sysfs.iterdir()) if serial_in(block)}
+    blocks = [block for block in sorted(sysfs.iterdir()) if serial_in(block) == serial]
+    if len(blocks) != 1:
+        serials = {block.name: serial_in(block) for block in sorted(sysfs.iterdir()) if serial_in(block)}
         raise Unusable(
-            f"{len(found)} disks have the serial {serial!r} (seen: {seen}):"
+            f"{len(blocks)} disks have the serial {serial!r} (seen: {serials}):"
             + (
                 " name the device too"
-                if found
+                if blocks
                 else " attach it, or correct the volume's serial in the inventory"
             )
         )
-    return disk_at(Path("/dev", found[0].name.replace("!", "/")))
+    return disk_at(Path("/dev", blocks[0].name.replace("!", "/")))
 
 
 def identity(disk: Disk, serial: str, size: int) -> Iterator[Finding]:
@@ -200,10 +200,10 @@ def signatures(disk: Disk) -> Iterator[Finding]:
     way_out = "If it may go, say so by `luks_destroy` with this disk's serial; otherwise name another disk"
     done = probed(["wipefs", "--no-act", "--json", str(disk.path)])
     try:
-        found = json.loads(done.stdout)["signatures"] if done.stdout.strip() else []
+        entries = json.loads(done.stdout)["signatures"] if done.stdout.strip() else []
     except (ValueError, KeyError, TypeError):
-        found, done.returncode = [], done.returncode or 1
-    for entry in found:
+        entries, done.returncode = [], done.returncode or 1
+    for entry in entries:
         kind = KINDS.get(entry["type"], "file system or other signature")
         words = f"{kind} ({entry['type']}) at {entry['offset']} of {disk.path}"
         yield Finding("wipefs", words + (f", UUID {entry['uuid']}" if entry.get("uuid") else ""), way_out)
@@ -214,11 +214,11 @@ def signatures(disk: Disk) -> Iterator[Finding]:
             "A disk that cannot be judged is not blank: see `dmesg` and `lsblk`",
         )
     done = probed(["blkid", "--probe", "--output", "export", str(disk.path)])
-    said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    fields = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     if done.returncode == 0:
-        kind = said.get("TYPE") or said.get("PTTYPE") or "something"
+        kind = fields.get("TYPE") or fields.get("PTTYPE") or "something"
         words = f"{KINDS.get(kind, 'file system or other signature')} ({kind}) on {disk.path}"
-        yield Finding("blkid", words + (f", UUID {said['UUID']}" if "UUID" in said else ""), way_out)
+        yield Finding("blkid", words + (f", UUID {fields['UUID']}" if "UUID" in fields else ""), way_out)
     elif done.returncode != 2:  # 2: nothing recognised, or nothing readable; reading() tells the two apart
         words = done.stderr.strip() or "several signatures that contradict each other"
         yield Finding("blkid", f"ended with {done.returncode} on {disk.path}: {words}", way_out)
@@ -320,13 +320,13 @@ def against_formatting(
     disk: Disk, serial: str, size: int, register: Sequence[Registered] = (), destroy: str = ""
 ) -> list[Finding]:
     """All findings against formatting. DESTROY: serial of a disk whose contents may be destroyed."""
-    found = [*identity(disk, serial, size), *users(disk)]
+    findings = [*identity(disk, serial, size), *users(disk)]
     if not (destroy and destroy == serial == disk.serial):
-        found += [*registered(disk, register), *signatures(disk)]
-        found += reading(disk)
+        findings += [*registered(disk, register), *signatures(disk)]
+        findings += reading(disk)
     else:
-        found += [finding for finding in reading(disk) if finding.about != CONTENTS]
-    return found
+        findings += [finding for finding in reading(disk) if finding.about != CONTENTS]
+    return findings
 
 
 def from_register(entries: Sequence[Mapping[str, str]]) -> list[Registered]:

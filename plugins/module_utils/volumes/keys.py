@@ -32,11 +32,11 @@ def new_bootstrap_key(of: Volume) -> bytes:
 
 def bootstrap_key(of: Volume) -> bytes:
     """A bootstrap key that opens the volume; if there is none, one is added by means of the HSM."""
-    kept = of.at(BOOTSTRAP)
+    file = of.at(BOOTSTRAP)
     key = b""
-    if kept.exists():
+    if file.exists():
         with contextlib.suppress(luks.Failed):  # sealed by a host that was since installed anew
-            key = sealing.unseal(f"{of.name}.{BOOTSTRAP}", kept.read_bytes())
+            key = sealing.unseal(f"{of.name}.{BOOTSTRAP}", file.read_bytes())
     if key and luks.opens(of.path, key) is not None:
         return key
     key = key or new_bootstrap_key(of)
@@ -60,9 +60,9 @@ def wipe_orphans(of: Volume, key: bytes) -> None:
     """Wipe slots and tokens of interrupted runs. The bootstrap key still opens the volume."""
     header = of.header()
     keep = {luks.opens(of.path, key), *map(int, of.known.slots)}
-    wanted = [luks.attributes(uri) for uri in of.tokens.values()]
+    pairs = [luks.attributes(uri) for uri in of.tokens.values()]
     for token in header.tokens.values():
-        if token["type"] == PKCS11 and luks.attributes(token["pkcs11-uri"]) in wanted:
+        if token["type"] == PKCS11 and luks.attributes(token["pkcs11-uri"]) in pairs:
             keep |= {int(slot) for slot in token["keyslots"]}  # enrol() has it proven, or wipes it
     wipe_but(of, keep, header)
     for gone in [slot for slot in of.known.slots if int(slot) not in header.slots]:
@@ -134,13 +134,13 @@ def enrol_recovery(of: Volume, key: bytes) -> None:
             return
         of.retire(RECOVERY)
     recovery = luks.recovery_key()
-    said = {
+    envelope = {
         "volume": of.known_as or of.name,
         "uuid": of.known.uuid,
         "serial": of.serial,
         "recovery_key": recovery,
     }
-    sealed = luks.encrypt_to(of.escrow, json.dumps(said).encode())
+    sealed = luks.encrypt_to(of.escrow, json.dumps(envelope).encode())
     of.keep("recovery.cms", sealed)
     luks.add_key(of.path, recovery.encode(), by_key=key)
     slot = luks.opens(of.path, recovery.encode())

@@ -41,11 +41,11 @@ def environment() -> dict[str, str]:
     return ENVIRONMENT | passed
 
 
-def run(argv: list[str], given: bytes = b"", seconds: int = SECONDS, **more: Any) -> tuple[int, bytes, str]:
+def run(argv: list[str], content: bytes = b"", seconds: int = SECONDS, **more: Any) -> tuple[int, bytes, str]:
     """(exit code, output, error output) of a program; its input is passed through a pipe."""
     try:
         done = subprocess.run(
-            argv, input=given, capture_output=True, timeout=seconds, check=False, env=environment(), **more
+            argv, input=content, capture_output=True, timeout=seconds, check=False, env=environment(), **more
         )
     except FileNotFoundError:
         raise Failed(f"there is no program {argv[0]} on this host: install its package first") from None
@@ -54,9 +54,9 @@ def run(argv: list[str], given: bytes = b"", seconds: int = SECONDS, **more: Any
     return done.returncode, done.stdout, done.stderr.decode(errors="replace").strip()
 
 
-def must(argv: list[str], doing: str, given: bytes = b"", **more: Any) -> bytes:
+def must(argv: list[str], doing: str, content: bytes = b"", **more: Any) -> bytes:
     """The output of a program; Failed if its exit code is not 0."""
-    code, out, words = run(argv, given, **more)
+    code, out, words = run(argv, content, **more)
     if code != 0:
         raise Failed(f"{doing}: {argv[0]} ended with {code}: {words[-600:] or 'no message'}")
     return out
@@ -96,12 +96,12 @@ def read(device: Path) -> Header | None:
     code, out, _words = run(["cryptsetup", "luksDump", "--dump-json-metadata", str(device)])
     if code != 0:
         return None
-    found = json.loads(out)
+    document = json.loads(out)
     return Header(
         uuid_on(device),
-        {int(slot): content for slot, content in found["keyslots"].items()},
-        {int(token): content for token, content in found["tokens"].items()},
-        next(iter(found["segments"].values()), {}),
+        {int(slot): content for slot, content in document["keyslots"].items()},
+        {int(token): content for token, content in document["tokens"].items()},
+        next(iter(document["segments"].values()), {}),
     )
 
 
@@ -128,8 +128,8 @@ def opens(device: Path, key: bytes) -> int | None:
     """The slot that a key opens, or None. The volume is not activated."""
     argv = ["cryptsetup", "open", "--test-passphrase", "--verbose", "--key-file", "-", str(device)]
     code, out, words = run(argv, key)
-    found = re.search(r"Key slot (\d+) unlocked", out.decode(errors="replace") + words)
-    return int(found[1]) if code == 0 and found else None
+    match = re.search(r"Key slot (\d+) unlocked", out.decode(errors="replace") + words)
+    return int(match[1]) if code == 0 and match else None
 
 
 def prove(device: Path, token: int, pin: bytes, seconds: int) -> None:
@@ -215,8 +215,8 @@ def add_key(device: Path, new: bytes, by_key: bytes = b"", by_token: tuple[int, 
         os.write(theirs, new)
         os.close(theirs)
         argv = ["cryptsetup", "luksAddKey", "--batch-mode", *DERIVATION, *way, str(device), f"/dev/fd/{ours}"]
-        given = by_token[1] if by_token else by_key
-        code, out, words = run(argv, given, pass_fds=(ours,))
+        secret = by_token[1] if by_token else by_key
+        code, out, words = run(argv, secret, pass_fds=(ours,))
     finally:
         os.close(ours)
     if code != 0:

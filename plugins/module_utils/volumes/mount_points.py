@@ -63,11 +63,11 @@ def settle(path: Path, check: bool) -> list[str]:
             if bare.exists():
                 descriptor = os.open(bare, os.O_RDONLY | os.O_DIRECTORY)
                 try:
-                    seen = flags(descriptor)
-                    if not seen & IMMUTABLE:
+                    attributes = flags(descriptor)
+                    if not attributes & IMMUTABLE:
                         changes.append(f"{path}: immutable where nothing is mounted")
                         if not check:
-                            fcntl.ioctl(descriptor, SET_FLAGS, array.array("L", [seen | IMMUTABLE]))
+                            fcntl.ioctl(descriptor, SET_FLAGS, array.array("L", [attributes | IMMUTABLE]))
                 finally:
                     os.close(descriptor)
         finally:

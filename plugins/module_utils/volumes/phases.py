@@ -43,10 +43,10 @@ def converge(of: Volume, check: bool = False) -> None:
     if wrong and of.record is not None:
         raise Refused("\n".join(map(str, wrong)))
     if of.record is not None and of.destroy == of.serial:
-        found = luks.read(of.path)
+        header = luks.read(of.path)
         if of.record.phase == PLANNED:
             of.record.overridden = True
-        elif found is None or found.uuid != of.record.uuid:
+        elif header is None or header.uuid != of.record.uuid:
             of.record = None  # its disk's contents may go; a volume that is whole is never meant
     if of.record is None and (wrong or not adopted(of, check)):  # plan() says all that is wrong at once
         plan(of, check)
@@ -168,12 +168,12 @@ def compare(of: Volume, check: bool) -> None:
             f" ({', '.join(of.tokens[owner] for owner in moved)}): playbooks/rotate-keys.yml changes keys"
         )
     if RECOVERY not in lacking and of.stored.get("recovery") != of.known.recovery_sha256:
-        kept = of.at("recovery.cms")
-        if not kept.exists():
+        copy = of.at("recovery.cms")
+        if not copy.exists():
             lacking.append(RECOVERY)  # no one holds this key any more, so it is of no use
     if not lacking and of.stored.get("header") != of.known.header_sha256:
-        kept = of.at("header.cms")
-        if not kept.exists():
+        copy = of.at("header.cms")
+        if not copy.exists():
             of.changes.append(f"back up the header of {of.name}")
             if not check:
                 of.export_header()
@@ -216,7 +216,7 @@ def only_our_leftovers(of: Volume) -> None:
     """Check that nothing was written to the disk since it was found blank, except by an interrupted format."""
     against = list(disks.users(of.disk))
     if not of.known.overridden:
-        against += [found for found in disks.signatures(of.disk) if of.known.uuid not in found.seen]
+        against += [finding for finding in disks.signatures(of.disk) if of.known.uuid not in finding.seen]
         against += list(disks.reading(of.disk, start=luks.DATA_OFFSET * 512))
     if against:
         raise NeedsPerson(

@@ -54,4 +54,4 @@ class Record:
     format: int = formats.FORMAT
 
     def owned_by(self, owner: str) -> list[int]:
-        return [int(slot) for slot, said in self.slots.items() if said["owner"] == owner]
+        return [int(slot) for slot, entry in self.slots.items() if entry["owner"] == owner]

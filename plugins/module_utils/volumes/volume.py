@@ -58,8 +58,8 @@ class Volume:
         except disks.Unusable as problem:
             raise Refused(str(problem)) from None
         self.path = self.disk.path
-        found = self.at("json")
-        self.record = Record(**read(found)) if found.exists() else None
+        file = self.at("json")
+        self.record = Record(**read(file)) if file.exists() else None
 
     # ------------------------------------------------------------ files
     def at(self, kind: str) -> Path:
@@ -107,20 +107,20 @@ class Volume:
 
     def header(self) -> luks.Header:
         """This volume's header; NeedsPerson if there is none or another volume's."""
-        found = luks.read(self.path)
-        if found is None:
+        header = luks.read(self.path)
+        if header is None:
             raise NeedsPerson(
                 f"volume {self.name}, UUID {self.known.uuid}, was made on {self.path}, which has no LUKS2 header now."
                 " Restore the header backup (docs/operate/storage.md). If the volume may go, say so by `luks_destroy` with"
                 f" the serial {self.serial}"
             )
-        if found.uuid != self.known.uuid:
+        if header.uuid != self.known.uuid:
             raise NeedsPerson(
-                f"{self.path} holds a LUKS volume with the UUID {found.uuid}, and {self.name} has {self.known.uuid}."
+                f"{self.path} holds a LUKS volume with the UUID {header.uuid}, and {self.name} has {self.known.uuid}."
                 " Were disks swapped, or was it formatted elsewhere? Compare with `lsblk --output"
                 " NAME,SERIAL,UUID`"
             )
-        return found
+        return header
 
     def token_of(self, owner: str, header: luks.Header) -> int | None:
         """The header's token of an owner's recorded slot."""
@@ -165,22 +165,22 @@ class Volume:
         if header is None or self.record is None:
             return []
         key_of_ours = self.record.phase in (KEYS, ESCROW, WIPING)
-        found = []
+        rows = []
         for slot, content in sorted(header.slots.items()):
-            said = self.record.slots.get(
+            entry = self.record.slots.get(
                 str(slot), {"owner": BOOTSTRAP if key_of_ours else "unknown", "enrolled": ""}
             )
             tokens = [header.tokens[token] for token in header.tokens_of(slot)]
-            found.append(
+            rows.append(
                 {
                     "slot": slot,
-                    **said,
+                    **entry,
                     "type": tokens[0]["type"] if tokens else "password",
                     "uri": tokens[0].get("pkcs11-uri", "") if tokens else "",
                     "kdf": content["kdf"]["type"],
                 }
             )
-        return found
+        return rows
 
     def cms(self, kind: str, sha256: str) -> str:
         """Escrow file (CMS) that the control node has not stored yet; '' if it has."""
