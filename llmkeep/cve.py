@@ -1,4 +1,4 @@
-"""`llmkeep cve`: known vulnerabilities of what the hosts have installed, by the databases of the bundle. No host is changed.
+"""`llmkeep cve`: known vulnerabilities of the hosts' packages and programs, by the databases of the bundle. No host is changed.
 
 Exit codes: 0 none is open, and everything is known; 1 refused or failed; 2 wrong usage; 3 some are open, and everything is known;
 4 something is unknown: a database is missing, damaged, empty, too old or of another distribution, a host did not answer, a
@@ -32,7 +32,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "cve",
         parents=[runs.whole_run(INVENTORY)],
-        help="known vulnerabilities of what hosts have installed",
+        help="known vulnerabilities of the hosts",
         description=__doc__,
     )
     parser.add_argument("--host", dest="limit", metavar="HOST,HOST", help="only these")
@@ -41,19 +41,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         type=Path,
         default=CURRENT,
         metavar="BUNDLE",
-        help="whose databases are used (default: %(default)s)",
+        help="bundle with the databases (default: %(default)s)",
     )
     parser.add_argument(
         "--fixed-by",
         type=Path,
         metavar="BUNDLE",
-        help="say which findings are closed by the versions in this bundle",
+        help="name the findings that the versions in this bundle close",
     )
     parser.add_argument(
         "--days",
         type=int,
         default=database.DAYS,
-        help="a database that is older leaves what it is for unknown (default: %(default)s)",
+        help="findings of an older database are unknown (default: %(default)s)",
     )
     parser.add_argument(
         "--waivers",

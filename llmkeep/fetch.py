@@ -1,4 +1,4 @@
-"""`llmkeep release fetch HOST NAME`: bring a candidate from a training host to the control node, to be signed there.
+"""`llmkeep release fetch HOST NAME`: copy a candidate from a training host to the control node, for signing.
 
 NAME is the candidate's folder among the host's jobs, as `llm-train publish --into` or playbooks/improve.yml made it. The host is
 not trusted with what it sends: only files of one model are taken, each as its manifest has it, into a folder that only root
@@ -231,7 +231,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verbs = release.register(subparsers)
     verb = verbs.add_parser(
         "fetch",
-        help="bring a candidate from a training host",
+        help="copy a candidate from a training host",
         description=__doc__,
         parents=[whole_run(INVENTORY)],
     )

@@ -26,9 +26,9 @@ STREAMS = "logs-llmkeep.*"
 MOST = 1000  # documents of one request; a gateway logs one, the edge another
 NOTHING_FOUND = 3
 UNAVAILABLE = 503
-DESCRIPTION = """What all hosts logged about one request, in the order of time. The id is the answer's header X-Request-Id.
+DESCRIPTION = """Logs of all hosts about one request, in the order of time. The id is the answer's header X-Request-Id.
 Exit codes: 0 found; 1 Elasticsearch was not reached, or refused; 3 there is no document of this request."""
-CHECK = """Compares what each host counted in its journal with what Elasticsearch has, by hour, and names what is missing.
+CHECK = """Compares each host's counts of its journal with Elasticsearch's, by hour, and names missing entries.
 Exit codes: 0 complete; 1 Elasticsearch was not reached, or refused; 3 entries are missing, or a host's count is
 none; 4 none is missing, and a host is silent."""
 
@@ -146,7 +146,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep logs …`."""
-    verbs = subparsers.add_parser("logs", help="what hosts logged").add_subparsers(
+    verbs = subparsers.add_parser("logs", help="logs of the hosts").add_subparsers(
         required=True, metavar="VERB"
     )
     parser = verbs.add_parser("find", help="print the documents of one request", description=DESCRIPTION)
@@ -157,19 +157,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         type=float,
         default=0,
         metavar="SECONDS",
-        help="ask again for so long while there is none (default 0)",
+        help="seconds to repeat the query while there is none (default 0)",
     )
     parser.set_defaults(run=_find, places=Places())
-    parser = verbs.add_parser(
-        "check", help="compare what was written, shipped and indexed", description=CHECK
-    )
+    parser = verbs.add_parser("check", help="compare written, shipped and indexed entries", description=CHECK)
     parser.add_argument("--hours", type=float, default=25, help="how far back (default 25)")
     parser.add_argument(
         "--settle",
         type=float,
         default=60,
         metavar="SECONDS",
-        help="leave out counts that are younger, whose documents may be under way (default 60)",
+        help="ignore younger counts, whose documents may be in transit (default 60)",
     )
     parser.add_argument("--record", action="store_true", help="keep the result for this host's metrics, too")
     parser.add_argument("--json", action="store_true", help="one document for a machine")

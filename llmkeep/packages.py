@@ -36,7 +36,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = verbs.add_parser(
         "list",
         parents=[whole_run(INVENTORY)],
-        help="what all hosts have, for the builder",
+        help="packages of all hosts, for the builder",
         description=__doc__,
     )
     parser.add_argument("--out", type=Path, help="file to write (default: standard output)")

@@ -83,7 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--passphrase-file", type=Path, help="file or pipe with the passphrase (default: ask twice)"
     )
     either.add_argument(
-        "--without-passphrase", action="store_true", help="for a throw-away lab: protect the key by nothing"
+        "--without-passphrase", action="store_true", help="for a throw-away lab: do not protect the key"
     )
 
 

@@ -1,8 +1,8 @@
-"""`llmkeep patch`: newer Debian packages for the hosts, one after the other, and back where one does not work.
+"""`llmkeep patch`: newer Debian packages for the hosts, one after the other, with a rollback where one does not work.
 
 The bundle that brings them is carried, bootstrapped and applied by `llmkeep site` before (docs/operate/patch.md).
 
-Exit codes: 0 done, or planned; 1 a host was not patched, and the message says why; 130 interrupted, run it again.
+Exit codes: 0 done, or planned; 1 a host was not patched, with the reason; 130 interrupted, run it again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="say what would be done and which vulnerabilities that closes, and change nothing",
+        help="print the steps and the vulnerabilities that they close; change nothing",
     )
     parser.add_argument(
         "--back", action="store_true", help="roll back to the packages that the last patch replaced"
@@ -39,7 +39,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--canary-key-file",
         type=Path,
         metavar="FILE",
-        help="on the control node: what identities.yml wrote for a key that may ask the models; needed where hosts serve",
+        help="on the control node: file of identities.yml with a key that may ask the models; needed where hosts serve",
     )
     parser.add_argument(
         "--last-instance",
@@ -49,9 +49,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--without-rollback",
         action="store_true",
-        help="also where packages of before cannot be had again, such as those that Debian's installer brought",
+        help="also where former packages are in no archive, such as those of Debian's installer",
     )
-    parser.add_argument("--no-reboot", action="store_true", help="reboot no host: you do that")
+    parser.add_argument("--no-reboot", action="store_true", help="reboot no host: an operator does")
     parser.set_defaults(run=_patch)
 
 

@@ -238,7 +238,7 @@ def _replace_disk(arguments: argparse.Namespace) -> int:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep host replace` and `llmkeep disk replace`."""
-    verbs = subparsers.add_parser("host", help="hosts that die", description=__doc__).add_subparsers(
+    verbs = subparsers.add_parser("host", help="replace a dead host", description=__doc__).add_subparsers(
         required=True, metavar="VERB"
     )
     parser = verbs.add_parser(
@@ -249,19 +249,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("name", help="of the host in the inventory")
     parser.add_argument("--reason", required=True, help="for the readers of the record")
-    parser.add_argument(
-        "--plan", action="store_true", help="say what would be done and is lost, and change nothing"
-    )
+    parser.add_argument("--plan", action="store_true", help="print the steps and the losses; change nothing")
     parser.add_argument(
         "--keep-volumes", action="store_true", help="the old machine's disks are in the new one"
     )
     parser.add_argument(
         "--host-key",
         metavar="SHA256:…",
-        help="the new machine's SSH key, as read at its console; else it is known already",
+        help="the new machine's SSH key, as read at its console (default: the known one)",
     )
     parser.set_defaults(run=_replace, places=Places())
-    verbs = subparsers.add_parser("disk", help="disks that die", description=__doc__).add_subparsers(
+    verbs = subparsers.add_parser("disk", help="replace a dead disk", description=__doc__).add_subparsers(
         required=True, metavar="VERB"
     )
     parser = verbs.add_parser(
@@ -271,5 +269,5 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("volume", help="its name in luks_volumes")
     parser.add_argument("serial", help="of the new disk, as luks_volumes has it")
     parser.add_argument("--reason", required=True, help="for the readers of the record")
-    parser.add_argument("--plan", action="store_true", help="say what is lost, and change nothing")
+    parser.add_argument("--plan", action="store_true", help="print the losses; change nothing")
     parser.set_defaults(run=_replace_disk, places=Places())

@@ -96,13 +96,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     common.add_argument("--reason", required=True, help="for the readers of the record")
     common.set_defaults(places=Places())
     for verb, text in (
-        (revoking.revoke, "revoke all certificates of a name, and shut it out of every host"),
-        (revoking.reinstate, "let a revoked name have certificates again"),
+        (revoking.revoke, "revoke all certificates of a name, and exclude it from every host"),
+        (revoking.reinstate, "allow certificates for a revoked name again"),
     ):
         parser = verbs.add_parser(verb.__name__, parents=[common], help=text, description=__doc__)
         parser.set_defaults(run=lambda arguments, verb=verb: _distributed(verb, arguments))
     parser = verbs.add_parser(
-        "crl", help="renew the revocation list if it has to be (site.yml and the renewal call it)"
+        "crl", help="renew the revocation list if it is due (site.yml and the renewal call it)"
     )
     parser.set_defaults(run=told(lambda arguments: str(revoking.publish(arguments.places))))
     parser = verbs.add_parser(
@@ -110,7 +110,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--host", required=True, help="the edge's name in the inventory")
     parser.add_argument(
-        "--new-key", action="store_true", help="have the next site.yml make a new key and request"
+        "--new-key", action="store_true", help="the next site.yml makes a new key and request"
     )
     parser.add_argument("--csr", help="of site.yml: file with the host's request, - for standard input")
     parser.add_argument("--names", default="", help="of site.yml: comma-separated edge_public_names")

@@ -1,6 +1,6 @@
-"""`llmkeep size`: what logs take a day at a load, and the volumes that they need for as long as they are kept.
+"""`llmkeep size`: the daily size of logs at a load, and the volumes for their retention.
 
-Bytes of a document are measured (sizes.json, which names the command); how many there are is the load that is given.
+Bytes of a document are measured (sizes.json, which names the command); their number follows from the load.
 
 Exit codes: 0 the inventory's budgets suffice; 1 they do not, or the inventory cannot be read.
 """
@@ -206,7 +206,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """`llmkeep size`."""
     parser = subparsers.add_parser(
         "size",
-        help="what logs take a day at a load, and the volumes for it",
+        help="daily size of logs at a load, and the volumes for it",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,7 +1,7 @@
-"""`llmkeep backup create | verify | list | restore`: the control node's state elsewhere, and back on new hardware.
+"""`llmkeep backup create | verify | list | restore`: store the control node's state elsewhere, and restore it on new hardware.
 
-What it has: authority, policy, keys, all that is sealed to this host, record, heads, registers, inventory and SSH key, and the
-signatures of releases. docs/operate/backup.md says what it has not, and where that is. Only the escrow key opens it elsewhere.
+It contains authority, policy, keys, all secrets sealed to this host, record, heads, registers, inventory and SSH key, and the
+signatures of releases. docs/operate/backup.md lists the rest and its place. Only the escrow key opens it elsewhere.
 
 Exit codes: 0 done; 1 refused or failed, with the reason; 9 the escrow key's passphrase is wrong, or cannot be had.
 """
@@ -205,12 +205,12 @@ def _restore(arguments: argparse.Namespace) -> str:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep backup create | verify | list | restore`."""
-    parser = subparsers.add_parser("backup", help="the control node's state elsewhere", description=__doc__)
+    parser = subparsers.add_parser("backup", help="back up and restore the control node", description=__doc__)
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, words, verb in (
-        ("create", "back this control node up, and forget what is too old", create),
-        ("verify", "read every byte of the repository where it lies", verify),
+        ("create", "back this control node up, and remove old backups", create),
+        ("verify", "read every byte of the repository", verify),
         ("list", "the backups, the oldest first", overview),
     ):
         verbs.add_parser(name, help=words, description=__doc__).set_defaults(run=_command(_here(verb)))

@@ -29,7 +29,9 @@ from llmkeep.places import Places
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep bundle build | verify | list | provenance | compare | split | delta | join`."""
-    verbs = subparsers.add_parser("bundle", help="what crosses the air gap").add_subparsers(required=True)
+    verbs = subparsers.add_parser("bundle", help="bundles that cross the air gap").add_subparsers(
+        required=True
+    )
     parser = verbs.add_parser("build", help="build and sign it (needs the registries, or a warm cache)")
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(".lab/bundle"), help="default: %(default)s")
@@ -37,7 +39,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--resolve-apt",
         action="store_true",
-        help="if the mirror no longer has the locked versions, take those it has, and print the differences",
+        help="if the mirror no longer has the locked versions, use its present ones, and print the differences",
     )
     parser.add_argument(
         "--refresh", action="store_true", help="build again even if lock and tree did not change"
@@ -75,7 +77,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_list)
     parser = verbs.add_parser(
         "provenance",
-        help="the signed statement of what a bundle was built from (in-toto, SLSA)",
+        help="the signed statement of a bundle's sources (in-toto, SLSA)",
         description=__doc__,
     )
     parser.add_argument("folder", type=Path)
@@ -88,7 +90,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_refusing(_provenance))
     parser = verbs.add_parser(
         "compare",
-        help="name each difference in content between two, such as of two teams",
+        help="name each difference in content between two, such as two teams' builds",
         description=__doc__,
     )
     parser.add_argument("first", type=Path)
@@ -97,29 +99,29 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     out = "folder for the media: OUT/1, OUT/2 …; hard links where it is on the same file system"
     units = "bytes that a medium holds: 900G, 4.7GB (powers of 1000), 900GiB (of 1024). Leave 2 %% of a disk to its file system"
     parser = verbs.add_parser(
-        "split", help="over several media, each verifiable alone, in any order", description=__doc__
+        "split", help="divide it over several media, each verifiable alone, in any order", description=__doc__
     )
     parser.add_argument("folder", type=Path, help="bundle, release or candidate")
     parser.add_argument("--size", required=True, help=units)
     parser.add_argument("--out", type=Path, required=True, help=out)
     parser.set_defaults(run=_refusing(_split))
     parser = verbs.add_parser(
-        "delta", help="only what a newer one has beyond an older one, by content", description=__doc__
+        "delta", help="only contents of a newer one that an older one lacks", description=__doc__
     )
-    parser.add_argument("old", type=Path, help="what is in use at the far side; its manifest is enough")
+    parser.add_argument("old", type=Path, help="the one in use at the far side; its manifest is enough")
     parser.add_argument("folder", type=Path, help="the newer one")
     parser.add_argument("--size", help=f"{units}; default: one medium")
     parser.add_argument("--out", type=Path, required=True, help=out)
     parser.set_defaults(run=_refusing(_split))
-    parser = verbs.add_parser("join", help="put media together; run it once for each", description=__doc__)
+    parser = verbs.add_parser("join", help="join media; run it once for each", description=__doc__)
     parser.add_argument("folder", metavar="medium", type=Path)
-    parser.add_argument("--into", type=Path, required=True, help="appears when all is there")
+    parser.add_argument("--into", type=Path, required=True, help="appears when it is complete")
     parser.add_argument(
         "--base",
         type=Path,
         action="append",
         default=[],
-        help="what a delta adds to, beside the bundles and releases of this host; can be given several times",
+        help="base of a delta, beside the bundles and releases of this host; may be repeated",
     )
     parser.set_defaults(run=_refusing(_join))
 

@@ -2,7 +2,7 @@
 
 A passphrase is asked for on the terminal, or read from --passphrase-file: a file that only its owner can read, or a pipe.
 
-Exit codes: 0 done; 1 refused, with the reason; 9 the passphrase is wrong, weak, or cannot be had. What was there is kept then.
+Exit codes: 0 done; 1 refused, with the reason; 9 the passphrase is wrong, weak, or cannot be had. The former state is kept then.
 """
 
 import argparse

@@ -151,7 +151,7 @@ def _executable(digest: str) -> Path:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep program NAME`."""
     parser = subparsers.add_parser(
-        "program", help="print where a program of the lock lies; exit code 1 if it is not available"
+        "program", help="print the path of a program of the lock; exit code 1 if it is not available"
     )
     parser.add_argument("name")
     parser.add_argument("--mirror", type=Path, help="default: the variable LLMKEEP_MIRROR")

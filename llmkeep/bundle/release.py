@@ -494,7 +494,7 @@ def register(
 ) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
     """`llmkeep release init | passphrase | sign | verify | add | list`; returns the verbs, for one more."""
     parser = subparsers.add_parser(
-        "release", help="models that the estate trained or took in", description=__doc__
+        "release", help="models that the estate trained or fetched", description=__doc__
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -514,7 +514,7 @@ def register(
     verb = verbs.add_parser("sign", help="make a release of a candidate")
     verb.add_argument("folder", type=Path)
     verb.add_argument(
-        "--days", type=int, default=DAYS, help="how long it may be installed (default: %(default)s)"
+        "--days", type=int, default=DAYS, help="days in which it may be installed (default: %(default)s)"
     )
     verb.add_argument(
         "--sha256", help="of the candidate's manifest, as its maker printed it; refuses another one"

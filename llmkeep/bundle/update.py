@@ -161,7 +161,9 @@ def _update(arguments: argparse.Namespace) -> int:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep lock update | requirements`."""
-    verbs = subparsers.add_parser("lock", help="pin what artifacts.yml wants").add_subparsers(required=True)
+    verbs = subparsers.add_parser("lock", help="pin the contents of artifacts.yml").add_subparsers(
+        required=True
+    )
     lock.add_requirements(verbs)
     parser = verbs.add_parser(
         "update", help="resolve artifacts.yml anew (needs the registries)", description=__doc__

@@ -21,10 +21,10 @@ from llmkeep.experiments.outcomes import Verdict
 from llmkeep.places import Places
 
 STOPPED = 3
-CHECK = """Reads experiments and says what each rung of their ladders will find. Exit codes: 0 they can run; 1 one cannot, or two
+CHECK = """Reads experiments and prints the power of each rung of their ladders. Exit codes: 0 they can run; 1 one cannot, or two
 of them would ask the same tenants about the same model; the message has the arithmetic."""
-SHOW = """Compares both arms on each rung, by intervals that hold however often they are looked at. Exit codes: 0 told; 1 refused,
-as where a serving host of -i does not tell its outcomes; 3 there is no verdict for a rung, since its units were not assigned as
+SHOW = """Compares both arms on each rung, by intervals that hold for any number of looks. Exit codes: 0 printed; 1 refused,
+such as where a serving host of -i does not answer; 3 there is no verdict for a rung, since its units were not assigned as
 declared."""
 
 
@@ -167,9 +167,9 @@ def _outcomes(parser: argparse.ArgumentParser, required: bool) -> None:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep experiment`."""
     verbs = subparsers.add_parser(
-        "experiment", help="whether a new model is better: what an experiment can find, and what it found"
+        "experiment", help="compare a new model with the present one, by users' ratings"
     ).add_subparsers(required=True, metavar="VERB")
-    check = verbs.add_parser("check", help="whether experiments can find what they ask", description=CHECK)
+    check = verbs.add_parser("check", help="compute the power of experiments", description=CHECK)
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiments/*.yml")
     check.set_defaults(run=_check)
     acts = argparse.ArgumentParser(add_help=False)
@@ -183,12 +183,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _outcomes(judged, required=False)
     either = judged.add_mutually_exclusive_group(required=True)
     either.add_argument("--reason", help="for the readers of the record")
-    either.add_argument(
-        "--despite", metavar="REASON", help="even if outcomes speak against it; REASON is put on record"
-    )
+    either.add_argument("--despite", metavar="REASON", help="against the outcomes; REASON is put on record")
     for name, run, parents, text in (
         ("start", _start, [of_file, why], "write its entry in policy, at the first step of its ladder"),
-        ("step", _step, [of_file, judged], "move it to the next step, if outcomes do not speak against it"),
+        ("step", _step, [of_file, judged], "move it to the next step, if its outcomes permit"),
         ("promote", _promote, [of_file, judged], "give all units the candidate, if it is better"),
         ("stop", _stop, [why], "give all units the control"),
     ):
@@ -200,12 +198,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                 type=int,
                 default=0,
                 metavar="PERCENT",
-                help="of the control's answers: ask the candidate a copy, and give it to no client; at no step yet",
+                help="percent of the control's requests to copy to the candidate, for no client; before the first step",
             )
     verb.add_argument("name", help="of the experiment, as policy has it")
     verb.add_argument("--remove", action="store_true", help="remove its entry")
-    show = verbs.add_parser("show", parents=[acts, of_file], help="what came out so far", description=SHOW)
+    show = verbs.add_parser("show", parents=[acts, of_file], help="results so far", description=SHOW)
     _outcomes(show, required=True)
     show.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    show.add_argument("--publish", action="store_true", help="and bring it to the pages of product owners")
+    show.add_argument("--publish", action="store_true", help="and publish it on the pages of product owners")
     show.set_defaults(run=_show)

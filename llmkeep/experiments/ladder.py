@@ -1,7 +1,7 @@
 """`llmkeep experiment start | step | stop | promote`: the entry of an experiment in policy's source, changed by a person.
 
-Each puts who, what and why on the control node's audit record, and into the entry, which hosts get signed. Nothing reaches a host
-before `llmkeep policy build` and `llmkeep site`.
+Each puts operator, change and reason on the control node's audit record, and into the entry, which hosts get signed. Nothing
+reaches a host before `llmkeep policy build` and `llmkeep site`.
 """
 
 import math

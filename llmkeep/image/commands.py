@@ -21,7 +21,9 @@ from llmkeep.places import Places
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep image build | verify | add | list | remove`."""
-    parser = subparsers.add_parser("image", help="what serves, as a container image", description=__doc__)
+    parser = subparsers.add_parser(
+        "image", help="the serving software as a container image", description=__doc__
+    )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser(
@@ -59,10 +61,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     verb = verbs.add_parser("list", help="the images on this mirror", parents=[trust])
     verb.set_defaults(run=_list)
-    verb = verbs.add_parser("remove", help="take an image off this mirror")
-    verb.add_argument(
-        "digest", help="as `list` shows it; no cluster may need it any more, to go back included"
-    )
+    verb = verbs.add_parser("remove", help="remove an image from this mirror")
+    verb.add_argument("digest", help="as `list` shows it; no cluster may need it, for a rollback either")
     verb.set_defaults(run=_remove)
 
 

@@ -233,7 +233,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument(
-        "--hosts", type=Path, metavar="FILE.csv", help="the hosts; without it questions are asked"
+        "--hosts", type=Path, metavar="FILE.csv", help="the table of hosts (default: ask on the terminal)"
     )
     verb.add_argument("--template", action="store_true", help="print a table to fill for --hosts, and end")
     verb.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="new file (default %(default)s)")

@@ -1,4 +1,4 @@
-"""`llmkeep model add SOURCE`: take a model in from outside, as a candidate that `llmkeep release sign` makes a release of.
+"""`llmkeep model add SOURCE`: fetch a model from outside, as a candidate for `llmkeep release sign`.
 
 SOURCE is hub:OWNER/REPO@COMMIT (HF_ENDPOINT, HF_TOKEN, proxies and SSL_CERT_FILE of the environment apply), a directory, or a
 GGUF file. Taken are safetensors, their index, tokenizer, chat template, configuration, card and licence; what is left out is
@@ -37,7 +37,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser = verbs.add_parser(
         "add",
-        help="take a model in from a hub, a directory or a GGUF file",
+        help="fetch a model from a hub, a directory or a GGUF file",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,20 +46,22 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--name", help="name of the model in the estate; default: that of the source")
     parser.add_argument("--licence-file", type=Path, help="text of the licence, where the source has none")
     parser.add_argument(
-        "--accept-licence", metavar="NAME", help="accept the licence with this name; a terminal is asked"
+        "--accept-licence",
+        metavar="NAME",
+        help="accept the licence with this name (default: ask on the terminal)",
     )
     parser.add_argument(
         "--maker-key",
         type=Path,
         metavar="PEM",
-        help="public key of the model's maker, whose signature by OpenSSF's model signing is demanded",
+        help="public key of the model's maker; requires their signature by OpenSSF's model signing",
     )
     parser.add_argument(
         "--signature", type=Path, help=f"that signature; default: {signature.NAME} in a directory"
     )
     parser.set_defaults(run=_add)
     parser = verbs.add_parser(
-        "sign", help="sign a model's files by OpenSSF's model signing, for those who get it from you"
+        "sign", help="sign a model's files by OpenSSF's model signing, for its recipients"
     )
     parser.add_argument("folder", type=Path, help="its folder: of a candidate or release, models/NAME")
     parser.add_argument(
@@ -69,7 +71,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--passphrase-file", type=Path, help="file or pipe with the key's passphrase (default: ask once)"
     )
     parser.add_argument(
-        "--signature", type=Path, required=True, help="where to write the signature, outside of the folder"
+        "--signature", type=Path, required=True, help="file for the signature, outside of the folder"
     )
     parser.set_defaults(run=_sign)
 

@@ -408,7 +408,9 @@ def register(
     )
     verb = verbs.add_parser("sign", help="sign a host's request; prints the certificate and its chain")
     verb.add_argument("--csr", required=True, help="file with the request, - for standard input")
-    verb.add_argument("--names", required=True, help="comma-separated: what the inventory allows the host")
+    verb.add_argument(
+        "--names", required=True, help="comma-separated names that the inventory allows the host"
+    )
     verb.add_argument("--host", required=True, help="the host's name in the inventory")
     verb.add_argument(
         "--days", type=int, default=LEAF_DAYS, help="days until it expires (%(default)s, the maximum)"
@@ -423,7 +425,7 @@ def register(
             )
         )
     )
-    verb = verbs.add_parser("status", help="domain, expiry, and whether the root key was taken away")
+    verb = verbs.add_parser("status", help="domain, expiry, and presence of the root key")
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.set_defaults(run=told(_status))
     return verbs

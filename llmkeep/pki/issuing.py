@@ -163,14 +163,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--token", required=True, help="label of a token that holds no other key")
     verb.add_argument("--label", default="llmkeep issuing", help="the key's label (%(default)s)")
     verb.add_argument("--user", default="", help="account that may use the module (this one)")
-    verb.add_argument("--seconds", type=int, default=20, help="the HSM has to answer within (%(default)s)")
+    verb.add_argument("--seconds", type=int, default=20, help="time limit of the HSM's answer (%(default)s)")
     verb.set_defaults(run=told(_request))
     verb = verbs.add_parser(
         "certify", help="on the machine with the escrow key: print the certificate for the request"
     )
     verb.add_argument("--csr", type=Path, required=True, help="the request")
     verb.add_argument("--root", type=Path, required=True, help="root.pem of the estate")
-    verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
+    verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms")
     verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
     verb.add_argument(
         "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask, if it has one)"
@@ -180,12 +180,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "root-list", help="on the machine with the escrow key: print the root's revocation list"
     )
     verb.add_argument("--root", type=Path, required=True, help="root.pem of the estate")
-    verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
+    verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms")
     verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
     verb.add_argument(
         "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask, if it has one)"
     )
     verb.set_defaults(run=told(_root_list))
     verb = verbs.add_parser("adopt", help="control node: sign with the key in the HSM from now on")
-    verb.add_argument("--certificate", type=Path, required=True, help="what certify printed")
+    verb.add_argument("--certificate", type=Path, required=True, help="output of certify")
     verb.set_defaults(run=told(lambda arguments: adopt(arguments.places, arguments.certificate.read_bytes())))

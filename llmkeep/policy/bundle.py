@@ -335,9 +335,7 @@ def _break_glass(arguments: argparse.Namespace) -> int:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep policy init | check | build | renew | verify | diff | break-glass`."""
-    parser = subparsers.add_parser(
-        "policy", help="who may do what: judged, signed, compared", description=__doc__
-    )
+    parser = subparsers.add_parser("policy", help="check, sign and compare the policy", description=__doc__)
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make the key where there is none (bootstrap calls it)")
@@ -346,32 +344,30 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb = verbs.add_parser("check", help="compile a source, judge its data, run its tests; signs nothing")
     verb.add_argument("--source", type=Path, help=own)
     verb.set_defaults(run=_check)
-    verb = verbs.add_parser("build", help="check a source and sign it; one that did not change is kept")
+    verb = verbs.add_parser("build", help="check a source and sign it; an unchanged one is kept")
     verb.add_argument("--source", type=Path, help=own)
-    verb.add_argument("--days", type=int, default=DAYS, help="how long it holds (default: %(default)s)")
+    verb.add_argument("--days", type=int, default=DAYS, help="days of validity (default: %(default)s)")
     verb.add_argument("--out", type=Path, help="default: /var/lib/llmkeep/policy/bundle.tar.gz")
     verb.set_defaults(run=_build)
-    verb = verbs.add_parser("renew", help="sign what was signed anew, where its days are running out")
+    verb = verbs.add_parser("renew", help="sign a policy anew that expires soon")
     verb.set_defaults(run=_renew)
     verb = verbs.add_parser("verify", help="signature, every byte, revision, expiry", description=__doc__)
     verb.add_argument("bundle", type=Path)
-    verb.add_argument("--key", type=Path, required=True, help="whom to trust (PEM)")
+    verb.add_argument("--key", type=Path, required=True, help="the trusted key (PEM)")
     verb.add_argument("--minimum", type=int, default=0, help="the highest revision accepted so far")
     verb.set_defaults(run=_verify)
-    verb = verbs.add_parser(
-        "diff", help="what roles and groups may do, that they might not before, and the reverse"
-    )
+    verb = verbs.add_parser("diff", help="permissions that roles and groups gained and lost")
     verb.add_argument("old", type=Path, help="a bundle, or a folder with a source")
     verb.add_argument("new", type=Path)
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.set_defaults(run=_diff)
     verb = verbs.add_parser(
-        "break-glass", help="print a token for when a host's policy engine does not answer"
+        "break-glass", help="print a token for a host whose policy engine does not answer"
     )
     verb.add_argument("--tenant", required=True, help="of the subject, as the gateway knows it")
-    verb.add_argument("--subject", required=True, help="who may use it, as the gateway knows them")
+    verb.add_argument("--subject", required=True, help="the subject that may use it, as the gateway knows it")
     verb.add_argument("--model", action="append", help="the only models that it may use; default: all")
     verb.add_argument("--action", required=True, action="append", help="as 'POST /generate'; may be repeated")
     verb.add_argument("--hours", type=float, required=True, help=f"how long, at most {HOURS}")
-    verb.add_argument("--reason", required=True, help="for those who read the record")
+    verb.add_argument("--reason", required=True, help="for the readers of the record")
     verb.set_defaults(run=_break_glass)

@@ -101,7 +101,7 @@ def _acknowledge(arguments: argparse.Namespace) -> int:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep audit …`."""
-    parser = subparsers.add_parser("audit", help="the record of what was run from here", description=__doc__)
+    parser = subparsers.add_parser("audit", help="the record of this node's runs", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser(
         "init", help="make the signing key and begin the record (bootstrap calls it)"
@@ -118,22 +118,20 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--clusters", type=Path, help="JSON list of clusters whose replicas have records: name and kubeconfig"
     )
     collect.set_defaults(run=_collect)
-    verb = verbs.add_parser(
-        "findings", help="unacknowledged findings of the witness, and hosts it learns nothing of"
-    )
+    verb = verbs.add_parser("findings", help="unacknowledged findings of the witness, and hosts without news")
     verb.add_argument(
         "--minutes",
         type=int,
         default=0,
-        help="leave out records of which it has learnt nothing for less (default: %(default)s)",
+        help="ignore records without news for a shorter time (default: %(default)s)",
     )
     verb.set_defaults(run=_findings)
-    copy = verbs.add_parser("shipped", help="verify the copy of the hosts' records that Elasticsearch has")
+    copy = verbs.add_parser("shipped", help="verify Elasticsearch's copy of the hosts' records")
     copy.add_argument("--json", action="store_true", help="a line for each host")
     copy.set_defaults(run=_shipped, places=Places())
     known = verbs.add_parser(
-        "acknowledge", help="put on record that a finding is known, and take it from the list"
+        "acknowledge", help="record that a finding is known, and remove it from the list"
     )
     known.add_argument("id", help="as `findings` names it")
-    known.add_argument("--reason", required=True, help="what was found out and done")
+    known.add_argument("--reason", required=True, help="result of the investigation, and measures")
     known.set_defaults(run=_acknowledge)

@@ -275,14 +275,14 @@ def diff(arguments: argparse.Namespace) -> int:
 def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`report`, `reports` and `diff`."""
     parser = verbs.add_parser(
-        "report", parents=[runs.whole_run(INVENTORY)], help="run all checks, and sign what they show of a standard"
+        "report", parents=[runs.whole_run(INVENTORY)], help="run all checks, and sign their results for a standard"
     )  # fmt: skip
     parser.add_argument("--standard", required=True, help="a file of controls/, such as cis-debian13")
     parser.add_argument("--out", type=Path, help="a folder for a copy that leaves this host")
-    parser.add_argument("--quiet", action="store_true", help="without what Ansible prints")
+    parser.add_argument("--quiet", action="store_true", help="without Ansible's output")
     parser.set_defaults(run=make)
-    verbs.add_parser("reports", help="the reports made here, and what they show").set_defaults(run=show_list)
-    parser = verbs.add_parser("diff", help="what changed between two reports")
+    verbs.add_parser("reports", help="the reports made here, and their verdicts").set_defaults(run=show_list)
+    parser = verbs.add_parser("diff", help="changes between two reports")
     parser.add_argument("before", type=Path, help="a file, or a name that `reports` lists")
     parser.add_argument("after", type=Path, help="likewise")
     parser.add_argument("--verifier", help="the key of the record that signed them; default: this host's")

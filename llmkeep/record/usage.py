@@ -1,4 +1,4 @@
-"""`llmkeep usage`: who used what, summed from copies of the hosts' audit records.
+"""`llmkeep usage`: tokens by tenant, model and day, summed from copies of the hosts' audit records.
 
 Each record is verified first: chain and signed heads, by the key and against the heads that the witness keeps on this node.
 Only records under a signed head count. A request, failed ones included, counts on the day (UTC) on which it ended, an answer
@@ -372,7 +372,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """`llmkeep usage`."""
     parser = subparsers.add_parser(
         "usage",
-        help="who used how many tokens, by the verified records of the hosts",
+        help="tokens used by tenants and models, from the hosts' verified records",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -129,17 +129,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--out", type=Path, help="file to write (default: standard output)")
     verb.set_defaults(run=_bundle)
     verb = verbs.add_parser(
-        "make", parents=[whole_run(hosts.INVENTORY)], help="of all hosts as installed, compared with the bundles, and signed"
+        "make", parents=[whole_run(hosts.INVENTORY)], help="of all hosts, compared with the bundles, and signed"
     )  # fmt: skip
     verb.add_argument("--out", type=Path, help="a folder for a copy that leaves this host")
     verb.set_defaults(run=_make)
     verbs.add_parser("list", help="those of hosts that were made here").set_defaults(run=_list)
-    verb = verbs.add_parser("show", help="what is unknown and missing on hosts, or all that one host has")
+    verb = verbs.add_parser("show", help="unknown and missing packages of hosts, or everything on one host")
     verb.add_argument("name", nargs="?", help="a file, or a name that `list` prints (default: the newest)")
     verb.add_argument("--host", help="print the CycloneDX document of this one")
     verb.add_argument("--out", type=Path, help="file for that document (default: standard output)")
     verb.set_defaults(run=_show)
-    diff = verbs.add_parser("diff", help="what hosts got, lost or changed between two")
+    diff = verbs.add_parser("diff", help="additions, removals and changes between two")
     diff.add_argument("before", help="a file, or a name that `list` prints")
     diff.add_argument("after", help="likewise")
     diff.set_defaults(run=_diff)
