@@ -96,7 +96,7 @@ def check_pepper(pepper: bytes, source: str) -> bytes:
 def absent(path: Path) -> KeyFile:
     """No records, for a file that never existed. Raises KeyFileError for one that is gone."""
     if marker(path).exists():
-        raise gone(path) from None
+        raise missing_file(path) from None
     return KeyFile()
 
 
@@ -128,7 +128,7 @@ def marker(path: Path) -> Path:
     return path.with_name(f".{path.name}.existed")
 
 
-def gone(path: Path) -> KeyFileError:
+def missing_file(path: Path) -> KeyFileError:
     return KeyFileError(
         f"the keys file {path} existed and is gone: restore it from a backup. To begin anew, with every revoked token of an "
         f"identity provider valid again, remove {marker(path)}, too"
@@ -264,8 +264,8 @@ def replacement(
 
     Without `lifetime`, the new key has that of the old one.
     """
-    given = old.expires - old.created if old.expires else None
-    key, record = new_key(pepper, old.subject, old.tenant, list(old.roles), lifetime or given)
+    old_lifetime = old.expires - old.created if old.expires else None
+    key, record = new_key(pepper, old.subject, old.tenant, list(old.roles), lifetime or old_lifetime)
     ends = record.created + overlap
     ends = min(old.expires, ends) if old.expires else ends
     return key, record.model_copy(update={"replaces": old.id}), old.model_copy(update={"expires": ends})
@@ -295,18 +295,18 @@ class KeyTable:
         self.records: dict[str, Record] | None = None
         self.certificates: dict[str, Record] = {}  # by fingerprint
         self.blocked: dict[str, datetime] = {}
-        self.seen: Stamp | None = None
+        self.file_stamp: Stamp | None = None
         self.existed = False
         self.reload()
 
     def reload(self) -> None:
         """Read the file again."""
-        self.seen = stamp(self.path)
+        self.file_stamp = stamp(self.path)
         try:
             content = read_keys(self.path)
-            if self.seen is None and self.existed:
-                raise gone(self.path)
-            self.existed = self.seen is not None
+            if self.file_stamp is None and self.existed:
+                raise missing_file(self.path)
+            self.existed = self.file_stamp is not None
         except KeyFileError as error:
             self.records = None
             log.error(str(error))
@@ -318,7 +318,7 @@ class KeyTable:
 
     def refresh(self) -> bool:
         """Reload the file if it has changed; returns whether it had."""
-        if stamp(self.path) == self.seen:
+        if stamp(self.path) == self.file_stamp:
             return False
         self.reload()
         return True
@@ -340,8 +340,8 @@ class KeyTable:
         if parts[1] not in self.readable():
             self.refresh()  # it may be new
         record = self.readable().get(parts[1])
-        known = record.hash if record and record.hash else "0" * 64
-        if not hmac.compare_digest(key_hash(self.pepper, key), known) or record is None:
+        expected = record.hash if record and record.hash else "0" * 64
+        if not hmac.compare_digest(key_hash(self.pepper, key), expected) or record is None:
             raise unauthenticated("invalid_key", "the API key is wrong: check it, or request a new one")
         if refusal := ended(record):
             raise refusal

@@ -141,7 +141,7 @@ def gateway_pepper(file: Path | None) -> bytes:
         ) from None
 
 
-def shown(record: Record) -> dict[str, object]:
+def public_fields(record: Record) -> dict[str, object]:
     """A record for output, without its hash."""
     expired = record.expires is not None and record.expires <= datetime.now(UTC)
     state = "revoked" if record.revoked else "expired" if expired else "live"
@@ -161,7 +161,7 @@ def hand_over(options: argparse.Namespace, key: str, record: Record, old: Record
     """Print a new key, which is shown only this once."""
     if options.json:
         ends = {"replaced_expires": old.model_dump(mode="json")["expires"]} if old else {}
-        print(json.dumps({**shown(record), **ends, "key": key}))
+        print(json.dumps({**public_fields(record), **ends, "key": key}))
         return 0
     note = f" (the old one, {old.id}, expires {until(old)})" if old else ""
     who = f"key {record.id} for {record.subject} of {record.tenant}"
@@ -191,7 +191,7 @@ def add_certificate(options: argparse.Namespace) -> int:
         refuse_another_holder(records, record)
         records.append(record)
     if options.json:
-        print(json.dumps(shown(record)))
+        print(json.dumps(public_fields(record)))
     else:
         who = f"certificate {record.id} for {record.subject} of {record.tenant}"
         print(f"{who}, SHA-256 {record.fingerprint}, valid until {until(record)}", file=sys.stderr)
@@ -229,8 +229,8 @@ def import_key(options: argparse.Namespace) -> int:
     record = handover.record(lambda: gateway_pepper(options.pepper_file))
     with edited(options.keys_file) as records:
         at = {each.id: index for index, each in enumerate(records)}
-        known = record.id in at
-        if known:
+        existing = record.id in at
+        if existing:
             here = records[at[record.id]]
             if (here.hash, here.fingerprint) != (record.hash, record.fingerprint):
                 raise KeyFileError(
@@ -253,9 +253,9 @@ def import_key(options: argparse.Namespace) -> int:
                 ends = min(old.expires or handover.replaced_expires, handover.replaced_expires)
                 records[at[old.id]] = old.model_copy(update={"expires": ends})
     if options.json:
-        print(json.dumps({**shown(here), "imported": not known}))
+        print(json.dumps({**public_fields(here), "imported": not existing}))
     else:
-        print(f"{record.id} {'was already imported' if known else 'is now valid here'}", file=sys.stderr)
+        print(f"{record.id} {'was already imported' if existing else 'is now valid here'}", file=sys.stderr)
     return 0
 
 
@@ -264,10 +264,12 @@ def list_keys(options: argparse.Namespace) -> int:
     used = read_last_used(last_used_file(options.keys_file))
     last = {record.id: used[record.id].isoformat() if record.id in used else None for record in content.keys}
     if options.json:
-        print(json.dumps([{**shown(record), "last_used": last[record.id]} for record in content.keys]))
+        print(
+            json.dumps([{**public_fields(record), "last_used": last[record.id]} for record in content.keys])
+        )
         return 0
     for record in content.keys:
-        state, roles = shown(record)["state"], ",".join(record.roles)
+        state, roles = public_fields(record)["state"], ",".join(record.roles)
         words = [
             record.id,
             f"{record.kind:11}",
@@ -314,7 +316,7 @@ def revoke_key(options: argparse.Namespace) -> int:
         if records[index].revoked is None:
             now = datetime.now(UTC).replace(microsecond=0)
             records[index] = records[index].model_copy(update={"revoked": now})
-        result = shown(records[index])
+        result = public_fields(records[index])
     if options.json:
         print(json.dumps(result))
     else:

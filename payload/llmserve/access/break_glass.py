@@ -26,7 +26,7 @@ class BreakGlass:
         self.path = path
         self.public_key = public_key
         self.claims: dict[str, Any] | None = None
-        self.seen: Stamp | None = None
+        self.file_stamp: Stamp | None = None
 
     def active(self) -> bool:
         """Whether there is a valid file now."""
@@ -64,9 +64,9 @@ class BreakGlass:
     def reload(self) -> None:
         """Read the file again if it has changed."""
         now = stamp(self.path)
-        if now == self.seen:
+        if now == self.file_stamp:
             return
-        self.seen, self.claims = now, None
+        self.file_stamp, self.claims = now, None
         if now is None:
             return
         try:

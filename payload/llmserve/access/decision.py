@@ -80,42 +80,42 @@ def text(answer: dict[str, object], name: str) -> str:
     return value
 
 
-def parse_experiment(given: object) -> Experiment:
+def parse_experiment(content: object) -> Experiment:
     """An experiment of the decision; raises PolicyUnavailable if it is invalid."""
-    if not isinstance(given, dict):
+    if not isinstance(content, dict):
         raise PolicyUnavailable("an experiment of the decision is not an object")
-    unit, percent = given.get("unit"), number(given, "percent")
+    unit, percent = content.get("unit"), number(content, "percent")
     if unit not in ("subject", "request") or percent > 100:
         raise PolicyUnavailable(
             f"an experiment's unit is {str(unit)[:40]!r} and its percentage {percent}: subject or request, 0 to 100"
         )
-    refusals = given.get("refusals")
+    refusals = content.get("refusals")
     if not isinstance(refusals, list) or not all(isinstance(each, str) and each for each in refusals):
         raise PolicyUnavailable("an experiment's refusals are not a list of what refusals begin with")
     return Experiment(
-        text(given, "name"),
-        text(given, "model"),
-        text(given, "control"),
-        text(given, "candidate"),
+        text(content, "name"),
+        text(content, "model"),
+        text(content, "control"),
+        text(content, "candidate"),
         unit,
         percent,
-        text(given, "salt"),
+        text(content, "salt"),
         tuple(each.casefold().lstrip()[:OPENING] for each in refusals),
-        number(given, "shadow"),
+        number(content, "shadow"),
     )
 
 
-def parse_alias(given: object) -> Alias:
+def parse_alias(content: object) -> Alias:
     """An alias of the decision; raises PolicyUnavailable if it is invalid."""
-    if not isinstance(given, dict):
+    if not isinstance(content, dict):
         raise PolicyUnavailable("an alias of the decision is not an object")
-    collections = given.get("collections", [])
+    collections = content.get("collections", [])
     if not isinstance(collections, list) or not all(isinstance(name, str) for name in collections):
         raise PolicyUnavailable("an alias of the decision has collections that are not a list of names")
-    days = {name: text(given, name) for name in ("deprecated", "sunset") if name in given}
+    days = {name: text(content, name) for name in ("deprecated", "sunset") if name in content}
     try:
         dates = {name: date.fromisoformat(day) for name, day in days.items()}
-        return Alias(text(given, "model"), dates.get("deprecated"), dates.get("sunset"), tuple(collections))
+        return Alias(text(content, "model"), dates.get("deprecated"), dates.get("sunset"), tuple(collections))
     except ValueError:
         raise PolicyUnavailable(f"an alias of the decision has no valid days: {str(days)[:80]}") from None
 

@@ -101,9 +101,9 @@ class Authenticator:
             return self.used(self.keys.holder(token))
         if scheme.lower() == b"bearer" and self.issuer and token.count(".") == 2:
             return self.token(self.issuer, token)
-        wanted = "'Bearer llmk_<id>_<secret>'" + (" or 'Bearer <token>'" if self.issuer else "")
+        forms = "'Bearer llmk_<id>_<secret>'" + (" or 'Bearer <token>'" if self.issuer else "")
         raise unauthenticated(
-            "malformed_key", f"the Authorization header is not {wanted}: send a whole API key"
+            "malformed_key", f"the Authorization header is not {forms}: send a whole API key"
         )
 
     def token(self, issuer: Issuer, text: str) -> Identity:

@@ -57,16 +57,16 @@ class LastUsed:
             self.minutes[number] = minute
             self.unwritten = True
 
-    def flush_if_due(self, known: Container[str]) -> None:
+    def flush_if_due(self, ids: Container[str]) -> None:
         """Write if there is anything new, at most once a minute."""
         if self.unwritten and time.monotonic() >= self.next_flush:
-            self.flush(known)
+            self.flush(ids)
 
-    def flush(self, known: Container[str]) -> None:
-        """Replace the file; ids that are no longer `known` are dropped."""
+    def flush(self, ids: Container[str]) -> None:
+        """Replace the file; all but `ids` are dropped."""
         self.next_flush = time.monotonic() + FLUSH_SECONDS
         self.take_in()
-        self.minutes = {number: minute for number, minute in self.minutes.items() if number in known}
+        self.minutes = {number: minute for number, minute in self.minutes.items() if number in ids}
         content = {
             number: datetime.fromtimestamp(minute * 60, UTC).strftime(FORM)
             for number, minute in sorted(self.minutes.items())

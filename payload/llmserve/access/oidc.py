@@ -157,12 +157,12 @@ class Issuer:
         self.keys: list[SigningKey] | None = None
         self.verified: dict[bytes, tuple[Token, float]] = {}  # by SHA-256, with expiry as time.monotonic()
         self.next_look = 0.0
-        self.seen: Stamp | None = None
+        self.file_stamp: Stamp | None = None
         self.reload()
 
     def reload(self) -> None:
         """Read the file again, and forget tokens verified with older keys."""
-        self.seen = stamp(self.config.jwks_file)
+        self.file_stamp = stamp(self.config.jwks_file)
         self.verified.clear()
         try:
             self.keys = read_jwks(self.config.jwks_file)
@@ -174,7 +174,7 @@ class Issuer:
 
     def refresh(self) -> bool:
         """Reload the file if it has changed; returns whether it had."""
-        if stamp(self.config.jwks_file) == self.seen:
+        if stamp(self.config.jwks_file) == self.file_stamp:
             return False
         self.reload()
         return True
@@ -245,21 +245,21 @@ class Issuer:
             raise refused("token_algorithm", f"the token is not signed by one of {allowed}")
         if "crit" in head:
             raise refused("token_critical_header", "the token has unsupported extensions (crit)")
-        named = self.named(head.get("kid"))
-        if not named and time.monotonic() >= self.next_look:
+        matches = self.keys_by_id(head.get("kid"))
+        if not matches and time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_SECONDS
             self.refresh()  # the provider may have a new key
-            named = self.named(head.get("kid"))
-        if not named:
+            matches = self.keys_by_id(head.get("kid"))
+        if not matches:
             raise refused(
                 "unknown_token_key", "the token's key (kid) is not one of the identity provider's keys"
             )
-        for key in named:
+        for key in matches:
             if algorithm in key.algorithms:
                 return key, algorithm
         raise refused("token_key_mismatch", "the token's key is for another algorithm")
 
-    def named(self, kid: object) -> list[SigningKey]:
+    def keys_by_id(self, kid: object) -> list[SigningKey]:
         """Keys with this kid; raises ApiError 503 if there are no keys at all."""
         if self.keys is None:
             raise unavailable(

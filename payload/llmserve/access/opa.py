@@ -71,7 +71,7 @@ class OpaEmbedded:
         """`public_key`: the policy's, PEM. The bundle is read on first use."""
         self.bundle = bundle
         self.public_key = public_key
-        self.seen: Stamp | None = None
+        self.file_stamp: Stamp | None = None
         self.revision = 0
         self.opa: OpaEngine | None = None
         self.trouble = f"{bundle} does not exist"
@@ -88,9 +88,9 @@ class OpaEmbedded:
     def reload(self) -> None:
         """Load the bundle if it has changed."""
         now = stamp(self.bundle)
-        if now is None or now == self.seen:
+        if now is None or now == self.file_stamp:
             return
-        self.seen = now
+        self.file_stamp = now
         try:
             bundle = judged(self.bundle.read_bytes(), self.public_key, self.revision)
             opa = OpaEngine()

@@ -34,26 +34,26 @@ class Policy:
     """Decisions, cached or fresh. `ready` while the engine returns valid decisions."""
 
     def __init__(
-        self, engine: PolicyEngine, metrics: Metrics, seen: Path | None, glass: BreakGlass | None
+        self, engine: PolicyEngine, metrics: Metrics, revision_file: Path | None, glass: BreakGlass | None
     ) -> None:
-        """`seen`: file that preserves the highest revision across restarts."""
+        """`revision_file`: file that preserves the highest revision across restarts."""
         self.engine = engine
         self.metrics = metrics
-        self.seen = seen
+        self.revision_file = revision_file
         self.glass = glass
-        self.revision = read_revision(seen)
+        self.revision = read_revision(revision_file)
         self.ready = False
         self.trouble = "not probed yet"
-        self.kept: OrderedDict[Hashable, tuple[float, Decision]] = OrderedDict()
+        self.decisions: OrderedDict[Hashable, tuple[float, Decision]] = OrderedDict()
         self.changed: Callable[[], None] = lambda: None
 
     async def decide(self, identity: Identity, action: str) -> Decision:
         """The decision for a subject, allowed or not; raises ApiError 503 if there is none."""
         key = (identity.subject, identity.roles, identity.groups, identity.tenant, action)
         now = time.monotonic()
-        kept = self.kept.get(key)
-        if kept is not None and now < kept[0]:
-            return kept[1]
+        entry = self.decisions.get(key)
+        if entry is not None and now < entry[0]:
+            return entry[1]
         decision = await self.fresh(identity, action)
         if decision.rule != "break_glass":
             self.keep(key, now + (ALLOWED_SECONDS if decision.allow else DENIED_SECONDS), decision)
@@ -61,10 +61,10 @@ class Policy:
 
     def keep(self, key: Hashable, until: float, decision: Decision) -> None:
         """Cache a decision, evicting the oldest if there are too many."""
-        self.kept[key] = until, decision
-        self.kept.move_to_end(key)
-        if len(self.kept) > KEPT:
-            self.kept.popitem(last=False)
+        self.decisions[key] = until, decision
+        self.decisions.move_to_end(key)
+        if len(self.decisions) > KEPT:
+            self.decisions.popitem(last=False)
 
     async def fresh(self, identity: Identity, action: str) -> Decision:
         """Evaluate the policy, or fall back to break-glass; raises ApiError 503."""
@@ -104,15 +104,15 @@ class Policy:
 
     def advance(self, revision: int) -> None:
         """Store a new revision durably, and drop decisions of older ones. Raises PolicyUnavailable if it cannot be stored."""
-        if self.seen:
+        if self.revision_file:
             try:
-                write_aside(self.seen, f"{revision}\n")
+                write_aside(self.revision_file, f"{revision}\n")
             except OSError as error:
-                reason = f"revision {revision} cannot be stored in {self.seen}: {error.strerror}"
+                reason = f"revision {revision} cannot be stored in {self.revision_file}: {error.strerror}"
                 raise PolicyUnavailable(reason) from None
         log.info("policy revision", extra={"fields": {"from": self.revision, "to": revision}})
         self.revision = revision
-        self.kept.clear()
+        self.decisions.clear()
         self.changed()
 
     def fail(self, error: PolicyUnavailable) -> None:
@@ -137,18 +137,18 @@ class Policy:
             await self.ask(PROBE)
         except PolicyUnavailable as error:
             self.fail(error)
-            self.kept.clear()  # cached decisions do not outlive the engine
+            self.decisions.clear()  # cached decisions do not outlive the engine
         self.metrics.break_glass_armed.set(int(self.glass is not None and self.glass.active()))
 
 
-def read_revision(seen: Path | None) -> int:
+def read_revision(file: Path | None) -> int:
     """The highest revision seen; 0 if there is none. Raises ConfigError for an invalid file."""
-    if seen is None or not seen.exists():
+    if file is None or not file.exists():
         return 0
-    content = seen.read_text(encoding="ascii", errors="replace").strip()
+    content = file.read_text(encoding="ascii", errors="replace").strip()
     if not content.isdecimal():
         raise ConfigError(
-            f"{seen} contains {content[:40]!r} instead of the highest policy revision: write the control node's into it"
+            f"{file} contains {content[:40]!r} instead of the highest policy revision: write the control node's into it"
         )
     return int(content)
 

@@ -222,17 +222,17 @@ class Quotas:
         """
         if self.redis is None:
             raise RedisUnavailable
-        wanted = max(window.used - window.leased, window.limit // LEASES)
+        amount = max(window.used - window.leased, window.limit // LEASES)
         expires = int(window.ends) + MINUTE
         own = self.redis.key(window.name)
         # Counted before the others are read: of two hosts that lease at once, one sees both.
         total, _, *others = await self.redis.execute(
-            ("INCRBY", own, wanted),
+            ("INCRBY", own, amount),
             ("EXPIREAT", own, expires),
             *(digits(self.redis.key(window.name, host)) for host in self.redis.others),
         )
-        over = min(wanted, max(0, int(total) + sum(map(counted, others)) - window.limit))
-        window.leased += wanted - over
+        over = min(amount, max(0, int(total) + sum(map(counted, others)) - window.limit))
+        window.leased += amount - over
         if over:
             await self.redis.execute(("INCRBY", own, -over))
         return over == 0

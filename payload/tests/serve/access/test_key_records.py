@@ -273,7 +273,7 @@ def test_a_key_that_was_added_since_is_found_without_waiting(tmp_path: Path) -> 
     assert keys.holder(key) == record
     later = KeyTable(keys.path, PEPPER)
     later.certificates = {}
-    later.seen = None
+    later.file_stamp = None
     assert later.certificate_holder(PRINT) == held
 
 
@@ -321,7 +321,7 @@ def test_a_file_that_vanishes_below_a_running_gateway_is_not_taken_for_an_empty_
     assert keys.refresh()
     assert keys.records is None
     never = KeyTable(tmp_path / "never.json", PEPPER)
-    assert (never.records, never.existed, never.seen) == ({}, False, None)
+    assert (never.records, never.existed, never.file_stamp) == ({}, False, None)
 
 
 def test_the_table_says_why_a_record_ended(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_the_engine_is_asked_once_in_five_seconds_for_an_allowance_and_each_seco
     case = Case()
     for answer, seconds in (ALLOWED, 5.0), (DENIED, 1.0):
         case.engine.answer = answer
-        case.policy.kept.clear()
+        case.policy.decisions.clear()
         case.engine.queries.clear()
         first = case.decide()
         clock[0] += seconds - 0.01
@@ -211,7 +211,7 @@ def test_the_oldest_decision_leaves_a_full_cache(clock: list[float], monkeypatch
     assert [asked("a"), asked("b"), asked("a")] == [1, 2, 2]
     clock[0] += 5
     assert [asked("a"), asked("c"), asked("a"), asked("c"), asked("b")] == [3, 4, 4, 4, 5]
-    assert len(case.policy.kept) == 2
+    assert len(case.policy.decisions) == 2
 
 
 def test_an_older_and_an_expired_policy_decide_nothing(clock: list[float]) -> None:
@@ -241,10 +241,10 @@ def test_a_new_revision_is_stored_drops_older_decisions_and_is_told(
     case.policy.changed = lambda: told.append(case.policy.revision)
     case.decide()
     case.decide(ADA, "other")
-    assert ((tmp_path / "revision").read_text(), told, len(case.policy.kept)) == ("7\n", [7], 2)
+    assert ((tmp_path / "revision").read_text(), told, len(case.policy.decisions)) == ("7\n", [7], 2)
     case.engine.answer = {**ALLOWED, "revision": 8}
     case.decide(ADA, "third")
-    assert (read_revision(tmp_path / "revision"), told, len(case.policy.kept)) == (8, [7, 8], 1)
+    assert (read_revision(tmp_path / "revision"), told, len(case.policy.decisions)) == (8, [7, 8], 1)
     assert case.metric("llm_policy_revision") == 8
     again = Case(tmp_path / "revision")
     assert again.policy.revision == 8
@@ -308,7 +308,7 @@ def test_a_probe_finds_a_dead_engine_and_drops_what_it_decided(tmp_path: Path, c
     case.engine.answer = PolicyUnavailable("down")
     (tmp_path / "glass.jwt").unlink()
     asyncio.run(case.policy.probe())
-    assert (case.policy.ready, case.policy.trouble, len(case.policy.kept)) == (False, "down", 0)
+    assert (case.policy.ready, case.policy.trouble, len(case.policy.decisions)) == (False, "down", 0)
     assert case.metric("llm_break_glass_armed") == 0
     assert case.code() == "policy_unavailable"
     asyncio.run(Case().policy.probe())
@@ -344,7 +344,7 @@ def test_break_glass_decides_while_the_engine_is_down_and_is_never_cached(tmp_pa
     case = Case(None, glass(tmp_path))
     case.engine.answer = DENIED
     assert case.decide().rule == "default_deny", "it does not override a denial"
-    case.policy.kept.clear()
+    case.policy.decisions.clear()
     case.engine.answer = PolicyUnavailable("down")
     decision = case.decide()
     assert (decision.allow, decision.rule, decision.revision) == (True, "break_glass", 0)
