@@ -153,14 +153,16 @@ def forget_command(options: argparse.Namespace) -> int:
     if options.ids:
         write_ids(options.ids, folder, theirs)
     removed = journal.forget(folder, theirs)
-    left = sum(theirs(record) for path in ratings.files(folder) for record in ratings.read(path))
-    print(f"removed {removed} records of {options.subject} in {options.tenant} on this host; {left} are left")
-    return 1 if left or not unindexed(folder, options.wait) else 0
+    remaining = sum(theirs(record) for path in ratings.files(folder) for record in ratings.read(path))
+    print(
+        f"removed {removed} records of {options.subject} in {options.tenant} on this host; {remaining} are left"
+    )
+    return 1 if remaining or not unindexed(folder, options.wait) else 0
 
 
 def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]) -> None:
     """Write the ids of these exchanges durably into a new file, a line each; raises ConfigError."""
-    found = {
+    identifiers = {
         record[ratings.TRANSACTION]: None
         for each in ratings.files(folder)
         for record in ratings.read(each)
@@ -168,7 +170,7 @@ def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]
     }
     try:
         with path.open("x", encoding="ascii") as file:
-            file.writelines(f"{identifier}\n" for identifier in found)
+            file.writelines(f"{identifier}\n" for identifier in identifiers)
         flush(path)
         flush(path.parent.resolve())
     except OSError as error:
@@ -176,7 +178,7 @@ def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]
             f"--ids is {path}, which cannot be made ({error.strerror}): name a new file where this user may write. "
             "Nothing was forgotten"
         ) from error
-    if not found:
+    if not identifiers:
         print(
             f"warning: {path} is empty, since this host's journal has nothing of them; exports may have what was removed from it "
             "by age (docs/use/loop.md, Where it is)",
@@ -195,12 +197,12 @@ def unindexed(folder: Path, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while waiting.exists() and time.monotonic() < end:
         time.sleep(0.2)
-    left = sum(1 for _ in ratings.read(waiting))
+    remaining = sum(1 for _ in ratings.read(waiting))
     if not waiting.exists():
         print("0 of these ratings of this host are left in Elasticsearch")
         return True
     print(
-        f"{left} ratings wait to be deleted from Elasticsearch, which happens once it answers "
+        f"{remaining} ratings wait to be deleted from Elasticsearch, which happens once it answers "
         "(`systemctl status llmkeep-ratings-ship.service`): run this again then"
     )
     return False
@@ -249,10 +251,10 @@ def shadow_command(options: argparse.Namespace) -> int:
 def ship_command(options: argparse.Namespace) -> int:
     logs.configure("INFO")
     try:
-        done = ship.ship(own(options.folder), options.url, options.pki)
+        totals = ship.ship(own(options.folder), options.url, options.pki)
     except ship.AwayError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if done.sent or done.removed:
-        print(f"sent {done.sent} ratings, deleted {done.removed}")
+    if totals.sent or totals.removed:
+        print(f"sent {totals.sent} ratings, deleted {totals.removed}")
     return 0

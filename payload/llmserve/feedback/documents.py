@@ -22,8 +22,8 @@ def mark(record: Record) -> Record:
 
     Raises KeyError or ValueError where the record is no rating.
     """
-    given = {name: record[name] for name in GIVEN if name in record}
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+    fields = {name: record[name] for name in GIVEN if name in record}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
     milliseconds = round(datetime.fromisoformat(record[TIME]).timestamp() * 1000)
     return {TRANSACTION: record[TRANSACTION], "version": milliseconds, "digest": digest}
 
@@ -58,6 +58,6 @@ def corrected(record: Record) -> bool:
 
 def document(record: Record, answer: Record) -> Record:
     """The document of a rating; `answer`: what the journal has of its answer, if anything."""
-    told = {name: record[name] for name in GIVEN if name in record}
-    told |= {name: answer[name] for name in OF_ANSWER if name in answer}
-    return told | {f"{FIELD}corrected": corrected(record)}
+    fields = {name: record[name] for name in GIVEN if name in record}
+    fields |= {name: answer[name] for name in OF_ANSWER if name in answer}
+    return fields | {f"{FIELD}corrected": corrected(record)}

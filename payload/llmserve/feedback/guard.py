@@ -66,8 +66,8 @@ class Halt:
     def reason(self) -> str:
         """For a person."""
         means = (
-            f"{arm} {seen.mean:.4g} of {seen.values} values of {seen.clusters} units"
-            for arm, seen in (("candidate", self.candidate), ("control", self.control))
+            f"{arm} {estimate.mean:.4g} of {estimate.values} values of {estimate.clusters} units"
+            for arm, estimate in (("candidate", self.candidate), ("control", self.control))
         )
         return f"{self.test} at {self.percent} %: {', '.join(means)}; allowed is {self.allowed}"
 
@@ -103,22 +103,22 @@ type Arms = dict[tuple[str, str], Track]  # by test and arm
 def guarded(bundle: bytes, key: bytes, revision: int = 0) -> tuple[dict[str, Guarded], int]:
     """Experiments of a signed policy by id, and its revision; raises PolicyRefused. One without guardrails is not guarded."""
     policy = judged(bundle, key, revision)
-    found = {}
-    for name, given in policy.data["llm"].get("experiments", {}).items():
-        if "guardrails" not in given:
+    experiments = {}
+    for name, experiment in policy.data["llm"].get("experiments", {}).items():
+        if "guardrails" not in experiment:
             continue
-        rails = {rail: value for rail, value in given["guardrails"].items() if rail != "refusals"}
+        rails = {rail: value for rail, value in experiment["guardrails"].items() if rail != "refusals"}
         each = Guarded(
             name,
-            identifier(name, given["salt"]),
-            given["unit"],
-            given["minimum"],
-            given["metrics"],
+            identifier(name, experiment["salt"]),
+            experiment["unit"],
+            experiment["minimum"],
+            experiment["metrics"],
             rails,
-            given["percent"],
+            experiment["percent"],
         )
-        found[each.id] = each
-    return found, policy.revision
+        experiments[each.id] = each
+    return experiments, policy.revision
 
 
 def plain(sums: Sums, proportion: bool) -> Mean:
@@ -141,8 +141,8 @@ def harmful(of: Guarded, percent: int, arms: Arms) -> Halt | None:
             return None
         return plain(control, proportion), plain(candidate, proportion)
 
-    def halt(test: str, allowed: str, seen: str = "") -> Halt:
-        control, candidate = (arms[seen or test, arm].sums.mean() for arm in ("control", "candidate"))
+    def halt(test: str, allowed: str, source: str = "") -> Halt:
+        control, candidate = (arms[source or test, arm].sums.mean() for arm in ("control", "candidate"))
         return Halt(of, percent, test, control, candidate, allowed)
 
     for test in SHARES:
@@ -213,8 +213,8 @@ class Tail:
                 if not line.endswith(b"\n"):
                     break
                 read += len(line)
-                if found := parsed(line):
-                    yield found
+                if event := parsed(line):
+                    yield event
             self.at[path] = status.st_ino, read
 
 
@@ -225,7 +225,7 @@ class Guard:
         """`folder`: the journal's; `bundle`, `key`: the signed policy; `audit`: the writer's socket."""
         self.folder, self.bundle, self.key, self.audit = folder, bundle, key, audit
         self.experiments: dict[str, Guarded] | None = None
-        self.seen: Stamp | None = None
+        self.file_stamp: Stamp | None = None
         self.most_bytes = ANSWER_BYTES
         self.most_ratable = MOST_RATABLE
         self.revision = 0
@@ -246,39 +246,43 @@ class Guard:
         if self.tail.rewritten():
             self.begin()
         self.read_journal()
-        gone = halted(self.folder)
-        found = []
+        halted_ids = halted(self.folder)
+        halts = []
         for (identity, percent), arms in self.steps.items():
             experiment = self.experiments.get(identity)
-            if experiment and identity not in gone and (halt := harmful(experiment, percent, arms)):
+            if experiment and identity not in halted_ids and (halt := harmful(experiment, percent, arms)):
                 self.halt(halt)
-                gone.add(identity)
-                found.append(halt)
+                halted_ids.add(identity)
+                halts.append(halt)
         self.put_on_record()
         (self.folder / GUARD).mkdir(mode=0o700, exist_ok=True)
         # Where gateways keep no more lines there is nothing to judge by. At 100 % there is none anyway.
         full = any(kept_bytes(self.folder, kind) > self.most_bytes for kind in (ASSIGNED, ENDED))
-        known = self.experiments.values()
-        watched = {each.id: each.name for each in known if not full or each.percent == 100}
+        experiments = self.experiments.values()
+        watched = {each.id: each.name for each in experiments if not full or each.percent == 100}
         aside = self.folder / GUARD / (WATCHED + ".partial")
         aside.write_text(json.dumps(watched))
         aside.replace(self.folder / GUARD / WATCHED)
-        return found
+        return halts
 
     def read_policy(self) -> None:
         """The experiments of the policy, if it has changed. One that is refused leaves those that are known."""
         now = stamp(self.bundle)
-        if now is None or now == self.seen:
+        if now is None or now == self.file_stamp:
             return
         try:
-            found, self.revision = guarded(self.bundle.read_bytes(), self.key.read_bytes(), self.revision)
+            experiments, self.revision = guarded(
+                self.bundle.read_bytes(), self.key.read_bytes(), self.revision
+            )
         except (PolicyRefused, OSError) as error:
             log.error("the policy is not read", extra={"fields": {"error.message": str(error)}})
             return
-        self.seen = now
-        if found != self.experiments:  # their lines were passed over, or judged otherwise: read all anew
+        self.file_stamp = now
+        if (
+            experiments != self.experiments
+        ):  # their lines were passed over, or judged otherwise: read all anew
             self.begin()
-        self.experiments = found
+        self.experiments = experiments
 
     def read_journal(self) -> None:
         """Count what is new, hour by hour, so that an exchange of long ago can still be rated when all is read anew."""
@@ -360,7 +364,7 @@ class Guard:
         """Put a halt on disk; gateways see it within a second."""
         folder = self.folder / GUARD
         folder.mkdir(mode=0o700, exist_ok=True)
-        told = {
+        report = {
             "experiment": halt.experiment.name,
             "percent": halt.percent,
             "test": halt.test,
@@ -368,8 +372,8 @@ class Guard:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "revision": self.revision,
         }
-        write_aside(folder / f"halted-{halt.experiment.id}.json", json.dumps(told))
-        log.error("an experiment was halted", extra={"fields": told})
+        write_aside(folder / f"halted-{halt.experiment.id}.json", json.dumps(report))
+        log.error("an experiment was halted", extra={"fields": report})
 
     def put_on_record(self) -> None:
         """Put halts on the audit record that are not there; with the writer away, at the next look."""
@@ -377,12 +381,12 @@ class Guard:
             noted = path.with_suffix(".recorded")
             if noted.exists():
                 continue
-            told = halt_in(path)
+            report = halt_in(path)
             fields = {
-                "llmkeep.experiment.name": told["experiment"],
-                "llmkeep.experiment.percent": told.get("percent"),
-                "event.reason": told["reason"],
-                "llmkeep.decision.revision": told.get("revision"),
+                "llmkeep.experiment.name": report["experiment"],
+                "llmkeep.experiment.percent": report.get("percent"),
+                "event.reason": report["reason"],
+                "llmkeep.decision.revision": report.get("revision"),
             }
             try:
                 record(self.audit, "experiment.halted", fields)
@@ -396,14 +400,14 @@ def halt_in(path: Path) -> dict[str, Any]:
     """What the file of a halt says. Whatever it is, its presence counts: one that no guard wrote is `unreadable`."""
     unreadable = {"experiment": path.stem.removeprefix("halted-"), "reason": "unreadable"}
     try:
-        told = json.loads(path.read_bytes())
+        report = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return unreadable
-    whole = isinstance(told, dict) and all(
-        isinstance(told.get(name), kind)
+    whole = isinstance(report, dict) and all(
+        isinstance(report.get(name), kind)
         for name, kind in (("experiment", str), ("percent", int), ("reason", str), ("revision", int))
     )
-    return told if whole else unreadable
+    return report if whole else unreadable
 
 
 def watch(guard: Guard, interval: float, once: bool) -> None:

@@ -36,8 +36,10 @@ class Halts:
         self.watched: dict[str, str] = {}  # ids and names
         self.halted: set[str] = set()
         self.names: dict[str, str] = {}  # by id, of experiments that were watched or asked for
-        self.asked: dict[str, float] = {}  # by id: time.monotonic() when its candidate last gave way here
-        self.shown: list[set[str]] = [set(), set()]  # names that have a series
+        self.request_times: dict[
+            str, float
+        ] = {}  # by id: time.monotonic() when its candidate last gave way here
+        self.series: list[set[str]] = [set(), set()]  # names that have a series
 
     def reason(self, experiment: Experiment) -> Away:
         """Why the candidate must not answer; "" if it may."""
@@ -46,7 +48,7 @@ class Halts:
         if experiment.id not in self.halted and experiment.id in self.watched:
             return ""
         self.names[experiment.id] = experiment.name
-        self.asked[experiment.id] = time.monotonic()
+        self.request_times[experiment.id] = time.monotonic()
         return "halted" if experiment.id in self.halted else "unwatched"
 
     def look(self) -> None:
@@ -69,20 +71,20 @@ class Halts:
     def tell(self, fresh: bool) -> None:
         """Set both series. A halt that holds keeps its own while nothing looks, or requests still meet it."""
         since = time.monotonic() - ASKED_SECONDS
-        asked = {each for each, at in self.asked.items() if at > since}
-        kept = {each for each in self.halted & self.names.keys() if not fresh or each in asked}
-        away = asked - self.halted - self.watched.keys()
-        stopped = {self.names[each]: 1 for each in kept}
+        recent = {each for each, at in self.request_times.items() if at > since}
+        persistent = {each for each in self.halted & self.names.keys() if not fresh or each in recent}
+        away = recent - self.halted - self.watched.keys()
+        stopped = {self.names[each]: 1 for each in persistent}
         stopped |= {name: int(each in self.halted) for each, name in self.watched.items()}
         unwatched = {self.names[each]: 1 for each in away} | dict.fromkeys(self.watched.values(), 0)
-        for nth, (gauge, told) in enumerate(
+        for nth, (gauge, values) in enumerate(
             ((self.metrics.experiment_halted, stopped), (self.metrics.experiment_unwatched, unwatched))
         ):
-            for name in self.shown[nth] - told.keys():
+            for name in self.series[nth] - values.keys():
                 gauge.remove(name)
-            for name, value in told.items():
+            for name, value in values.items():
                 gauge.labels(name).set(value)
-            self.shown[nth] = set(told)
+            self.series[nth] = set(values)
 
     async def watch(self) -> None:
         """Look each second; runs until cancelled."""

@@ -161,18 +161,18 @@ class Handover:
         names = [self.redis.key(f"ratings:{self.ids.host}", other) for other in others]
         sealed = await self.redis.execute(*(("GETRANGE", name, 0, LETTER_BYTES - 1) for name in names))
         letters = {other: self.opened(other, each) for other, each in zip(others, sealed, strict=True)}
-        given = {other: await self.take(letter.ratings) for other, letter in letters.items()}
+        receipts = {other: await self.take(letter.ratings) for other, letter in letters.items()}
         verdicts = {other: letter.verdicts for other, letter in letters.items()}
         await asyncio.to_thread(self.settle, verdicts)
         batches, waiting = await asyncio.to_thread(self.batches)
         self.metrics.ratings_outgoing.set(waiting)
         commands = []
         for other in others:
-            letter = Letter(at=time.time(), ratings=batches.get(other, []), verdicts=given[other])
-            commands.append(self.sent(other, letter))
+            letter = Letter(at=time.time(), ratings=batches.get(other, []), verdicts=receipts[other])
+            commands.append(self.letter_command(other, letter))
         await self.redis.execute(*commands)
 
-    def sent(self, other: str, letter: Letter) -> Command:
+    def letter_command(self, other: str, letter: Letter) -> Command:
         """The command that leaves a letter for another host; without ratings and verdicts there is none."""
         key = self.redis.key(f"ratings:{other}")
         if not letter.ratings and not letter.verdicts:
@@ -205,10 +205,10 @@ class Handover:
         by_digest = {digest(record): record for record in records}
         verdicts = await asyncio.to_thread(self.judge, by_digest) if by_digest else {}
         fresh = [name for name in by_digest if name not in verdicts]
-        kept = await asyncio.gather(
+        errors = await asyncio.gather(
             *(self.journal.rate(rating_of(by_digest[name])) for name in fresh), return_exceptions=True
         )
-        for name, error in zip(fresh, kept, strict=True):
+        for name, error in zip(fresh, errors, strict=True):
             if error is None:
                 verdicts[name] = "taken"
             elif isinstance(error, ApiError) and error.status == 429:
@@ -261,14 +261,14 @@ class Handover:
         """In a thread: what its host took leaves this journal; what it refused, and what is of a host that left the estate, stays
         as this host's. Raises OSError.
         """
-        held = self.hold is not None and self.hold.exists()
+        legal_hold = self.hold is not None and self.hold.exists()
 
         def to(record: Record) -> tuple[str, Record] | None:
             answerer = str(record.get(ANSWERER))
             verdict = verdicts[answerer].get(digest(record)) if answerer in verdicts else "refused"
             if verdict is None:
                 return None
-            kind = RATED if verdict == "refused" else DELIVERED if held else ""
+            kind = RATED if verdict == "refused" else DELIVERED if legal_hold else ""
             return kind, rating_of(record)
 
         for path in files(self.folder, OUTGOING):
@@ -277,7 +277,7 @@ class Handover:
 
     def batches(self) -> tuple[dict[str, list[Record]], int]:
         """In a thread: the oldest outgoing ratings for each host, and how many there are in all."""
-        found: dict[str, list[Record]] = {}
+        batches: dict[str, list[Record]] = {}
         room = dict.fromkeys(self.ids.others, BATCH_BYTES)
         waiting = 0
         for record in outgoing(self.folder):
@@ -285,8 +285,8 @@ class Handover:
             answerer = str(record.get(ANSWERER))
             if room.get(answerer, 0) > 0:
                 room[answerer] -= len(json.dumps(record))
-                found.setdefault(answerer, []).append(record)
-        return found, waiting
+                batches.setdefault(answerer, []).append(record)
+        return batches, waiting
 
 
 def outgoing(folder: Path) -> Iterator[Record]:

@@ -104,27 +104,27 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
 def update(database: sqlite3.Connection, folder: Path, since: str = "") -> None:
     """Index what the files have more than before. `since`: an hour; files of earlier ones are taken to be as they were."""
     paths = files(folder)
-    known = {
+    entries = {
         name: (inode, size) for name, inode, size in database.execute("SELECT name, inode, size FROM files")
     }
     if not since:
-        for name in known.keys() - {path.name for path in paths}:
+        for name in entries.keys() - {path.name for path in paths}:
             drop(database, name)
     for path in paths:
         if path.stem.partition("-")[2] >= since:
-            while more(path, known.get(path.name)) and step(database, path):
-                known[path.name] = database.execute(
+            while more(path, entries.get(path.name)) and step(database, path):
+                entries[path.name] = database.execute(
                     "SELECT inode, size FROM files WHERE name = ?", [path.name]
                 ).fetchone()
 
 
-def more(path: Path, known: tuple[int, int] | None) -> bool:
+def more(path: Path, entry: tuple[int, int] | None) -> bool:
     """Whether the file is not as the index knows it."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return False
-    return known != (status.st_ino, status.st_size)
+    return entry != (status.st_ino, status.st_size)
 
 
 def step(database: sqlite3.Connection, path: Path) -> bool:
@@ -133,20 +133,16 @@ def step(database: sqlite3.Connection, path: Path) -> bool:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            known = database.execute(
-                "SELECT id, inode, size FROM files WHERE name = ?", [path.name]
-            ).fetchone()
-            if known and (
-                known[1] != status.st_ino or known[2] > status.st_size
-            ):  # lines were taken out of it
+            row = database.execute("SELECT id, inode, size FROM files WHERE name = ?", [path.name]).fetchone()
+            if row and (row[1] != status.st_ino or row[2] > status.st_size):  # lines were taken out of it
                 drop(database, path.name)
-                known = None
-            number, _, begin = known or (None, 0, 0)
+                row = None
+            number, _, begin = row or (None, 0, 0)
             if number is None:
-                made = database.execute(
+                cursor = database.execute(
                     "INSERT INTO files (name, inode, size) VALUES (?, ?, 0)", [path.name, status.st_ino]
                 )
-                number = made.lastrowid
+                number = cursor.lastrowid
             file.seek(begin)
             end, rows = begin, list[tuple[object, ...]]()
             for line in file:
@@ -227,12 +223,12 @@ def of(
 
 def counted(database: sqlite3.Connection, subject: str, tenant: str, before: str = "") -> tuple[int, int]:
     """How many lines of a subject there are that it sees and that are older than `before`; and how many others."""
-    seen, others = database.execute(
+    visible, others = database.execute(
         "SELECT count(*) FILTER (WHERE kind IN (?, ?, ?) AND (? = '' OR time < ?)), "
         "count(*) FILTER (WHERE kind NOT IN (?, ?, ?)) FROM lines WHERE subject = ?",
         [*SEEN, before, before, *SEEN, holder(subject, tenant)],
     ).fetchone()
-    return int(seen), int(others)
+    return int(visible), int(others)
 
 
 def concerned(database: sqlite3.Connection, folder: Path, subject: str, tenant: str) -> list[Path]:

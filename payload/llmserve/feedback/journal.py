@@ -93,22 +93,22 @@ def append(
     with locked(folder):
         if not still():
             return False
-        for path, wanted in texts.items():
-            append_lines(path, wanted)
+        for path, lines in texts.items():
+            append_lines(path, lines)
     return True
 
 
-def append_lines(path: Path, wanted: list[bytes]) -> None:
+def append_lines(path: Path, lines: list[bytes]) -> None:
     """Append lines durably; the folder's lock is held."""
-    made = not path.exists()
+    is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         ended = [b"\n"] if torn(file.fileno()) else []  # by a power cut, or by a disk that was full
-        data = b"".join(ended + wanted)
+        data = b"".join(ended + lines)
         while data:
             data = data[os.write(file.fileno(), data) :]
         os.fsync(file.fileno())
-    if made:
+    if is_new:
         flush(path.parent)
 
 
@@ -121,19 +121,19 @@ def torn(descriptor: int) -> bool:
 def positions(folder: Path) -> dict[str, int]:
     """How many bytes of each file Elasticsearch has. Without a note, or with a broken one, all is sent again."""
     try:
-        found = json.loads((folder / SHIPPING / POSITIONS).read_bytes())
+        offsets = json.loads((folder / SHIPPING / POSITIONS).read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return offsets if isinstance(offsets, dict) else {}
 
 
-def put_positions(folder: Path, wanted: dict[str, int]) -> None:
+def put_positions(folder: Path, offsets: dict[str, int]) -> None:
     """Note them durably, without those of files that are gone; the folder's lock is held."""
-    left = {name: size for name, size in wanted.items() if (folder / name).exists()}
-    write_aside(folder / SHIPPING / POSITIONS, json.dumps(left))
+    existing = {name: size for name, size in offsets.items() if (folder / name).exists()}
+    write_aside(folder / SHIPPING / POSITIONS, json.dumps(existing))
 
 
-def unindex(folder: Path, path: Path, gone: Iterable[Record]) -> None:
+def unindex(folder: Path, path: Path, records: Iterable[Record]) -> None:
     """Before records leave a file: note what is to be deleted from the index; the folder's lock is held.
 
     The file loses its position first, so that a rewritten one is sent anew from its start.
@@ -142,7 +142,7 @@ def unindex(folder: Path, path: Path, gone: Iterable[Record]) -> None:
         return
     put_positions(folder, {name: size for name, size in positions(folder).items() if name != path.name})
     lines = []
-    for record in gone:
+    for record in records:
         with suppress(KeyError, TypeError, ValueError):  # no rating, so it was never sent
             lines.append(to_json(mark(record)) + b"\n")
     if lines:
@@ -152,8 +152,8 @@ def unindex(folder: Path, path: Path, gone: Iterable[Record]) -> None:
 def clean_up(folder: Path) -> None:
     """Remove what a killed `forget` has half written."""
     with locked(folder):
-        for left in folder.glob("*.partial"):
-            left.unlink()
+        for path in folder.glob("*.partial"):
+            path.unlink()
 
 
 def note_ids(paths: list[Path], folder: Path, subject: str, tenant: str) -> None:
@@ -173,16 +173,16 @@ def note_ids(paths: list[Path], folder: Path, subject: str, tenant: str) -> None
 
 
 def forget(
-    folder: Path, of: Callable[[Record], bool], named: bytes = b"", paths: list[Path] | None = None
+    folder: Path, of: Callable[[Record], bool], substring: bytes = b"", paths: list[Path] | None = None
 ) -> int:
     """Remove all records for which `of` is true, and return their number once that is on disk.
 
-    `named`: JSON that each of their lines has, so that others need not be parsed. `paths`: the files that may have some.
+    `substring`: JSON that each of their lines has, so that others need not be parsed. `paths`: the files that may have some.
     """
 
     def theirs(line: bytes) -> bool | None:
         """None of a torn line, which may be of anyone, and goes as well."""
-        if named not in line and line.endswith(b"}\n"):
+        if substring not in line and line.endswith(b"}\n"):
             return False
         return of(record) if (record := parsed(line)) else None
 
@@ -193,7 +193,7 @@ def forget(
             if untouched(path, theirs):
                 continue
             with locked(folder):  # for each file, so that ratings do not wait for all of them
-                removed += rewrite(folder, path, theirs, (each for each in read(path, named) if of(each)))
+                removed += rewrite(folder, path, theirs, (each for each in read(path, substring) if of(each)))
     return removed
 
 
@@ -203,7 +203,9 @@ def untouched(path: Path, theirs: Callable[[bytes], bool | None]) -> bool:
         return all(theirs(each) is False for each in file)
 
 
-def rewrite(folder: Path, path: Path, theirs: Callable[[bytes], bool | None], gone: Iterable[Record]) -> int:
+def rewrite(
+    folder: Path, path: Path, theirs: Callable[[bytes], bool | None], records: Iterable[Record]
+) -> int:
     """Take lines out of a file, and return the number of records among them; the folder's lock is held.
 
     Line by line, as a file can be larger than a gateway's memory. Raises FileNotFoundError.
@@ -216,7 +218,7 @@ def rewrite(folder: Path, path: Path, theirs: Callable[[bytes], bool | None], go
                 if (verdict := theirs(each)) is False:
                     after.write(each)
                 removed += verdict is True
-        unindex(folder, path, gone)
+        unindex(folder, path, records)
     if not path.name.startswith(f"{OUTGOING}-"):  # which no one counts
         (folder / REWRITTEN).touch(0o600)
     if not path.stat().st_size:
@@ -285,9 +287,9 @@ class Journal:
         """Keep a rating; returns once it is on disk, and raises ApiError 429 or 503 where it is not."""
         if len(self.waiting) >= MOST_WAITING:
             raise not_kept()
-        done = asyncio.get_running_loop().create_future()
-        self.put(kind, record, done)
-        await done
+        future = asyncio.get_running_loop().create_future()
+        self.put(kind, record, future)
+        await future
 
     def answered(self, record: Record) -> None:
         """Keep an exchange, with the next flush. Where that fails it cannot be learned from, and nothing else is lost."""
@@ -307,8 +309,8 @@ class Journal:
         else:
             self.put(kind, record, None)
 
-    def put(self, kind: str, record: Record, done: asyncio.Future[None] | None) -> None:
-        self.waiting.append((kind, record, done))
+    def put(self, kind: str, record: Record, future: asyncio.Future[None] | None) -> None:
+        self.waiting.append((kind, record, future))
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.write())
 
@@ -380,11 +382,11 @@ class Journal:
                 reason = str(failure) if isinstance(failure, OSError) else type(failure).__name__
                 log.error("feedback cannot be kept", extra={"fields": {"error.message": reason}})
                 errors = [not_kept()] * len(batch)
-            for (_, _, done), error in zip(batch, errors, strict=True):
-                if done is None:
+            for (_, _, future), error in zip(batch, errors, strict=True):
+                if future is None:
                     self.metrics.answers_not_kept.inc(error is not None)
-                elif not done.done():  # its client may have left
-                    done.set_result(None) if error is None else done.set_exception(error)
+                elif not future.done():  # its client may have left
+                    future.set_result(None) if error is None else future.set_exception(error)
 
     async def settled(self) -> None:
         """Wait until nothing waits."""

@@ -61,14 +61,14 @@ def outcomes(folder: Path, experiment: str, metrics: Collection[str], run: str =
         unit, arm, percent = (record[ARM_FIELD + name] for name in ("unit", "arm", "percent"))
         if not 0 < percent < 100:
             continue
-        told: Record = {"unit": unit, "arm": arm, "percent": percent}
+        outcome: Record = {"unit": unit, "arm": arm, "percent": percent}
         rater = record.get(ARM_FIELD + "rater", unit)
         if (unit, arm, percent) not in met:
             met.add((unit, arm, percent))
-            yield told
+            yield outcome
         for metric, value in rated.get(record[TRANSACTION], ()):
             if metric in metrics:
-                yield told | {"rater": rater, "metric": metric, "value": value}
+                yield outcome | {"rater": rater, "metric": metric, "value": value}
 
 
 def shadowed(folder: Path, experiment: str) -> Iterator[Record]:

@@ -69,8 +69,8 @@ def listed(folder: Path, identity: Identity, before: str = "") -> tuple[list[tup
         index.update(database, folder)
         places = index.of(database, folder, *who, before, MOST)
         count, others = index.counted(database, *who, before)
-    found = [(place.kind, index.record_at(place)) for place in places]
-    newest = [(kind, record) for kind, record in found if record and is_of(record, identity)]
+    records = [(place.kind, index.record_at(place)) for place in places]
+    newest = [(kind, record) for kind, record in records if record and is_of(record, identity)]
     return newest, count - len(places), others
 
 
@@ -125,7 +125,7 @@ class OwnRecords:
         async with self.turn(identity):
             newest, left_out, others = await in_thread(lambda: listed(folder, identity, before))
         return Kept(
-            data=[shown(*each) for each in newest],
+            data=[public_record(*each) for each in newest],
             left_out=left_out,
             next=str(newest[-1][1][TIME]) if newest and left_out else None,
             others=others,
@@ -149,7 +149,7 @@ class OwnRecords:
             return await in_thread(lambda: forget(folder, identity))
 
 
-def shown(kind: str, record: Record) -> KeptRecord:
+def public_record(kind: str, record: Record) -> KeptRecord:
     fields = {name: record[FIELD + name] for name in SHOWN if FIELD + name in record}
     return KeptRecord(
         object="exchange" if kind == ANSWERED else "rating", time=str(record.get(TIME)), **fields

@@ -36,14 +36,14 @@ ENGINE_REFUSED = "engine_refused"  # a request that the other arm's engine may w
 LONGEST = 50_000  # characters of an exchange that is kept
 
 
-def given(name: str) -> JsonDict:
+def required_field(name: str) -> JsonDict:
     """In JSON Schema: the field is there, and not null."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
 ONE_RATING: JsonDict = {
-    "anyOf": [given(name) for name in ("thumb", "stars", "correction")],
-    "not": {"allOf": [given(name) for name in ("thumb", "stars")]},
+    "anyOf": [required_field(name) for name in ("thumb", "stars", "correction")],
+    "not": {"allOf": [required_field(name) for name in ("thumb", "stars")]},
 }
 
 
@@ -90,8 +90,8 @@ class Ratings:
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
-        asked = parse_body(FeedbackBody, body)
-        answered = self.ids.verify(asked.id, identity)
+        feedback = parse_body(FeedbackBody, body)
+        answered = self.ids.verify(feedback.id, identity)
         if self.journal is None:
             raise ApiError(503, "feedback_unavailable", "this gateway keeps no ratings: ask its operator")
         record: dict[str, object] = {
@@ -102,20 +102,20 @@ class Ratings:
             TENANT: identity.tenant,
         }
         for name in "thumb", "stars", "reason":
-            if (value := getattr(asked, name)) is not None:
+            if (value := getattr(feedback, name)) is not None:
                 record[FIELD + name] = value
-        if asked.correction is not None:
+        if feedback.correction is not None:
             record[FIELD + "corrected"] = True  # also where its text is not kept
         if decision.keep_prompts:
             for name in "comment", "correction":
-                if (text := getattr(asked, name)) is not None:
+                if (text := getattr(feedback, name)) is not None:
                     record[FIELD + name] = text
         if answered.host in self.ids.others:  # its journal has what was answered, and gets this
-            await self.journal.rate(record | {ANSWERER: answered.host, RESPONSE_ID: asked.id}, OUTGOING)
+            await self.journal.rate(record | {ANSWERER: answered.host, RESPONSE_ID: feedback.id}, OUTGOING)
         else:
             await self.journal.rate(record)
-        self.metrics.rated(asked.thumb or "none", asked.stars or 0)
-        return Feedback(object="feedback", id=asked.id, text_kept=decision.keep_prompts)
+        self.metrics.rated(feedback.thumb or "none", feedback.stars or 0)
+        return Feedback(object="feedback", id=feedback.id, text_kept=decision.keep_prompts)
 
     def answered(self, exchange: Exchange, revision: str, prompt: object, extra: object) -> None:
         """Keep an answer and its prompt, if its text was collected and the model ended it itself.

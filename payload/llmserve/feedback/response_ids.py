@@ -74,10 +74,10 @@ class ResponseIds:
         for prefix in PREFIXES:
             text = text.removeprefix(prefix)
         try:
-            sent = base64.b64decode(text, altchars=b"-_", validate=True) if len(text) == LETTERS else b""
+            content = base64.b64decode(text, altchars=b"-_", validate=True) if len(text) == LETTERS else b""
         except (binascii.Error, ValueError):  # letters beyond ASCII
-            sent = b""
-        what, tag = sent[:WHAT], sent[WHAT:]
+            content = b""
+        what, tag = content[:WHAT], content[WHAT:]
         if not any(hmac.compare_digest(tag, each) for each in self.tags(what, identity)):
             raise ApiError(
                 404,

@@ -73,23 +73,23 @@ class Rated:
 
 def badly_rated(folder: Path, tenants: Collection[str]) -> dict[str, Rated]:
     """Exchanges of these tenants by their transactions."""
-    found: dict[str, Rated] = {}
+    exchanges: dict[str, Rated] = {}
     for path in files(folder, RATED):
         for record in read(path):
             if record.get(TENANT) not in tenants:
                 continue
             transaction = record[TRANSACTION]
             if liked(record) is False:
-                found[transaction] = Rated(record[TIME], (record[TENANT], record[SUBJECT]), path)
+                exchanges[transaction] = Rated(record[TIME], (record[TENANT], record[SUBJECT]), path)
             else:  # the subject thinks better of it
-                found.pop(transaction, None)
-    return found
+                exchanges.pop(transaction, None)
+    return exchanges
 
 
-def places(folder: Path, wanted: Collection[str]) -> dict[str, tuple[Path, int]]:
+def places(folder: Path, transactions: Collection[str]) -> dict[str, tuple[Path, int]]:
     """Where the answers of these exchanges are: a file, and the offset of a line."""
-    found: dict[str, tuple[Path, int]] = {}
-    for path in files(folder, ANSWERED) if wanted else ():
+    locations: dict[str, tuple[Path, int]] = {}
+    for path in files(folder, ANSWERED) if transactions else ():
         try:
             file = path.open("rb")
         except FileNotFoundError:  # forgotten meanwhile
@@ -98,16 +98,16 @@ def places(folder: Path, wanted: Collection[str]) -> dict[str, tuple[Path, int]]
             offset = 0
             for each in file:
                 match = ID.search(each)
-                if match and (transaction := match[1].decode(errors="replace")) in wanted:
-                    found[transaction] = path, offset
+                if match and (transaction := match[1].decode(errors="replace")) in transactions:
+                    locations[transaction] = path, offset
                 offset += len(each)
-    return found
+    return locations
 
 
-def last_of(folder: Path, kind: str, wanted: Collection[str]) -> dict[str, Record]:
+def last_of(folder: Path, kind: str, transactions: Collection[str]) -> dict[str, Record]:
     """The last record of each of these exchanges."""
     records = (record for path in files(folder, kind) for record in read(path))
-    return {record[TRANSACTION]: record for record in records if record.get(TRANSACTION) in wanted}
+    return {record[TRANSACTION]: record for record in records if record.get(TRANSACTION) in transactions}
 
 
 def line_at(path: Path, offset: int) -> Record:
@@ -121,44 +121,44 @@ def line_at(path: Path, offset: int) -> Record:
 
 
 def items(
-    folder: Path, known: dict[str, Rated], where: dict[str, tuple[Path, int]], wanted: Iterable[str]
+    folder: Path, exchanges: dict[str, Rated], where: dict[str, tuple[Path, int]], transactions: Iterable[str]
 ) -> Iterator[Item]:
     """Those of the wanted whose rating and answer are of one subject, and there still."""
-    wanted = list(wanted)
-    ratings, reviews = (last_of(folder, kind, wanted) for kind in (RATED, REVIEWED))
-    for transaction in wanted:
+    transactions = list(transactions)
+    ratings, reviews = (last_of(folder, kind, transactions) for kind in (RATED, REVIEWED))
+    for transaction in transactions:
         rating, answer = ratings.get(transaction, {}), line_at(*where[transaction])
-        who = known[transaction].who
+        who = exchanges[transaction].who
         ours = all(
             (each.get(TRANSACTION), each.get(TENANT), each.get(SUBJECT)) == (transaction, *who)
             for each in (rating, answer)
         )
         if ours and liked(rating) is False:
-            yield Item(rating, answer, reviews.get(transaction), known[transaction].path)
+            yield Item(rating, answer, reviews.get(transaction), exchanges[transaction].path)
 
 
 def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item], int, int]:
     """The oldest answers of these tenants that wait for a review, `most` of them; how many wait in all; and how many more were
     badly rated whose answer is not here: its text was not kept, or another host has it.
     """
-    known = badly_rated(folder, tenants)
+    exchanges = badly_rated(folder, tenants)
     for path in files(folder, REVIEWED):
         for record in read(path):
-            rated = known.get(record.get(TRANSACTION, ""))
+            rated = exchanges.get(record.get(TRANSACTION, ""))
             if rated and record[TIME] >= rated.time:  # of a later rating the expert knew nothing
-                del known[record[TRANSACTION]]
-    where = places(folder, known)
-    waiting = sorted(where, key=lambda transaction: (known[transaction].time, transaction))
-    return list(items(folder, known, where, waiting[:most])), len(waiting), len(known) - len(where)
+                del exchanges[record[TRANSACTION]]
+    where = places(folder, exchanges)
+    waiting = sorted(where, key=lambda transaction: (exchanges[transaction].time, transaction))
+    return list(items(folder, exchanges, where, waiting[:most])), len(waiting), len(exchanges) - len(where)
 
 
 def item(folder: Path, tenants: Collection[str], transaction: str) -> Item | None:
     """A badly rated answer of these tenants, reviewed or not; None for what is not there, or of others, alike."""
-    known = badly_rated(folder, tenants)
-    if transaction not in known:
+    exchanges = badly_rated(folder, tenants)
+    if transaction not in exchanges:
         return None
     where = places(folder, [transaction])
-    return next(items(folder, known, where, where), None)
+    return next(items(folder, exchanges, where, where), None)
 
 
 def written(item: Item, reviewer: Identity, correction: str, tags: Collection[str]) -> Record:

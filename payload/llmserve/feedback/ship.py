@@ -79,7 +79,7 @@ def send(client: "Elasticsearch", actions: Iterable[Record], shipped: Shipped) -
     first = ""
     before = shipped.refused
     try:
-        for done, item in streaming_bulk(
+        for success, item in streaming_bulk(
             client,
             actions,
             raise_on_error=False,
@@ -87,13 +87,13 @@ def send(client: "Elasticsearch", actions: Iterable[Record], shipped: Shipped) -
             initial_backoff=BACKOFF_SECONDS,
             retry_on_status=AGAIN,
         ):
-            [(verb, told)] = item.items()
-            status = told["status"]
+            [(verb, result)] = item.items()
+            status = result["status"]
             # 409: it is there, or a newer rating is. 404: what was to be deleted is not there.
-            if done or status == 409 or (verb, status) == ("delete", 404):
+            if success or status == 409 or (verb, status) == ("delete", 404):
                 continue
             # Of its error only the kind: a reason may cite what was sent.
-            why = f"{verb} of {told['_id']} in {told['_index']}: {status} {told.get('error', {}).get('type')}"
+            why = f"{verb} of {result['_id']} in {result['_index']}: {status} {result.get('error', {}).get('type')}"
             if status in AGAIN or status in (401, 403, 404):  # no room, no permission, no index
                 raise AwayError(f"Elasticsearch refuses {why}; all that was not acknowledged is sent again")
             shipped.refused += 1
@@ -112,18 +112,20 @@ def send(client: "Elasticsearch", actions: Iterable[Record], shipped: Shipped) -
 
 def answers(folder: Path, records: list[Record]) -> dict[str, Record]:
     """What the journal says of the answers that were rated: which model gave them. It has those of tenants that consent."""
-    wanted = {record[TRANSACTION] for record in records}
+    transactions = {record[TRANSACTION] for record in records}
     hours = set()
     for record in records:
         issued = datetime.fromisoformat(record["event.created"]).timestamp()
         # An answer is written when it ends, for which it has minutes.
         hours |= {time.strftime(HOUR, time.gmtime(issued + more)) for more in (0, 3600)}
-    found: dict[str, Record] = {}
+    by_transaction: dict[str, Record] = {}
     for path in (folder / f"{ANSWERED}-{hour}.jsonl" for hour in hours):
         for record in read(path):
-            if record.get(TRANSACTION) in wanted:
-                found[record[TRANSACTION]] = {name: record[name] for name in OF_ANSWER if name in record}
-    return found
+            if record.get(TRANSACTION) in transactions:
+                by_transaction[record[TRANSACTION]] = {
+                    name: record[name] for name in OF_ANSWER if name in record
+                }
+    return by_transaction
 
 
 def next_lines(folder: Path, path: Path, file: BinaryIO) -> tuple[list[bytes], int]:
@@ -135,14 +137,14 @@ def next_lines(folder: Path, path: Path, file: BinaryIO) -> tuple[list[bytes], i
 
 def ratings_of(lines: list[bytes]) -> list[Record]:
     """The ratings in these lines; what a power cut has torn is passed over."""
-    found = []
+    ratings = []
     for line in lines:
         with suppress(KeyError, TypeError, ValueError, OverflowError):
             if record := parsed(line):
                 mark(record)
                 datetime.fromisoformat(record["event.created"]).timestamp()
-                found.append(record)
-    return found
+                ratings.append(record)
+    return ratings
 
 
 def ship_file(folder: Path, path: Path, client: "Elasticsearch", shipped: Shipped) -> None:
@@ -157,14 +159,14 @@ def ship_file(folder: Path, path: Path, client: "Elasticsearch", shipped: Shippe
             if not lines:
                 return
             records = ratings_of(lines)
-            given = answers(folder, records)
+            by_transaction = answers(folder, records)
             send(
                 client,
                 (
                     operation
                     for record in records
                     for operation in operations(
-                        mark(record), document(record, given.get(record[TRANSACTION], {}))
+                        mark(record), document(record, by_transaction.get(record[TRANSACTION], {}))
                     )
                 ),
                 shipped,
@@ -199,9 +201,9 @@ def remove(folder: Path, client: "Elasticsearch", shipped: Shipped) -> None:
 
 def news(folder: Path) -> bool:
     """Whether there is anything to send or to delete."""
-    sent = positions(folder)
+    offsets = positions(folder)
     return (folder / SHIPPING / UNINDEXED).exists() or any(
-        size(path) > sent.get(path.name, 0) for path in files(folder, RATED)
+        size(path) > offsets.get(path.name, 0) for path in files(folder, RATED)
     )
 
 

@@ -204,7 +204,7 @@ def test_a_halt_and_a_guard_that_is_away_are_told_as_long_as_they_hold(tmp_path:
     assert series(halts, "halted") == 1
     watched = tmp_path / GUARD / WATCHED
     os.utime(watched, (1, 1))
-    halts.asked.clear()
+    halts.request_times.clear()
     assert (series(halts, "halted"), series(halts, "unwatched")) == (1, None)
     again = Halts(tmp_path, Metrics())
     again.look()

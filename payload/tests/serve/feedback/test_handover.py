@@ -434,7 +434,7 @@ def test_a_letter_is_for_its_receiver_alone_and_of_now(
 ) -> None:
     sender, receiver = handover(tmp_path / "1", "llm1", "llm2"), handover(tmp_path / "2", "llm2", "llm1")
     letter = Letter(at=time.time(), verdicts={"0" * 32: "taken"})
-    _, _, sealed, *_ = sender.sent("llm2", letter)
+    _, _, sealed, *_ = sender.letter_command("llm2", letter)
     assert isinstance(sealed, bytes)
     assert receiver.opened("llm1", sealed) == letter
     nothing = Letter(at=0)
