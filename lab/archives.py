@@ -41,26 +41,26 @@ def one_line_sources(text: str) -> Iterator[str]:
 
 def machine_sources(etc_apt: Path = Path("/etc/apt")) -> str:
     """This machine's own Debian archives, in deb822; LabError if it has none for trixie."""
-    found: list[str] = []
+    entries: list[str] = []
     for file in sorted([*etc_apt.glob("sources.list"), *etc_apt.glob("sources.list.d/*")]):
         if file.suffix == ".sources":
-            found += deb822_sources(file.read_text(encoding="utf-8"))
+            entries += deb822_sources(file.read_text(encoding="utf-8"))
         elif file.suffix == ".list":
-            found += one_line_sources(file.read_text(encoding="utf-8"))
-    if not found:
+            entries += one_line_sources(file.read_text(encoding="utf-8"))
+    if not entries:
         raise LabError(
             f"{etc_apt} names no archive with the suite trixie: this machine cannot install Debian 13"
         )
-    return "\n".join(dict.fromkeys(found))
+    return "\n".join(dict.fromkeys(entries))
 
 
 def acquire_options() -> list[str]:
     """This machine's apt settings for downloads (proxies, timeouts)."""
     dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
-    wanted = re.compile(
+    pattern = re.compile(
         r"Acquire::(https?::(?!User-Agent)|Check-|Retries|ForceIPv|Max-FutureTime)\S* \"[^\"]+\";"
     )
-    return [line for line in dump.splitlines() if wanted.match(line)]
+    return [line for line in dump.splitlines() if pattern.match(line)]
 
 
 class Sources:
@@ -106,11 +106,11 @@ class Sources:
     def versions(self, pattern: str) -> dict[str, str]:
         """Newest version of each package whose whole name matches the pattern."""
         names = self.apt("apt-cache", "pkgnames").split()
-        found = {}
+        versions = {}
         for name in sorted(name for name in names if re.fullmatch(pattern, name)):
             madison = self.apt("apt-cache", "madison", name).splitlines()
-            found[name] = madison[0].split("|")[1].strip()
-        return found
+            versions[name] = madison[0].split("|")[1].strip()
+        return versions
 
     def download(self, package: str, version: str) -> Path:
         """The package's file, verified by apt."""

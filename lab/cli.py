@@ -315,9 +315,10 @@ def show_status(instance: Instance, as_json: bool) -> int:
     output = Console() if sys.stdout.isatty() else Console(width=160)
     output.print(table)
     output.print(f"sink: {'records' if status['sink'] else 'down'}; open: {words[status['open']]}")
-    for kind, given in status["machine"]["kinds"].items():
+    for kind, answer in status["machine"]["kinds"].items():
         output.print(
-            f"{kind}: " + (", ".join(given["gives"]) if given["possible"] else f"not here, {given['reason']}")
+            f"{kind}: "
+            + (", ".join(answer["gives"]) if answer["possible"] else f"not here, {answer['reason']}")
         )
     held = [name for name, holds in status["machine"]["limits"].items() if holds]
     output.print(

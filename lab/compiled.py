@@ -20,19 +20,19 @@ compile_source = zipimport._compile_source  # type: ignore[attr-defined]
 
 def compiled(path: str, source: bytes) -> CodeType:
     """What zipimport would make of a source."""
-    kept = f"{FOLDER}/{_imp.source_hash(0, source).hex()}"
+    place = f"{FOLDER}/{_imp.source_hash(0, source).hex()}"
     try:
-        with open(kept, "rb") as file:
+        with open(place, "rb") as file:
             code: CodeType = marshal.load(file)
             return code
     except (OSError, ValueError, EOFError):
         code = compile_source(path, source)
-    staged = f"{kept}.{os.getpid()}"
+    staged = f"{place}.{os.getpid()}"
     try:
         os.makedirs(FOLDER, mode=0o700, exist_ok=True)
         with open(staged, "wb") as file:
             marshal.dump(code, file)
-        os.rename(staged, kept)
+        os.rename(staged, place)
     except OSError:
         pass  # another user's, or a unit that may not write there
     return code

@@ -162,9 +162,9 @@ def unmount_stick(instance: Instance) -> None:
 def compare_bootstrap(instance: Instance, control: Machine, printed: Path) -> None:
     """Compare the medium's bootstrap program with the hash that the builder printed."""
     expected = hashlib.sha256(printed.read_bytes()).hexdigest()
-    seen = door.output(instance, control.host.name, "sha256sum", f"{MOUNT}/bootstrap").split()[0]
-    if seen != expected:
-        raise LabError(f"bootstrap on the medium has sha256 {seen}, {expected} was printed: do not run it")
+    actual = door.output(instance, control.host.name, "sha256sum", f"{MOUNT}/bootstrap").split()[0]
+    if actual != expected:
+        raise LabError(f"bootstrap on the medium has sha256 {actual}, {expected} was printed: do not run it")
 
 
 def interactive(instance: Instance, machine: Machine, *command: str) -> list[str]:

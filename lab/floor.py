@@ -92,10 +92,10 @@ def installed(instance: Instance, steps: Steps) -> list[str]:
 
 def require_bare(instance: Instance, host: str) -> None:
     """LabError if something was installed on a host already."""
-    found = door.output(
+    packages = door.output(
         instance, host, "sh", "-c", "ls -d /opt/llmkeep /etc/llmkeep 2>/dev/null || true"
     ).split()
-    if found:
+    if packages:
         raise LabError(
-            f"{host} has {', '.join(found)} and no snapshot {BARE!r}: it is not fresh; `lab destroy` first"
+            f"{host} has {', '.join(packages)} and no snapshot {BARE!r}: it is not fresh; `lab destroy` first"
         )

@@ -273,10 +273,10 @@ class Instance:
             "GlobalKnownHostsFile": "/dev/null",
             "LogLevel": "ERROR",
         }
-        given = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+        words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
         where = f"root@{machine.host.address}"
         return self.namespace.command(
-            "ssh", "-F", "none", "-i", str(self.developer_key), *given, where, *command
+            "ssh", "-F", "none", "-i", str(self.developer_key), *words, where, *command
         )
 
     def settle(self, machine: Machine) -> None:

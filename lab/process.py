@@ -79,11 +79,11 @@ class Daemon:
         os.close(held_end)
         if writer and writer.stdin:
             writer.stdin.close()
-        seen = stat(child.pid)
-        if seen is None:
+        state = stat(child.pid)
+        if state is None:
             raise LabError(f"{command[0]} ended as soon as it started: see {log}")
         staged = self.record.with_suffix(".new")
-        staged.write_text(json.dumps({"pid": child.pid, "start": seen.start}), encoding="utf-8")
+        staged.write_text(json.dumps({"pid": child.pid, "start": state.start}), encoding="utf-8")
         staged.replace(self.record)
         return child.pid
 
@@ -93,8 +93,8 @@ class Daemon:
         if recorded is None:
             return None
         pid, start = recorded
-        seen = stat(pid)
-        return pid if seen is not None and seen.start == start else None
+        state = stat(pid)
+        return pid if state is not None and state.start == start else None
 
     def members(self) -> list[int]:
         """Every process of its session, including children that outlived the recorded one."""
@@ -102,16 +102,16 @@ class Daemon:
         if recorded is None:
             return []
         leader, start = recorded
-        seen = stat(leader)
-        if seen is not None and seen.start != start:
+        state = stat(leader)
+        if state is not None and state.start != start:
             return []  # the number belongs to someone else now, who could not have it while the session lived
-        found = []
+        members = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 member = stat(int(entry.name))
                 if member is not None and member.session == leader and member.start >= start:
-                    found.append(int(entry.name))
-        return found
+                    members.append(int(entry.name))
+        return members
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every process of its session."""

@@ -86,12 +86,12 @@ def require_programs(kinds: Iterable[str]) -> None:
 
 
 def _missing_packages(kinds: Iterable[str]) -> list[str]:
-    wanted = dict(PROGRAMS)
+    programs = dict(PROGRAMS)
     for kind in kinds:
-        wanted |= PROGRAMS_OF_KIND[kind]
+        programs |= PROGRAMS_OF_KIND[kind]
     if not image.tree_path().exists():
-        wanted["mmdebstrap"] = "mmdebstrap"  # which makes it
-    return sorted({package for program, package in wanted.items() if shutil.which(program) is None})
+        programs["mmdebstrap"] = "mmdebstrap"  # which makes it
+    return sorted({package for program, package in programs.items() if shutil.which(program) is None})
 
 
 def require_kinds(machines: Sequence[Machine], folder: Path) -> None:
@@ -167,13 +167,13 @@ def require_space(folder: Path, machines: Sequence[Machine]) -> None:
     cache = image.cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     new = sum(1 for machine in machines if not machine.exists())
-    wanted: list[tuple[Path, int]] = [(folder, new * HOST_SPACE)]
+    needs: list[tuple[Path, int]] = [(folder, new * HOST_SPACE)]
     made = [image.tree_path().exists()]
     if any(machine.kind == "kernel" for machine in machines):
         made += [image.image_path().exists(), kernel.folder(cache).exists()]
     if not all(made):
-        wanted.append((cache, IMAGE_SPACE))
-    for place, needed in wanted:
+        needs.append((cache, IMAGE_SPACE))
+    for place, needed in needs:
         free = shutil.disk_usage(place).free
         if needed > free:
             raise NoSpace(

@@ -24,11 +24,11 @@ def arp_answer(frame: bytes, gateway: str, mac: bytes) -> bytes | None:
     """The reply to an ARP request for the gateway's address; None for any other frame."""
     if len(frame) < 42 or frame[12:14] != ARP.to_bytes(2) or frame[20:22] != b"\x00\x01":
         return None
-    wanted = ipaddress.IPv4Address(gateway).packed
-    if frame[38:42] != wanted:
+    target = ipaddress.IPv4Address(gateway).packed
+    if frame[38:42] != target:
         return None
     asker, asker_address = frame[22:28], frame[28:32]
-    return asker + mac + frame[12:20] + b"\x00\x02" + mac + wanted + asker + asker_address
+    return asker + mac + frame[12:20] + b"\x00\x02" + mac + target + asker + asker_address
 
 
 def dns_question(message: bytes) -> str | None:

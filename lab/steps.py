@@ -104,16 +104,16 @@ class Steps:
         """Show that TEXT is in progress: by a clock on a terminal, by periodic lines in a plain log."""
         detail = [text]
 
-        def now(said: str) -> None:
-            detail[0] = said
+        def now(sentence: str) -> None:
+            detail[0] = sentence
 
         if self.console.is_terminal and not self.loud:
             columns = SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(text)
 
-                def shown(said: str) -> None:
-                    now(said)
+                def shown(sentence: str) -> None:
+                    now(sentence)
                     progress.update(task, description=detail[0][: self.console.width - 14])
 
                 yield shown

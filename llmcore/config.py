@@ -52,6 +52,6 @@ def describe(error: ValidationError) -> list[str]:
         elif mistake["type"] == "missing":
             lines.append(f"key '{where}' is missing: set it")
         else:
-            seen = repr(mistake["input"])[:80]
-            lines.append(f"key '{where}' is {seen}: {mistake['msg']}")
+            value = repr(mistake["input"])[:80]
+            lines.append(f"key '{where}' is {value}: {mistake['msg']}")
     return lines

@@ -119,7 +119,7 @@ def configure(level: str = "INFO") -> None:
     """Send every logger of this process to stderr as JSON lines, and what Python itself would print of exceptions."""
     sys.excepthook = lambda _, error, __: log_escaped("this process ends", error)
     threading.excepthook = lambda thread: log_escaped("a thread ends", thread.exc_value)
-    sys.unraisablehook = lambda seen: log_escaped("an error could not be raised", seen.exc_value)
+    sys.unraisablehook = lambda problem: log_escaped("an error could not be raised", problem.exc_value)
     handler = Batched()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -55,7 +55,7 @@ def verify_model(directory: Path, manifest: Path) -> str:
     Raises ManifestError for a missing, extra, changed or pickled file, and for anything but regular files.
     """
     entries = read_manifest(manifest)
-    found = set()
+    present = set()
     for folder, _, names in os.walk(directory):
         for name in names:
             path = Path(folder, name)
@@ -68,26 +68,26 @@ def verify_model(directory: Path, manifest: Path) -> str:
                 raise ManifestError(f"{path} is not in the manifest {manifest}: remove it")
             if path.suffix in PICKLED:
                 raise ManifestError(f"{path} can run code when it is loaded: only safetensors are accepted")
-            found.add(relative)
-    for relative in sorted(entries.keys() - found):
+            present.add(relative)
+    for relative in sorted(entries.keys() - present):
         raise ManifestError(f"{directory / relative} is missing: install the model from the bundle again")
     installed, by_kernel, began = verity.recorded(directory), 0, time.monotonic()
-    for relative, wanted in sorted(entries.items()):
+    for relative, digest in sorted(entries.items()):
         path = directory / relative
         try:
-            if relative in installed and installed[relative] == (wanted, verity.measured(path)):
+            if relative in installed and installed[relative] == (digest, verity.measured(path)):
                 verity.read(path)
                 by_kernel += 1
                 continue
-            seen = sha256_of(path)
+            actual = sha256_of(path)
         except OSError as error:
             way = "check its owner and its disk"
             if error.errno == errno.EIO:
                 way = "its disk is damaged or was tampered with, and `llmkeep site -e weights_deep=true` installs it again"
             raise ManifestError(f"cannot read {path}: {error.strerror}; {way}") from error
-        if seen != wanted:
+        if actual != digest:
             raise ManifestError(
-                f"{path} has sha256 {seen}, its manifest says {wanted}: install the model from the bundle again"
+                f"{path} has sha256 {actual}, its manifest says {digest}: install the model from the bundle again"
             )
     fields = {"kernel_verified": by_kernel, "hashed": len(entries) - by_kernel}
     log.info("files verified", extra={"fields": {**fields, "seconds": round(time.monotonic() - began, 3)}})

@@ -28,10 +28,10 @@ def loading(
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    kept = left_alone(model, quantization)
+    exceptions = left_alone(model, quantization)
     eight = {"load_in_8bit": True}
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    how = BitsAndBytesConfig(**(eight if quantization == "int8" else four), llm_int8_skip_modules=kept)
+    how = BitsAndBytesConfig(**(eight if quantization == "int8" else four), llm_int8_skip_modules=exceptions)
     return {"quantization_config": how, "device_map": {"": device}}
 
 
@@ -41,15 +41,15 @@ def left_alone(model: Any, quantization: Quantization) -> list[str]:
     The head, for quality; MLA's kv_b_proj, because transformers passes it a shape that the 8-bit product does not
     support; and matrices whose shape the 4-bit kernel for CPUs cannot divide.
     """
-    kept = {"lm_head", "kv_b_proj"}
+    layers = {"lm_head", "kv_b_proj"}
     if quantization == "nf4":
-        kept |= {
+        layers |= {
             name.rpartition(".")[2]
             for name, part in model.named_modules()
             if isinstance(part, torch.nn.Linear)
             and (part.out_features % KERNEL_ROWS or part.in_features % KERNEL_COLUMNS)
         }
-    return sorted(kept)
+    return sorted(layers)
 
 
 def bytes_by_dtype(model: Any) -> dict[str, int]:

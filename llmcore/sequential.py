@@ -132,6 +132,6 @@ def mismatch(counts: Sequence[int], shares: Sequence[float]) -> float:
     of a uniform Dirichlet prior (Lindon and Malek 2022, "Anytime-valid inference for multinomial count data").
     """
     prior = math.lgamma(len(counts)) - math.lgamma(sum(counts) + len(counts))
-    given = sum(math.lgamma(count + 1) for count in counts)
+    arrangements = sum(math.lgamma(count + 1) for count in counts)
     declared = sum(count * math.log(share) for count, share in zip(counts, shares, strict=True))
-    return math.exp(min(prior + given - declared, 700))
+    return math.exp(min(prior + arrangements - declared, 700))

@@ -282,13 +282,13 @@ class Chain:
             if first_of(path) <= self._start.size:  # declared, and then the power failed
                 self._remove(path)
                 return path
-        seen = witnessed(self._seen_file)
-        if len(there) < 2 or first_of(there[1]) - 1 > min(self._signed, seen.size):
+        witness = witnessed(self._seen_file)
+        if len(there) < 2 or first_of(there[1]) - 1 > min(self._signed, witness.size):
             return None
-        if not seen.time or seen.size > self.tree.size:
+        if not witness.time or witness.size > self.tree.size:
             return None
         after = next(lines(there[1]), b"")
-        limit = min(now, datetime.fromisoformat(seen.time)) - timedelta(days=keep_days)
+        limit = min(now, datetime.fromisoformat(witness.time)) - timedelta(days=keep_days)
         if not after or written_at(after) > limit:
             return None
         tree, previous = self._start.tree(), self._start.previous

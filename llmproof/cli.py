@@ -101,11 +101,11 @@ def _keep_days(text: str) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """`llm-audit verify`; returns the exit code."""
-    given = options.verifier or str(options.folder / "verifier")
-    if not options.verifier and not Path(given).exists() and not files(options.folder):
+    key = options.verifier or str(options.folder / "verifier")
+    if not options.verifier and not Path(key).exists() and not files(options.folder):
         report = Report("")
     else:
-        text = Path(given).read_text() if Path(given).exists() or not options.verifier else given
+        text = Path(key).read_text() if Path(key).exists() or not options.verifier else key
         report = verify(options.folder, Verifier(text), options.heads, options.unsigned_seconds, options.live)
     code = NOTHING if report.nothing else 0 if report.ok else ALTERED
     if options.json:
@@ -179,19 +179,19 @@ def run_verify_sbom(options: argparse.Namespace) -> int:
     key = Path(options.verifier)
     verifier = Verifier(key.read_text() if key.is_file() else options.verifier)
     try:
-        found, head = sbom.verified(options.archive.read_bytes(), verifier)
+        bills, head = sbom.verified(options.archive.read_bytes(), verifier)
     except ArchiveRefused as error:
         print(printable(f"{options.archive}: {error}"))
         return ALTERED
     print(printable(f"{options.archive}: as signed by {verifier.text} at {head.time}"))
-    for line in sbom.lines(found):
+    for line in sbom.lines(bills):
         print(printable(line))
-    return 0 if found.complete else 1
+    return 0 if bills.complete else 1
 
 
 def run_show(options: argparse.Namespace) -> int:
     """`llm-audit show`; returns the exit code."""
-    found = False
+    any_record = False
     for line, record in _records(options.folder):
         at = str(record.get("@timestamp", ""))
         if options.subject and options.subject not in (record.get("user.id"), record.get("user.name")):
@@ -204,7 +204,7 @@ def run_show(options: argparse.Namespace) -> int:
             options.until and at[: len(options.until)] > options.until
         ):
             continue
-        found = True
+        any_record = True
         names = (
             "llmkeep.audit.phase",
             "event.outcome",
@@ -220,7 +220,7 @@ def run_show(options: argparse.Namespace) -> int:
             *(str(record[name]) for name in names if name in record),
         ]
         print(line.decode(errors="replace") if options.json else printable("  ".join(words)))
-    return 0 if found else NOTHING
+    return 0 if any_record else NOTHING
 
 
 def printable(text: str) -> str:

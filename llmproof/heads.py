@@ -162,11 +162,11 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
 
 def tips(path: Path) -> list[Head]:
     """The complete tips of a file; none if there is no file."""
-    found = []
+    heads = []
     for text in path.read_bytes().split(b"\n\n")[:-1] if path.exists() else []:
         with suppress(ValueError):
-            found.append(stated(text + b"\n")[1])
-    return found
+            heads.append(stated(text + b"\n")[1])
+    return heads
 
 
 def read(path: Path) -> tuple[list[bytes], bytes]:

@@ -53,14 +53,14 @@ def declared(files: list[Path], signed: int) -> Start | None:
     """The last declaration among the first SIGNED records of the files; None where there is none."""
     mark = f'"event.action":"{ACTION}"'.encode()
     for path in reversed(files):
-        found = None
+        last = None
         with path.open("rb") as file:
             for line in file:
                 start = _start(line) if mark in line else None
                 if start and start.sequence <= signed:
-                    found = start
-        if found:
-            return found
+                    last = start
+        if last:
+            return last
     return None
 
 

@@ -90,11 +90,11 @@ def _consistent(files: dict[str, bytes]) -> Sbom:
     return Sbom(summary, documents, files)
 
 
-def lines(found: Sbom) -> list[str]:
+def lines(bills: Sbom) -> list[str]:
     """What a person reads of it: one line for the whole, and then each host with what is unknown and missing there."""
-    summary = found.summary
+    summary = bills.summary
     hosts = summary["hosts"]
-    state = "complete" if found.complete else "NOT COMPLETE"
+    state = "complete" if bills.complete else "NOT COMPLETE"
     answers = f"{sum(host['answers'] for host in hosts.values())} of {len(hosts)} hosts answered"
     when = f"from {summary['begun']} to {summary['ended']}"
     text = [f"{state}: {answers}, {when}; compared with bundle {summary['bundle_serial']}"]

@@ -91,9 +91,9 @@ class Connection(asyncio.Protocol):
             before = BEFORE_EVENT.match(text) if len(message) == 2 else None
             body = fields(event, text[before.end() : text.rindex("}")].strip() if before else "")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            found = re.match(rb'\s*\{\s*"n"\s*:\s*(\d{1,18})\b', line[:100])
+            match = re.match(rb'\s*\{\s*"n"\s*:\s*(\d{1,18})\b', line[:100])
             self.answer(
-                f"!{int(found[1]) if found else 0} {' '.join(str(error).split()) or type(error).__name__}\n"
+                f"!{int(match[1]) if match else 0} {' '.join(str(error).split()) or type(error).__name__}\n"
             )
             return
         self.last = number
@@ -234,17 +234,17 @@ class Service:
     async def sign(self) -> None:
         """Record how many events were only counted, and sign a head if there is something new; failures are retried."""
         loop = asyncio.get_running_loop()
-        told, self.withheld = self.withheld, Counter()
+        counts, self.withheld = self.withheld, Counter()
         try:
-            if told:
-                await loop.run_in_executor(self.thread, self.chain.append, [withheld(told)])
+            if counts:
+                await loop.run_in_executor(self.thread, self.chain.append, [withheld(counts)])
                 print(
-                    f"llm-audit: {told.total()} records were only counted: {self.chain.folder} is short of room",
+                    f"llm-audit: {counts.total()} records were only counted: {self.chain.folder} is short of room",
                     file=sys.stderr,
                 )
         except OSError as error:
-            self.withheld += told
-            print(f"llm-audit: {told.total()} records stay counted: {error}", file=sys.stderr, flush=True)
+            self.withheld += counts
+            print(f"llm-audit: {counts.total()} records stay counted: {error}", file=sys.stderr, flush=True)
         try:
             await loop.run_in_executor(self.thread, self.chain.sign)
         except OSError as error:

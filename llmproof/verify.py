@@ -100,16 +100,16 @@ def verify(
     # Heads first: the writer may go on meanwhile, and each of these covers less than what is read then.
     known = _heads(folder / heads.NAME, verifier, report)
     report.heads = len(known)
-    kept = _heads(kept_heads, verifier, report) if kept_heads else []
-    report.kept_heads = len(kept)
-    if missing := {note for note, _ in kept} - {note for note, _ in known}:
-        report.find(folder / heads.NAME, 0, 0, f"{len(missing)} of the {len(kept)} heads kept in {kept_heads} are not in "
+    copies = _heads(kept_heads, verifier, report) if kept_heads else []
+    report.kept_heads = len(copies)
+    if missing := {note for note, _ in copies} - {note for note, _ in known}:
+        report.find(folder / heads.NAME, 0, 0, f"{len(missing)} of the {len(copies)} heads kept in {kept_heads} are not in "
                                                "it: heads were removed, or the record was signed anew")  # fmt: skip
     at_size: dict[int, list[tuple[str, bytes]]] = {}
     tips = [(b"", head) for head in heads.tips(kept_heads.with_name(heads.TIPS))] if kept_heads else []
     for source, notes in (
         (str(folder / heads.NAME), known),
-        (str(kept_heads), kept),
+        (str(kept_heads), copies),
         ("the witness's tips", tips),
     ):
         for _, head in notes:
@@ -231,9 +231,9 @@ class _Reader:
         elif wrong is None and record is None:
             wrong = "no JSON, although its hashes fit: not written by this writer"
         sequence, self.previous = self.due, hashlib.sha256(whole).hexdigest()
-        said = record.get("event.sequence") if record else None
-        if wrong and wrong.startswith("moved") and isinstance(said, int):
-            sequence = said
+        number_inside = record.get("event.sequence") if record else None
+        if wrong and wrong.startswith("moved") and isinstance(number_inside, int):
+            sequence = number_inside
             if sequence > self.due:
                 wrong = f"removed: record {sequence} stands here, {sequence - self.due} before it are missing"
             else:

@@ -42,7 +42,10 @@ def main() -> int:
     context = ssl.create_default_context(cafile=str(PKI / "root.pem"))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(PKI / "host.pem", PKI / "host.key")
-    given = {"Content-Type": "application/json", "Authorization": f"ApiKey {base64.b64encode(key).decode()}"}
+    headers = {
+        "Content-Type": "application/json",
+        "Authorization": f"ApiKey {base64.b64encode(key).decode()}",
+    }
     for what, method, path, body in (
         *(attempt for index in sys.argv[4:] for attempt in on(index)),
         ("create in its own stream", "POST", f"/{own}/_doc", {}),
@@ -62,7 +65,7 @@ def main() -> int:
         link = http.client.HTTPSConnection(
             where.hostname or "", where.port or 443, timeout=10, context=context
         )
-        link.request(method, path, None if body is None else json.dumps(body), given)
+        link.request(method, path, None if body is None else json.dumps(body), headers)
         print(f"{what}: {link.getresponse().status}")
         link.close()
     return 0

@@ -13,7 +13,7 @@ FACTS = ("s_connect: connected ", "CERT: ", " ciphersuite: ")
 TRIES, PAUSE_SECONDS = 60, 0.1
 
 
-def said(unit: str, since: float) -> list[str]:
+def log_lines(unit: str, since: float) -> list[str]:
     journal = ["journalctl", "--quiet", "--output=cat", f"--unit={unit}", f"--since=@{since:.6f}"]
     lines = subprocess.run(journal, check=True, capture_output=True, text=True).stdout.splitlines()
     return [line.partition(": ")[2] for line in lines if any(fact in line for fact in FACTS)]
@@ -26,7 +26,7 @@ def main() -> None:
         connection.connect(place)
         connection.settimeout(PAUSE_SECONDS)
         for _ in range(TRIES):
-            lines = said(unit, since)
+            lines = log_lines(unit, since)
             if any(FACTS[-1] in line for line in lines):
                 print("\n".join(lines))
                 return
@@ -37,7 +37,7 @@ def main() -> None:
             except OSError:
                 ended = True
             if ended:
-                sys.exit(f"{unit} ended the connection: {'; '.join(said(unit, since))}")
+                sys.exit(f"{unit} ended the connection: {'; '.join(log_lines(unit, since))}")
     sys.exit(f"{unit} has no handshake after {TRIES * PAUSE_SECONDS:.0f} s: {'; '.join(lines)}")
 
 

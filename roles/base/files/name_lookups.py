@@ -32,15 +32,15 @@ def enter_own_network() -> None:
 
 def destinations(wire: socket.socket) -> set[str]:
     """Where UDP and TCP packets went that WIRE has seen."""
-    found: set[str] = set()
+    addresses: set[str] = set()
     while True:
         try:
             packet, address = wire.recvfrom(4096)
         except BlockingIOError:
-            return found
+            return addresses
         protocol, destination = (6, slice(24, 40)) if address[1] == ETH_P_IPV6 else (9, slice(16, 20))
         if packet[protocol] in (socket.IPPROTO_UDP, socket.IPPROTO_TCP):
-            found.add(str(ipaddress.ip_address(packet[destination])))
+            addresses.add(str(ipaddress.ip_address(packet[destination])))
 
 
 def asked_by_getaddrinfo(wire: socket.socket) -> set[str]:
@@ -62,8 +62,8 @@ def main() -> None:
         wire.setblocking(False)
         asked = {"lookup": asked_by_getaddrinfo(wire), "dns": asked_by_res_query(wire)}
     findings = {
-        name: {"ok": not seen, "observed": f"asked: {', '.join(sorted(seen)) or 'none'}"}
-        for name, seen in asked.items()
+        name: {"ok": not addresses, "observed": f"asked: {', '.join(sorted(addresses)) or 'none'}"}
+        for name, addresses in asked.items()
     }
     print(json.dumps({"checks": findings}))
 

@@ -77,23 +77,23 @@ def each(method: str, paths: Iterable[str], body: Any = None) -> None:
 
 def streams() -> dict[str, list[str]]:
     """Names of the indices of each stream, the one that is written to last."""
-    told = ask("GET", f"/_data_stream/{STREAMS}")["data_streams"]
-    return {stream["name"]: [index["index_name"] for index in stream["indices"]] for stream in told}
+    answer = ask("GET", f"/_data_stream/{STREAMS}")["data_streams"]
+    return {stream["name"]: [index["index_name"] for index in stream["indices"]] for stream in answer}
 
 
 def sizes() -> dict[str, int]:
     """Bytes that each index takes on the disk."""
-    told = ask("GET", f"/{STREAMS}/_stats/store,translog?level=indices")["indices"]
+    answer = ask("GET", f"/{STREAMS}/_stats/store,translog?level=indices")["indices"]
     return {
         name: index["total"]["store"]["size_in_bytes"] + index["total"]["translog"]["size_in_bytes"]
-        for name, index in told.items()
+        for name, index in answer.items()
     }
 
 
 def ended() -> dict[str, float]:
     """When each index that is written to no more got its successor, in seconds since 1970; no document in it is younger."""
-    told = ask("GET", f"/{STREAMS}/_settings?filter_path=*.settings.index.creation_date")
-    began = {name: int(index["settings"]["index"]["creation_date"]) / 1000 for name, index in told.items()}
+    answer = ask("GET", f"/{STREAMS}/_settings?filter_path=*.settings.index.creation_date")
+    began = {name: int(index["settings"]["index"]["creation_date"]) / 1000 for name, index in answer.items()}
     return {name: began[successor] for indices in streams().values() for name, successor in pairwise(indices)}
 
 
@@ -103,8 +103,8 @@ def roll_over() -> None:
 
 def snapshots(*states: str) -> list[dict[str, Any]]:
     """All in one of these states, oldest first; without any, those that are whole."""
-    told = ask("GET", f"{REPOSITORY}/_all?sort=start_time")["snapshots"]
-    return [snapshot for snapshot in told if snapshot["state"] in (states or (WHOLE,))]
+    answer = ask("GET", f"{REPOSITORY}/_all?sort=start_time")["snapshots"]
+    return [snapshot for snapshot in answer if snapshot["state"] in (states or (WHOLE,))]
 
 
 def take_snapshot() -> None:
@@ -113,10 +113,10 @@ def take_snapshot() -> None:
     body = {"indices": STREAMS, "include_global_state": False, "feature_states": ["none"]}
     ask("PUT", f"{REPOSITORY}/{name}", body)
     done = '"state":"(SUCCESS|PARTIAL|FAILED|INCOMPATIBLE)"'
-    [told] = ask("GET", f"{REPOSITORY}/{name}", until=done, seconds=SNAPSHOT_SECONDS)["snapshots"]
-    if told["state"] != WHOLE:
+    [snapshot] = ask("GET", f"{REPOSITORY}/{name}", until=done, seconds=SNAPSHOT_SECONDS)["snapshots"]
+    if snapshot["state"] != WHOLE:
         raise Refused(
-            f"snapshot {name} is {told['state']}: {json.dumps(told['failures'])}. See `journalctl -u elasticsearch`"
+            f"snapshot {name} is {snapshot['state']}: {json.dumps(snapshot['failures'])}. See `journalctl -u elasticsearch`"
         )
 
 
@@ -134,15 +134,15 @@ def expired(
     ends: dict[str, float], size: dict[str, int], now: float, days: int, budget: int
 ) -> dict[str, str]:
     """Indices to delete, oldest first, and why; ENDS has no index that is written to."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     left = sum(size.values())
     for name, end in sorted(ends.items(), key=lambda index: index[1]):
         age = (now - end) / DAY
         if age <= max(days, FEWEST_DAYS) and (age <= FEWEST_DAYS or left <= budget):
             continue
-        found[name] = f"kept for {days} days" if age > days else f"indices take {left} bytes of {budget}"
+        reasons[name] = f"kept for {days} days" if age > days else f"indices take {left} bytes of {budget}"
         left -= size.get(name, 0)
-    return found
+    return reasons
 
 
 def reached(history: list[list[float]], budget: int) -> float | None:
@@ -169,9 +169,9 @@ def run(options: argparse.Namespace) -> list[str]:
     budget = options.budget_mb << 20
     state = known(options.state)
 
-    def attempt(step: Any, *given: Any) -> bool:
+    def attempt(step: Any, *arguments: Any) -> bool:
         try:
-            step(*given)
+            step(*arguments)
         except Refused as problem:
             problems.append(str(problem))
             return False
@@ -214,11 +214,11 @@ def check(options: argparse.Namespace) -> list[str]:
     """What is wrong with the newest snapshot; waits --wait seconds for the first one."""
     ask("POST", f"{REPOSITORY}/_verify", seconds=0)
     end = time.monotonic() + options.wait
-    while not (found := snapshots()) and time.monotonic() < end:
+    while not (whole := snapshots()) and time.monotonic() < end:
         time.sleep(0.5)
-    if not found:
+    if not whole:
         return ["there is no whole snapshot: see `journalctl -u llmkeep-logs-keep`"]
-    age = time.time() - found[-1]["end_time_in_millis"] / 1000
+    age = time.time() - whole[-1]["end_time_in_millis"] / 1000
     if age > OLD_SNAPSHOT:
         return [
             f"the newest whole snapshot is {age / DAY:.1f} days old: see `journalctl -u llmkeep-logs-keep`"

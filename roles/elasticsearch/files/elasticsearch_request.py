@@ -34,14 +34,14 @@ def password(user: str) -> str:
 
 
 def headers(user: str) -> dict[str, str]:
-    found = {"Content-Type": "application/json"}
+    fields = {"Content-Type": "application/json"}
     if user != "anonymous":
         token = base64.b64encode(f"elastic:{password(user)}".encode()).decode()
-        found["Authorization"] = f"Basic {token}"
-    return found
+        fields["Authorization"] = f"Basic {token}"
+    return fields
 
 
-def asked(method: str, path: str, body: str | None, given: dict[str, str]) -> tuple[bool, str]:
+def asked(method: str, path: str, body: str | None, fields: dict[str, str]) -> tuple[bool, str]:
     """Whether an answer came, and what it is."""
     name, port = WHERE.read_text().split()
     context = ssl.create_default_context(cafile=str(PKI / "root.pem"))
@@ -49,7 +49,7 @@ def asked(method: str, path: str, body: str | None, given: dict[str, str]) -> tu
     context.load_cert_chain(PKI / "host.pem", PKI / "host.key")
     link = http.client.HTTPSConnection(name, int(port), timeout=30, context=context)
     try:
-        link.request(method, path, body.encode() if body else None, given)
+        link.request(method, path, body.encode() if body else None, fields)
         answer = link.getresponse()
         return True, f"{answer.status} {answer.read().decode().strip()}"
     except (OSError, http.client.HTTPException) as problem:
@@ -67,12 +67,12 @@ def main() -> int:
     parser.add_argument("path")
     parser.add_argument("body", nargs="?")
     options = parser.parse_args()
-    given = headers(options.user)
+    fields = headers(options.user)
     body = sys.stdin.read() if options.body == "-" else options.body
     pattern, seconds = options.until
     end = time.monotonic() + float(seconds)
     while True:
-        answered, text = asked(options.method, options.path, body, given)
+        answered, text = asked(options.method, options.path, body, fields)
         if answered and re.search(pattern, text):
             print(text)
             return 0

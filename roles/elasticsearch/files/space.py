@@ -13,7 +13,7 @@ for folder, size in zip(pairs[::2], pairs[1::2], strict=True):
     volume = next(path for path in (there, *there.parents) if path.is_mount())
     budgets[volume][folder] = int(size)
 for volume, held in budgets.items():
-    told = os.statvfs(volume)
-    room, asked = told.f_blocks * told.f_frsize, sum(held.values())
+    status = os.statvfs(volume)
+    room, asked = status.f_blocks * status.f_frsize, sum(held.values())
     if asked > room * float(share):
         print(f"{' and '.join(held)} may come to {asked >> 20} MiB, and {volume} has {room >> 20}")

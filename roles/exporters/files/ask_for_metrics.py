@@ -16,5 +16,5 @@ for path, _, sample in (word.partition("=") for word in paths):
     connection.request("GET", path)
     answer = connection.getresponse()
     samples = [line for line in answer.read().decode().splitlines() if line[:1] not in ("#", "")]
-    found = answer.status == 200 and (sample in samples if sample else samples)
-    print(answer.status, path, "with samples" if found else "without samples")
+    complete = answer.status == 200 and (sample in samples if sample else samples)
+    print(answer.status, path, "with samples" if complete else "without samples")

@@ -53,14 +53,14 @@ WRITTEN = Path("/var/lib/llmkeep-written/sha256.json")
 LARGEST = 32 << 20  # bytes, more than any file that a role writes: this program may take 128 MiB
 
 
-def said(*argv: str) -> str:
+def output_of(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout
 
 
 def end(kind: str, path: Path, option: str) -> str:
     """Seconds since 1970 at which a certificate or a revocation list ends."""
-    told = said("openssl", kind, "-in", str(path), "-noout", option, "-dateopt", "iso_8601")
-    return f"{datetime.fromisoformat(told.strip().partition('=')[2]).timestamp():.0f}"
+    output = output_of("openssl", kind, "-in", str(path), "-noout", option, "-dateopt", "iso_8601")
+    return f"{datetime.fromisoformat(output.strip().partition('=')[2]).timestamp():.0f}"
 
 
 def certificates() -> Iterator[str]:
@@ -72,7 +72,7 @@ def certificates() -> Iterator[str]:
 
 
 def failed_units() -> Iterator[str]:
-    for line in said(
+    for line in output_of(
         "systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"
     ).splitlines():
         yield f"llmkeep_unit_failed{{unit={quoted(line.split()[0])}}} 1"  # as dev-disk-by\x2duuid.swap
@@ -80,7 +80,7 @@ def failed_units() -> Iterator[str]:
 
 def watching() -> Iterator[str]:
     for unit in WATCHING if PROMETHEUS.exists() else ():
-        state = said("systemctl", "show", "--property=ActiveState", "--value", unit).strip()
+        state = output_of("systemctl", "show", "--property=ActiveState", "--value", unit).strip()
         yield f'llmkeep_watching{{unit="{unit}"}} {int(state == "active")}'
 
 
@@ -160,9 +160,9 @@ def backup() -> Iterator[str]:
         yield f"llmkeep_backup_seconds {min(made)}"
 
 
-def seconds(told: str) -> str:
+def seconds(moment: str) -> str:
     """Since 1970, of a time in ISO 8601."""
-    return f"{datetime.fromisoformat(told).timestamp():.0f}"
+    return f"{datetime.fromisoformat(moment).timestamp():.0f}"
 
 
 def volumes() -> Iterator[str]:
@@ -228,10 +228,10 @@ def control_node() -> Iterator[str]:
 
 def logs() -> Iterator[str]:
     if KEPT.exists():
-        kept = json.loads(KEPT.read_text())
+        record = json.loads(KEPT.read_text())
         for key, name in (("snapshot", "llmkeep_log_snapshot_seconds"), ("full", "llmkeep_log_full_seconds")):
-            if kept.get(key):
-                yield f"{name} {kept[key]:.0f}"
+            if record.get(key):
+                yield f"{name} {record[key]:.0f}"
 
 
 def main() -> None:

@@ -32,15 +32,15 @@ def line(whole: bytes) -> tuple[int, str]:
     """Number of a record, and what is shipped of it."""
     record = json.loads(whole)
     number = int(record["event.sequence"])
-    said = {
+    document = {
         "message": "a line of the audit record",
         "event.action": "audit_shipped",
         "event.sequence": number,
         "llmkeep.audit.leaf": hashlib.sha256(b"\0" + whole).hexdigest(),
     }
     if len(whole) <= MOST and record.keys() <= ALLOWED:
-        said["llmkeep.audit.record"] = whole.decode()
-    return number, json.dumps(said)
+        document["llmkeep.audit.record"] = whole.decode()
+    return number, json.dumps(document)
 
 
 def main() -> None:
@@ -56,9 +56,9 @@ def main() -> None:
             for whole in file:
                 if not whole.endswith(b"\n"):
                     break  # it is being written
-                number, said = line(whole.removesuffix(b"\n"))
+                number, document = line(whole.removesuffix(b"\n"))
                 if number > last:
-                    print(said)
+                    print(document)
                     new = number
     sys.stdout.flush()
     if new > last:

@@ -35,13 +35,13 @@ def main() -> int:
         print("filebeat.service is not active")
         return 1
     end = time.monotonic() + float(sys.argv[1])
-    before, seen = None, "nothing"
+    before, state = None, "nothing"
     while time.monotonic() < end:
         try:
             events = counted()
             now, dropped = events["acked"], events["dropped"]
         except (OSError, KeyError, http.client.HTTPException) as problem:
-            seen = f"{SOCKET}: {problem}"
+            state = f"{SOCKET}: {problem}"
         else:
             if before is None:
                 before = now
@@ -55,9 +55,9 @@ def main() -> int:
             elif now > before:
                 print("delivered")
                 return 0
-            seen = f"{now} events are acknowledged"
+            state = f"{now} events are acknowledged"
         time.sleep(0.2)
-    print(f"no event was acknowledged within {sys.argv[1]} s: {seen}")
+    print(f"no event was acknowledged within {sys.argv[1]} s: {state}")
     return 1
 
 

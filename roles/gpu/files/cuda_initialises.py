@@ -16,9 +16,10 @@ BRIDGE, NVIDIA = "0x0680", "0x10de"
 
 def switches(devices: Path) -> int:
     """NVSwitches, as sysfs lists PCI devices."""
-    found = [(place / "vendor", place / "class") for place in devices.iterdir()] if devices.is_dir() else []
+    places = [(place / "vendor", place / "class") for place in devices.iterdir()] if devices.is_dir() else []
     return sum(
-        vendor.read_text().strip() == NVIDIA and kind.read_text().startswith(BRIDGE) for vendor, kind in found
+        vendor.read_text().strip() == NVIDIA and kind.read_text().startswith(BRIDGE)
+        for vendor, kind in places
     )
 
 

@@ -15,10 +15,10 @@ def trouble(port: str, seconds: float) -> str:
         return f"{error.code} {error.read(500).decode(errors='replace').strip()}"
     except OSError as error:
         return f"nothing answers on 127.0.0.1:{port}: {error}"
-    found = re.search(r"^llm_gpu_last_success_age_seconds (\S+)$", text, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^llm_gpu_last_success_age_seconds (\S+)$", text, re.MULTILINE)
+    if match is None:
         return f"127.0.0.1:{port} has no llm_gpu_last_success_age_seconds: another program listens there"
-    age = float(found[1])
+    age = float(match[1])
     return "" if age <= seconds else f"the last reading is {age:.0f} s old"
 
 

@@ -104,10 +104,10 @@ def main() -> int:
         ours: "what a peer sends on a connection that stands",
         doors[other]: "a new connection from a peer",
     }
-    seen, _, _ = select.select(list(watched), [], [], PATIENCE_SECONDS)
-    for end in seen:
+    ends, _, _ = select.select(list(watched), [], [], PATIENCE_SECONDS)
+    for end in ends:
         print(f"in clear passes: {watched[end]}")
-    return 1 if seen else 0
+    return 1 if ends else 0
 
 
 if __name__ == "__main__":

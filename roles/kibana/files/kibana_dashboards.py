@@ -38,14 +38,14 @@ def authorization() -> dict[str, str]:
     return {"Authorization": f"ApiKey {b64encode(key).decode()}"}
 
 
-def ask(method: str, path: str, given: dict[str, str], body: Any = None) -> tuple[int, dict[str, str], bytes]:
+def ask(method: str, path: str, more: dict[str, str], body: Any = None) -> tuple[int, dict[str, str], bytes]:
     """Status, headers by their lower-case names, and body of the answer."""
     name, port = WHERE.read_text().split()
     context = ssl.create_default_context(cafile=str(PKI / "root.pem"))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     link = http.client.HTTPSConnection(name, int(port), timeout=30, context=context)
     try:
-        headers = {"kbn-xsrf": "true", "Content-Type": "application/json"} | given
+        headers = {"kbn-xsrf": "true", "Content-Type": "application/json"} | more
         link.request(method, path, None if body is None else json.dumps(body), headers)
         answer = link.getresponse()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -53,13 +53,13 @@ def ask(method: str, path: str, given: dict[str, str], body: Any = None) -> tupl
         link.close()
 
 
-def wait(seconds: float, given: dict[str, str]) -> str:
+def wait(seconds: float, headers: dict[str, str]) -> str:
     """How Kibana is once it is available; Refused if it is not within so many SECONDS."""
     end = time.monotonic() + seconds
     while True:
         try:
-            status, _, said = ask("GET", "/api/status", given)
-            level = json.loads(said)["status"]["overall"]["level"] if status == 200 else f"status {status}"
+            status, _, body = ask("GET", "/api/status", headers)
+            level = json.loads(body)["status"]["overall"]["level"] if status == 200 else f"status {status}"
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as problem:
             level = f"{type(problem).__name__}: {problem}"
         if level == "available":
@@ -71,35 +71,37 @@ def wait(seconds: float, given: dict[str, str]) -> str:
         time.sleep(0.3)
 
 
-def differences(found: Any, wanted: Any, where: str) -> Iterator[str]:
-    """What FOUND has otherwise than WANTED, by the names of fields."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key, value in wanted.items():
-            yield from differences(found.get(key), value, f"{where}.{key}" if where else key)
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for number, (there, here) in enumerate(zip(found, wanted, strict=True)):
+def differences(actual: Any, expected: Any, where: str) -> Iterator[str]:
+    """Fields that ACTUAL has otherwise than EXPECTED, by their names."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        for key, value in expected.items():
+            yield from differences(actual.get(key), value, f"{where}.{key}" if where else key)
+    elif isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        for number, (there, here) in enumerate(zip(actual, expected, strict=True)):
             yield from differences(there, here, f"{where}[{number}]")
-    elif isinstance(wanted, list) and isinstance(found, list):
-        yield f"{where} has {len(found)} entries, and git has {len(wanted)}"
-    elif found != wanted:
-        yield f"{where} is {json.dumps(found)[:120]}, and git has {json.dumps(wanted)[:120]}"
+    elif isinstance(expected, list) and isinstance(actual, list):
+        yield f"{where} has {len(actual)} entries, and git has {len(expected)}"
+    elif actual != expected:
+        yield f"{where} is {json.dumps(actual)[:120]}, and git has {json.dumps(expected)[:120]}"
 
 
-def compared(path: Path, given: dict[str, str]) -> list[str]:
+def compared(path: Path, headers: dict[str, str]) -> list[str]:
     """What is different of one dashboard, a line each."""
-    status, _, said = ask("GET", f"/api/dashboards/{path.stem}", given)
+    status, _, body = ask("GET", f"/api/dashboards/{path.stem}", headers)
     if status == 404:
         return [f"dashboard {path.stem}: Kibana does not have it"]
     if status != 200:
-        raise Refused(f"GET of dashboard {path.stem}: Kibana answered {status}: {said.decode()[:500]}")
-    found = json.loads(said)["data"]
-    return [f"dashboard {path.stem}: {line}" for line in differences(found, json.loads(path.read_text()), "")]
+        raise Refused(f"GET of dashboard {path.stem}: Kibana answered {status}: {body.decode()[:500]}")
+    content = json.loads(body)["data"]
+    return [
+        f"dashboard {path.stem}: {line}" for line in differences(content, json.loads(path.read_text()), "")
+    ]
 
 
-def put(path: Path, given: dict[str, str]) -> None:
-    status, _, said = ask("PUT", f"/api/dashboards/{path.stem}", given, json.loads(path.read_text()))
+def put(path: Path, headers: dict[str, str]) -> None:
+    status, _, body = ask("PUT", f"/api/dashboards/{path.stem}", headers, json.loads(path.read_text()))
     if not 200 <= status < 300:
-        raise Refused(f"PUT of dashboard {path.stem}: Kibana answered {status}: {said.decode()[:500]}")
+        raise Refused(f"PUT of dashboard {path.stem}: Kibana answered {status}: {body.decode()[:500]}")
 
 
 def run(folder: Path, verb: str) -> int:
@@ -107,16 +109,16 @@ def run(folder: Path, verb: str) -> int:
         status, headers, _ = ask("GET", "/api/dashboards", {})
         print(status, *(f"{name}: {headers.get(name, 'missing')}" for name in HEADERS), sep="\n")
         return 0
-    given = authorization()
-    level = wait(5 if verb == "check" else 240, given)
+    login = authorization()
+    level = wait(5 if verb == "check" else 240, login)
     if verb == "status":
         print(level)
     else:
         lines = []
         for path in sorted(folder.glob("*.json")):
-            different = compared(path, given)
+            different = compared(path, login)
             if different and verb == "apply":
-                put(path, given)
+                put(path, login)
             lines += different
         if lines:
             print("\n".join(lines))

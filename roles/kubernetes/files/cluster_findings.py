@@ -28,7 +28,7 @@ class Cluster:
     digest: str
     applied: list[Manifest] = field(default_factory=list)
 
-    def kubectl(self, *words: str, given: object = None) -> subprocess.CompletedProcess[str]:
+    def kubectl(self, *words: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
         argv = [
             "kubectl",
             f"--kubeconfig={self.kubeconfig}",
@@ -36,20 +36,20 @@ class Cluster:
             "--request-timeout=20s",
             *words,
         ]
-        text = None if given is None else json.dumps(given)
+        text = None if stdin is None else json.dumps(stdin)
         return subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
 
-    def objects(self, *words: str, given: object = None) -> list[Manifest]:
-        done = self.kubectl("get", "--output=json", *words, given=given)
+    def objects(self, *words: str, stdin: object = None) -> list[Manifest]:
+        done = self.kubectl("get", "--output=json", *words, stdin=stdin)
         if done.returncode != 0:
             raise OSError(" ".join(done.stderr.split())[-300:])
-        found = json.loads(done.stdout or '{"items": [], "kind": "List"}')
-        return list(found["items"]) if found["kind"].endswith("List") else [found]
+        answer = json.loads(done.stdout or '{"items": [], "kind": "List"}')
+        return list(answer["items"]) if answer["kind"].endswith("List") else [answer]
 
     def workloads(self) -> list[Manifest]:
         """Those that were applied, as the cluster has them."""
         ours = [each for each in self.applied if each["kind"] in WORKLOADS]
-        return self.objects("--filename=-", "--ignore-not-found", given=listed(ours)) if ours else []
+        return self.objects("--filename=-", "--ignore-not-found", stdin=listed(ours)) if ours else []
 
     def pods(self) -> Iterator[Manifest]:
         for each in self.workloads():
@@ -84,7 +84,7 @@ def differing(cluster: Cluster) -> Iterator[str]:
         "--field-manager=llmkeep",
         "--force-conflicts",
         "--filename=-",
-        given=listed(cluster.applied),
+        stdin=listed(cluster.applied),
     )
     if done.returncode > 1 or done.stderr.strip():
         yield " ".join(done.stderr.split())[-300:]
@@ -101,13 +101,13 @@ def unready(cluster: Cluster) -> Iterator[str]:
             yield f"{name} is missing"
             continue
         each = live[name]
-        status, wanted = each.get("status", {}), each["spec"].get("replicas", 1)
+        status, replicas = each.get("status", {}), each["spec"].get("replicas", 1)
         if each["kind"] == "DaemonSet":
-            wanted, ready = status.get("desiredNumberScheduled", 0), status.get("numberReady", 0)
+            replicas, ready = status.get("desiredNumberScheduled", 0), status.get("numberReady", 0)
         else:
             ready = min(status.get("readyReplicas", 0), status.get("updatedReplicas", 0))
-        if ready < wanted or status.get("observedGeneration") != each["metadata"]["generation"]:
-            yield f"{name} has {ready} of {wanted} pods ready"
+        if ready < replicas or status.get("observedGeneration") != each["metadata"]["generation"]:
+            yield f"{name} has {ready} of {replicas} pods ready"
 
 
 def other_images(cluster: Cluster) -> Iterator[str]:
@@ -156,7 +156,7 @@ def unprotected(cluster: Cluster) -> Iterator[str]:
             yield f"{shown(each)} has no PodDisruptionBudget"
 
 
-def admitted(cluster: Cluster, change: Callable[[Manifest], object], said: str) -> Iterator[str]:
+def admitted(cluster: Cluster, change: Callable[[Manifest], object], refusal: str) -> Iterator[str]:
     """Pods that a server-side dry run does not refuse in these words, made of an applied workload's by a change."""
     for each in cluster.applied:
         if each["kind"] not in WORKLOADS:
@@ -174,10 +174,10 @@ def admitted(cluster: Cluster, change: Callable[[Manifest], object], said: str) 
         }
         pod["spec"]["volumes"] = pod["spec"].get("volumes", []) + claims
         change(pod["spec"]["containers"][0])
-        done = cluster.kubectl("create", "--dry-run=server", "--filename=-", given=pod)
+        done = cluster.kubectl("create", "--dry-run=server", "--filename=-", stdin=pod)
         if done.returncode == 0:
             yield f"a pod of {shown(each)} was admitted"
-        elif said not in done.stderr:
+        elif refusal not in done.stderr:
             yield f"a pod of {shown(each)} was refused otherwise: {' '.join(done.stderr.split())[-300:]}"
 
 
@@ -219,15 +219,16 @@ def main() -> None:
                 try:
                     digest = json.loads(image.read_bytes())["digest"]
                     applied = json.loads((records / name / "applied.json").read_bytes())
-                    found = [*find(Cluster(kubeconfig, f"{cache}/{name}", digest, applied))]
+                    sentences = [*find(Cluster(kubeconfig, f"{cache}/{name}", digest, applied))]
                 except (OSError, KeyError, ValueError) as problem:
-                    found = [str(problem)]
-                faults[finding] += [f"{name}: {fault}" for fault in found]
+                    sentences = [str(problem)]
+                faults[finding] += [f"{name}: {fault}" for fault in sentences]
     print(
         json.dumps(
             {
                 "checks": {
-                    name: {"ok": not found, "observed": "; ".join(found)} for name, found in faults.items()
+                    name: {"ok": not sentences, "observed": "; ".join(sentences)}
+                    for name, sentences in faults.items()
                 }
             }
         )

@@ -29,26 +29,26 @@ def shown(port: str) -> tuple[list[str], str]:
 
 
 def shown_in_time(port: str, revision: str, end: float) -> tuple[list[str], str]:
-    while (seen := shown(port))[1] not in (revision, "") and time.monotonic() < end:
+    while (answer := shown(port))[1] not in (revision, "") and time.monotonic() < end:
         time.sleep(0.25)
-    return seen
+    return answer
 
 
 def main() -> None:
     engine, ports, revision = sys.argv[1], sys.argv[2:], REVISION.read_text().strip()
     end = time.monotonic() + PATIENCE
-    seen = {port: shown_in_time(port, revision, end) for port in ports}
+    answers = {port: shown_in_time(port, revision, end) for port in ports}
     findings = {
         "engine": {
-            "ok": all(engines == [engine] for engines, _ in seen.values()),
+            "ok": all(engines == [engine] for engines, _ in answers.values()),
             "observed": ", ".join(
-                f"port {port}: {' and '.join(engines) or 'none'}" for port, (engines, _) in seen.items()
+                f"port {port}: {' and '.join(engines) or 'none'}" for port, (engines, _) in answers.items()
             ),
         },
         "revision": {
-            "ok": all(shown == revision for _, shown in seen.values()),
+            "ok": all(shown == revision for _, shown in answers.values()),
             "observed": f"in place {revision}; "
-            + ", ".join(f"port {port}: {shown or 'none'}" for port, (_, shown) in seen.items()),
+            + ", ".join(f"port {port}: {shown or 'none'}" for port, (_, shown) in answers.items()),
         },
     }
     print(json.dumps({"checks": findings}))

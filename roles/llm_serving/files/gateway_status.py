@@ -18,10 +18,10 @@ def answer(place: str, path: str) -> tuple[int, str]:
 
 
 def main() -> None:
-    wanted, path = int(sys.argv[1]), sys.argv[2]
+    expected, path = int(sys.argv[1]), sys.argv[2]
     for place in sys.argv[3:]:
         status, text = answer(place, path)
-        if status != wanted:
+        if status != expected:
             sys.exit(f"{place}: {status} {text}")
 
 

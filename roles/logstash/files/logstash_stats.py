@@ -49,7 +49,7 @@ def of(plugins: list[Any], name: str) -> Any:
     return next((plugin for plugin in plugins if plugin["id"] == name), {})
 
 
-def told(question: str, pipeline: Any, before: int) -> tuple[bool, str]:
+def verdict(question: str, pipeline: Any, before: int) -> tuple[bool, str]:
     """Whether it is well, and what to print. BEFORE: documents that had left when it was asked first."""
     queued, out = pipeline["queue"].get("events_count", 0), pipeline["events"]["out"]
     filters, outputs = pipeline["plugins"]["filters"], pipeline["plugins"]["outputs"]
@@ -80,24 +80,24 @@ def main() -> int:
     end = time.monotonic() + options.seconds
     before: int | None = None
     while True:
-        well, seen = False, ""
+        well, state = False, ""
         try:
-            status, said = asked(headers)
+            status, answer = asked(headers)
             if options.question == "anonymous":
-                well, seen = status == 401, str(status)
+                well, state = status == 401, str(status)
             elif status == 200:
-                pipeline = said["pipelines"]["main"]
+                pipeline = answer["pipelines"]["main"]
                 before = pipeline["events"]["out"] if before is None else before
-                well, seen = told(options.question, pipeline, before)
+                well, state = verdict(options.question, pipeline, before)
             else:
-                seen = f"its API answers {status}"
+                state = f"its API answers {status}"
         except (OSError, ValueError, KeyError, http.client.HTTPException) as problem:
-            seen = f"127.0.0.1:{PORT}: {problem!r}"
+            state = f"127.0.0.1:{PORT}: {problem!r}"
         if well or time.monotonic() >= end:
-            print(seen)
+            print(state)
             return 0 if well else 1
         if options.process and not Path("/proc", options.process).exists():
-            print(f"process {options.process} has ended: {seen}")
+            print(f"process {options.process} has ended: {state}")
             return 1
         time.sleep(0.3)
 

@@ -47,16 +47,16 @@ def state(name: str) -> Path:
 
 def record(name: str) -> dict[str, Any]:
     path = state(f"{name}.json")
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
 
 
 @functools.cache
 def header(name: str) -> dict[str, Any]:
     uuid = record(name).get("uuid", "")
     text = output("cryptsetup", "luksDump", "--dump-json-metadata", str(BY_UUID / uuid)) if uuid else ""
-    found: dict[str, Any] = json.loads(text) if text else {"keyslots": {}, "tokens": {}, "segments": {}}
-    return found
+    content: dict[str, Any] = json.loads(text) if text else {"keyslots": {}, "tokens": {}, "segments": {}}
+    return content
 
 
 # ---------------------------------------------------------------- before a volume is opened
@@ -68,12 +68,12 @@ def ready(name: str) -> int:
 
 
 def asked(name: str) -> int:
-    said = subprocess.run([HSM], capture_output=True, text=True, timeout=80, check=False)
-    if said.returncode == 0:
+    answer = subprocess.run([HSM], capture_output=True, text=True, timeout=80, check=False)
+    if answer.returncode == 0:
         return 0
-    print(said.stdout.strip() or said.stderr.strip())
-    if said.returncode in (*HSM_AWAY, PIN_HELD_BACK, PIN_WRONG, NO_PIN):
-        return said.returncode
+    print(answer.stdout.strip() or answer.stderr.strip())
+    if answer.returncode in (*HSM_AWAY, PIN_HELD_BACK, PIN_WRONG, NO_PIN):
+        return answer.returncode
     # One token or key is amiss. The other one may open it, if the PIN is right: again one login.
     pin = Path(os.environ["CREDENTIALS_DIRECTORY"], "cryptsetup.pkcs11-pin").read_bytes()
     argv = ["cryptsetup", "open", "--test-passphrase", "--token-only", str(BY_UUID / record(name)["uuid"])]
@@ -82,7 +82,7 @@ def asked(name: str) -> int:
         print(tried.stderr.decode(errors="replace").strip())
         if b"is incorrect" in tried.stderr:
             subprocess.run([HSM, "refused"], timeout=80, check=True)
-    return said.returncode if tried.returncode != 0 else 0
+    return answer.returncode if tried.returncode != 0 else 0
 
 
 # ---------------------------------------------------------------- before a swap is opened
@@ -92,11 +92,11 @@ def swap(name: str) -> int:
     import disks  # type: ignore[import-not-found]  # beside the program on the host
 
     known = record(f"{name}.swap")
-    (wanted,) = [each for each in SETTINGS["swap"] if each["name"] == name]
+    (entry,) = [each for each in SETTINGS["swap"] if each["name"] == name]
     try:
         disk = disks.disk_at(BY_UUID / known["uuid"])
-        against = [*disks.identity(disk, wanted["serial"], wanted["size"]), *disks.users(disk)]
-        against += [found for found in disks.signatures(disk) if known["uuid"] not in found.seen]
+        against = [*disks.identity(disk, entry["serial"], entry["size"]), *disks.users(disk)]
+        against += [finding for finding in disks.signatures(disk) if known["uuid"] not in finding.seen]
     except (disks.Unusable, KeyError) as problem:
         against = [problem]
     print("\n".join(map(str, against)))
@@ -111,13 +111,13 @@ def mounted(volume: Volume) -> Iterator[Line]:
 
 
 def cipher(volume: Volume) -> Iterator[Line]:
-    found = header(volume["name"])
-    ciphers = {segment["encryption"] for segment in found["segments"].values()}
-    bits = {slot["key_size"] * 8 for slot in found["keyslots"].values()}
-    sectors = {segment["sector_size"] for segment in found["segments"].values()}
-    kdf = {slot["kdf"]["type"] for slot in found["keyslots"].values()}
-    seen = f"{listed(ciphers)} with {listed(bits)} bits, sectors of {listed(sectors)} bytes, key derivation {listed(kdf)}"
-    yield (ciphers, bits) == ({"aes-xts-plain64"}, {512}), f"{volume['name']} has {seen}"
+    content = header(volume["name"])
+    ciphers = {segment["encryption"] for segment in content["segments"].values()}
+    bits = {slot["key_size"] * 8 for slot in content["keyslots"].values()}
+    sectors = {segment["sector_size"] for segment in content["segments"].values()}
+    kdf = {slot["kdf"]["type"] for slot in content["keyslots"].values()}
+    state = f"{listed(ciphers)} with {listed(bits)} bits, sectors of {listed(sectors)} bytes, key derivation {listed(kdf)}"
+    yield (ciphers, bits) == ({"aes-xts-plain64"}, {512}), f"{volume['name']} has {state}"
 
 
 def listed(values: Iterable[Any]) -> str:
@@ -125,38 +125,38 @@ def listed(values: Iterable[Any]) -> str:
 
 
 def slots(volume: Volume) -> Iterator[Line]:
-    found, owned = header(volume["name"]), record(volume["name"]).get("slots", {})
-    if set(found["keyslots"]) != set(owned):
+    content, owned = header(volume["name"]), record(volume["name"]).get("slots", {})
+    if set(content["keyslots"]) != set(owned):
         yield (
             False,
-            f"{volume['name']} has the slots {listed(found['keyslots'])}, and owners of {listed(owned)}",
+            f"{volume['name']} has the slots {listed(content['keyslots'])}, and owners of {listed(owned)}",
         )
-    owners = {said["owner"] for said in owned.values()}
+    owners = {owner["owner"] for owner in owned.values()}
     if not {"hsm", "recovery"} <= owners:
         yield False, f"{volume['name']} opens only by {listed(owners)}"
     uris: dict[str, str] = {}
-    for token in found["tokens"].values():
+    for token in content["tokens"].values():
         uri = token.get("pkcs11-uri", "")
         uris |= {slot: re.sub(";type=[a-z]+", "", uri) for slot in token["keyslots"]}
         if re.search("pin-(value|source)=", uri):
             yield False, f"{volume['name']} has a PIN in its header"
-    told = [
-        f"{slot} {said['owner']} {uris.get(slot, '')} of {said['enrolled']}"
-        for slot, said in sorted(owned.items())
+    lines = [
+        f"{slot} {owner['owner']} {uris.get(slot, '')} of {owner['enrolled']}"
+        for slot, owner in sorted(owned.items())
     ]
-    yield True, f"{volume['name']} has the slots {'; '.join(told)}"
+    yield True, f"{volume['name']} has the slots {'; '.join(lines)}"
 
 
 def bootstrap(volume: Volume) -> Iterator[Line]:
     if state(f"{volume['name']}.bootstrap").exists():
         yield False, f"{volume['name']} still has the key that it began with"
-    found = header(volume["name"])
-    named = {slot for token in found["tokens"].values() for slot in token["keyslots"]}
-    if passwords := set(found["keyslots"]) - named:
+    content = header(volume["name"])
+    named = {slot for token in content["tokens"].values() for slot in token["keyslots"]}
+    if passwords := set(content["keyslots"]) - named:
         yield False, f"{volume['name']} has slots of passwords: {listed(passwords)}"
     yield (
         True,
-        f"{volume['name']} has no key on this host, and no slot of a password among {listed(found['keyslots'])}",
+        f"{volume['name']} has no key on this host, and no slot of a password among {listed(content['keyslots'])}",
     )
 
 
@@ -164,36 +164,36 @@ def kept_of(volume: Volume) -> dict[str, Any] | None:
     """What the control node keeps of a volume; None where it was not asked."""
     if "escrow" not in SETTINGS:
         return None
-    kept: dict[str, Any] = SETTINGS["escrow"].get(volume["name"], {})
-    return kept
+    answer: dict[str, Any] = SETTINGS["escrow"].get(volume["name"], {})
+    return answer
 
 
 def escrow(volume: Volume) -> Iterator[Line]:
-    known, kept = record(volume["name"]), kept_of(volume)
+    known, copy = record(volume["name"]), kept_of(volume)
     phase = known.get("phase", "absent")
     if phase != "done":
         yield False, f"{volume['name']} is in phase {phase}: recovery key or header backup may not be stored"
-    if kept is not None:
+    if copy is not None:
         for kind in ("recovery", "header"):
-            if kept.get(kind) != known.get(f"{kind}_sha256"):
+            if copy.get(kind) != known.get(f"{kind}_sha256"):
                 yield (
                     False,
                     f"the {kind} that the control node has of {volume['name']} is not the volume's of today",
                 )
         yield (
             True,
-            f"{volume['name']}: recovery key stored {kept.get('recovery_stored')}, header {kept.get('header_stored')}",
+            f"{volume['name']}: recovery key stored {copy.get('recovery_stored')}, header {copy.get('header_stored')}",
         )
 
 
 def drill(volume: Volume) -> Iterator[Line]:
     """A drill proves the recovery key of its time. Who has a new one has some days to try it."""
-    known, kept = record(volume["name"]), kept_of(volume)
-    if kept is None:
+    known, copy = record(volume["name"]), kept_of(volume)
+    if copy is None:
         return
-    done = kept.get("drilled", "")
+    done = copy.get("drilled", "")
     made = max(
-        (said["enrolled"] for said in known.get("slots", {}).values() if said["owner"] == "recovery"),
+        (slot["enrolled"] for slot in known.get("slots", {}).values() if slot["owner"] == "recovery"),
         default="",
     )
     now = datetime.now(UTC)
@@ -229,8 +229,8 @@ def bare(volume: Volume) -> Iterator[Line]:
         'set -e; parent=$(dirname "$0"); root=$(findmnt --noheadings --output TARGET --target "$parent");'
         ' mount --bind "$root" /mnt; lsattr -d "/mnt/${0#"$root"}"'
     )
-    seen = output("unshare", "--mount", "sh", "-c", script, volume["mount"])
-    safe = "i" in seen.split(" ")[0]
+    flags = output("unshare", "--mount", "sh", "-c", script, volume["mount"])
+    safe = "i" in flags.split(" ")[0]
     yield (
         safe,
         f"{volume['mount']} {'is immutable' if safe else 'can be written to'} where nothing is mounted",
@@ -241,9 +241,9 @@ def units(volume: Volume) -> Iterator[Line]:
     for unit in volume.get("units", []):
         one = unit.replace("@.", "@verify.")
         shown = output("systemctl", "show", "--property=RequiresMountsFor,LoadState", one)
-        said = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-        waits = said.get("RequiresMountsFor", "").split()
-        if said.get("LoadState") == "not-found":
+        properties = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        waits = properties.get("RequiresMountsFor", "").split()
+        if properties.get("LoadState") == "not-found":
             # A role that comes later brings it; what will make it wait is there already, or not.
             dropin = Path(DROPINS, f"{unit}.d", "llmkeep-volumes.conf")
             waits = re.findall(
@@ -264,17 +264,17 @@ def swaps() -> Iterator[Line]:
             crypt or path.name.startswith("zram"),
             f"{path} is {'encrypted' if crypt else 'in memory or in clear'}",
         )
-    for wanted in SETTINGS["swap"]:
-        name = wanted["name"]
-        said = output("cryptsetup", "status", f"llm_{name}")
+    for entry in SETTINGS["swap"]:
+        name = entry["name"]
+        state = output("cryptsetup", "status", f"llm_{name}")
         fits = all(
-            re.search(f"{what}$", said, re.MULTILINE)
+            re.search(f"{what}$", state, re.MULTILINE)
             for what in (r"type:\s+PLAIN", r"cipher:\s+aes-xts-plain64")
         )
         active = Path("/dev/mapper", f"llm_{name}").resolve() in used
         yield (
             fits and active,
-            f"{name} is {'swapped to' if active else 'not swapped to'}, {' '.join(said.split()) or 'shut'}",
+            f"{name} is {'swapped to' if active else 'not swapped to'}, {' '.join(state.split()) or 'shut'}",
         )
         yield opened_by_systemd(name, record(f"{name}.swap").get("uuid"), "/dev/urandom", SWAP)
     yield True, f"{len(used)} swaps"
@@ -300,12 +300,12 @@ def verify() -> int:
 # ---------------------------------------------------------------- the negative proof
 def shut() -> int:
     """Each volume opens by the HSM now; and where there is no way to it, by nothing that this host has."""
-    said = subprocess.run([HSM], capture_output=True, text=True, timeout=80, check=False)
-    if said.returncode != 0:
+    answer = subprocess.run([HSM], capture_output=True, text=True, timeout=80, check=False)
+    if answer.returncode != 0:
         lines = [
             (
                 False,
-                f"the HSM opens nothing now, so that nothing opens without it is no proof: {said.stdout.strip()}",
+                f"the HSM opens nothing now, so that nothing opens without it is no proof: {answer.stdout.strip()}",
             )
         ]
     else:
@@ -322,16 +322,16 @@ def unsealed(path: Path) -> bytes:
     return subprocess.run(argv, capture_output=True, timeout=60, check=False).stdout
 
 
-def opens(path: Path, *way: str, given: bytes) -> bool:
+def opens(path: Path, *way: str, secret: bytes) -> bool:
     argv = ["cryptsetup", "open", "--test-passphrase", *way, str(path)]
-    return subprocess.run(argv, input=given, capture_output=True, timeout=60, check=False).returncode == 0
+    return subprocess.run(argv, input=secret, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 def without_the_hsm(volume: Volume, secrets: dict[str, bytes]) -> Iterator[Line]:
     """On a copy of the header, by a process without network, sockets and devices; the volume itself is not touched."""
     name, pin = volume["name"], secrets[Path(SETTINGS["pin"]).name]
     device = BY_UUID / record(name).get("uuid", "none")
-    if not opens(device, "--token-only", given=pin):
+    if not opens(device, "--token-only", secret=pin):
         yield False, f"{name} does not open by the HSM, so that it stays shut without it is no proof"
         return
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/var/tmp") as folder:
@@ -350,8 +350,8 @@ def without_the_hsm(volume: Volume, secrets: dict[str, bytes]) -> Iterator[Line]
         os.close(writer)
         os.waitpid(child, 0)
         with os.fdopen(reader, "rb") as stream:
-            told = stream.read()
-    opened = json.loads(told) if told else ["nothing was tried: the process that was to try ended"]
+            answer = stream.read()
+    opened = json.loads(answer) if answer else ["nothing was tried: the process that was to try ended"]
     yield (
         not opened,
         (
@@ -377,36 +377,36 @@ def alone(copy: Path, pin: bytes, secrets: dict[str, bytes]) -> list[str]:
         stream.truncate(20 << 20)
     argv = ["cryptsetup", "luksFormat", "--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"]
     subprocess.run([*argv, "--key-file=-", own], input=key, timeout=60, check=True)
-    if not opens(own, "--key-file=-", given=key):
+    if not opens(own, "--key-file=-", secret=key):
         return ["nothing was proven: there, not even a volume with a known key opens"]
-    found = ["a token with the PIN"] if opens(copy, "--token-only", given=pin) else []
-    return found + [
-        name for name, secret in secrets.items() if secret and opens(copy, "--key-file=-", given=secret)
+    ways = ["a token with the PIN"] if opens(copy, "--token-only", secret=pin) else []
+    return ways + [
+        name for name, secret in secrets.items() if secret and opens(copy, "--key-file=-", secret=secret)
     ]
 
 
 # ---------------------------------------------------------------- for the auditor
 def status() -> int:
-    told = []
+    volumes = []
     for volume in SETTINGS["volumes"]:
-        found, known = header(volume["name"]), record(volume["name"])
-        told.append(
+        metadata, known = header(volume["name"]), record(volume["name"])
+        volumes.append(
             {
                 "volume": volume["name"],
                 "mount": volume["mount"],
                 "uuid": known.get("uuid"),
                 "serial": known.get("serial"),
                 "state": known.get("phase", "absent"),
-                "cipher": sorted(segment["encryption"] for segment in found["segments"].values()),
-                "sector": sorted(segment["sector_size"] for segment in found["segments"].values()),
-                "key_bits": sorted({slot["key_size"] * 8 for slot in found["keyslots"].values()}),
+                "cipher": sorted(segment["encryption"] for segment in metadata["segments"].values()),
+                "sector": sorted(segment["sector_size"] for segment in metadata["segments"].values()),
+                "key_bits": sorted({slot["key_size"] * 8 for slot in metadata["keyslots"].values()}),
                 "slots": [
                     {
                         "slot": int(slot),
                         "kdf": content["kdf"]["type"],
                         **known.get("slots", {}).get(slot, {"owner": "unknown", "enrolled": None}),
                     }
-                    for slot, content in sorted(found["keyslots"].items())
+                    for slot, content in sorted(metadata["keyslots"].items())
                 ],
                 "recovery_sha256": known.get("recovery_sha256"),
                 "header_sha256": known.get("header_sha256"),
@@ -415,7 +415,7 @@ def status() -> int:
                 ],
             }
         )
-    print(json.dumps({"volumes": told}, indent=1))
+    print(json.dumps({"volumes": volumes}, indent=1))
     return 0
 
 

@@ -21,12 +21,12 @@ def largest(bundle: Path, releases: Path) -> tuple[int, str]:
         (bundle / "models", "/models"),
         *((path, f"/releases/{path.parent.name}/models") for path in releases.glob("[!.]*/models")),
     ]
-    found = [(0, "")]
+    files = [(0, "")]
     for folder, served in places:
         for path in folder.rglob("*"):
             if path.is_file():
-                found.append((path.stat().st_size, f"{served}/{path.relative_to(folder)}"))
-    return max(found)
+                files.append((path.stat().st_size, f"{served}/{path.relative_to(folder)}"))
+    return max(files)
 
 
 def main() -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 def main() -> int:
     manifest = json.loads(Path(sys.argv[1]).read_text())
     kind, served = manifest.get("type"), int(manifest["serial"])
-    seen = int(Path(sys.argv[2]).read_text())
-    print(f"served {kind} {served}, seen {seen}")
-    return int(kind != "bundle" or served < seen)
+    highest = int(Path(sys.argv[2]).read_text())
+    print(f"served {kind} {served}, seen {highest}")
+    return int(kind != "bundle" or served < highest)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ def main() -> int:
     if len(sys.argv) not in (3, 4, 6) or not sys.argv[1].startswith("https://"):
         print(__doc__, file=sys.stderr)
         return 2
-    url, wanted = sys.argv[1], sys.argv[2]
+    url, expected = sys.argv[1], sys.argv[2]
     status, body = answer(url, *sys.argv[3:])
-    seen = hashlib.sha256(body).hexdigest()
-    print(f"{url}: status {status}, {len(body)} bytes, sha256 {seen}")
-    if wanted.isdigit():
-        return int(status != int(wanted))
-    same = hashlib.sha256(Path(wanted).read_bytes()).hexdigest() == seen
+    digest = hashlib.sha256(body).hexdigest()
+    print(f"{url}: status {status}, {len(body)} bytes, sha256 {digest}")
+    if expected.isdigit():
+        return int(status != int(expected))
+    same = hashlib.sha256(Path(expected).read_bytes()).hexdigest() == digest
     return int(status != 200 or not same)
 
 

@@ -34,8 +34,8 @@ def ask(host: str) -> tuple[str, int]:
 
 
 for host in hosts:
-    said, patience = ask(host)
+    answer, patience = ask(host)
     while time.monotonic() - begun < patience:
         time.sleep(0.5)
-        said, patience = ask(host)
-    print(host, said)
+        answer, patience = ask(host)
+    print(host, answer)

@@ -45,15 +45,15 @@ def main() -> int:
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            seen = served(address, port, name, root)
+            certificate = served(address, port, name, root)
         except OSError as problem:
-            seen = f"{type(problem).__name__}: {problem}"
-        wanted = on_disk(path)
-        if seen == wanted:
-            print(f"served: {seen}")
+            certificate = f"{type(problem).__name__}: {problem}"
+        expected = on_disk(path)
+        if certificate == expected:
+            print(f"served: {certificate}")
             return 0
         if time.monotonic() > end:
-            print(f"served by {address}:{port}: {seen}; on disk in {path}: {wanted}")
+            print(f"served by {address}:{port}: {certificate}; on disk in {path}: {expected}")
             return 1
         time.sleep(0.25)
 

@@ -46,24 +46,24 @@ def ask(path: str, port: int = PORTS["prometheus"], *, certificate: bool = True)
     return json.loads(text)
 
 
-def until(seen: Any, wanted: str | None = None, seconds: float = 0) -> str:
-    """What `seen` says, once it says what is wanted (None: anything) or time is up, which begins when the log is replayed."""
+def until(question: Any, expected: str | None = None, seconds: float = 0) -> str:
+    """The answer to `question` once it is EXPECTED (None: any), or time is up, which begins when the log is replayed."""
     begun = time.monotonic()
     end = begun + seconds
     while True:
         try:
-            said = str(seen())
-            if wanted in (None, said):
-                return said
+            answer = str(question())
+            if expected in (None, answer):
+                return answer
         except NotReady as error:
-            said = f"not ready: {error}"
+            answer = f"not ready: {error}"
             end = min(time.monotonic() + 1, begun + REPLAY) + seconds
         except (OSError, http.client.HTTPException) as error:
-            said = f"no answer: {error}"
+            answer = f"no answer: {error}"
             if stopped():
-                return said
+                return answer
         if time.monotonic() > end:
-            return said
+            return answer
         time.sleep(0.5)
 
 
@@ -74,19 +74,19 @@ def stopped() -> bool:
 
 
 def targets() -> str:
-    found = ask("/api/v1/targets?state=active")["data"]["activeTargets"]
+    endpoints = ask("/api/v1/targets?state=active")["data"]["activeTargets"]
     down = [
         f"{one['labels']['job']} of {one['labels']['instance']}: {one['lastError'] or one['health']}"
-        for one in found
+        for one in endpoints
         if one["health"] != "up"
     ]
-    return "; ".join(down) or f"{len(found)} targets are up"
+    return "; ".join(down) or f"{len(endpoints)} targets are up"
 
 
 def rules() -> str:
-    found = [rule for group in ask("/api/v1/rules")["data"]["groups"] for rule in group["rules"]]
-    broken = [f"{rule['name']}: {rule.get('lastError')}" for rule in found if rule["health"] == "err"]
-    return "; ".join(broken) or f"{len(found)} rules, none broken"
+    entries = [rule for group in ask("/api/v1/rules")["data"]["groups"] for rule in group["rules"]]
+    broken = [f"{rule['name']}: {rule.get('lastError')}" for rule in entries if rule["health"] == "err"]
+    return "; ".join(broken) or f"{len(entries)} rules, none broken"
 
 
 def alertmanagers() -> str:
@@ -95,9 +95,9 @@ def alertmanagers() -> str:
 
 
 def cluster() -> str:
-    found = ask("/api/v2/status", PORTS["alertmanager"])["cluster"]
-    said = {"ready": f"{len(found['peers'])} know each other", "disabled": "no others"}
-    return said.get(found["status"], str(found["status"]))
+    status = ask("/api/v2/status", PORTS["alertmanager"])["cluster"]
+    sentences = {"ready": f"{len(status['peers'])} know each other", "disabled": "no others"}
+    return sentences.get(status["status"], str(status["status"]))
 
 
 def samples() -> str:

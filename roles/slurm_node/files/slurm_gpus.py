@@ -16,14 +16,14 @@ def answering() -> int:
     count = ctypes.c_uint(0)
     if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
         return 0
-    found = 0
+    number = 0
     for index in range(count.value):
         device, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-        found += not (
+        number += not (
             nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
             or nvml.nvmlDeviceGetUUID(device, uuid, len(uuid))
         )
-    return found
+    return number
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ class WrongOption(Exception):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What libraries say while they are imported is not for the operator."""
-    said, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
-        os.dup2(said, 2)
-        os.close(said)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
 
 

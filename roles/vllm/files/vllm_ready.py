@@ -43,10 +43,10 @@ def main() -> int:
         return 2
     end = time.monotonic() + float(sys.argv[1])
     for place in sys.argv[4:]:
-        while (said := status(sys.argv[3], place)) != sys.argv[2]:
+        while (answer := status(sys.argv[3], place)) != sys.argv[2]:
             if time.monotonic() > end or ended():
                 why = "its process has ended" if ended() else f"{sys.argv[1]} s are over"
-                print(f"{place} says {said} to GET {sys.argv[3]}, and not {sys.argv[2]}; {why}")
+                print(f"{place} says {answer} to GET {sys.argv[3]}, and not {sys.argv[2]}; {why}")
                 return 1
             time.sleep(0.5)
     return 0
