@@ -17,7 +17,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     galaxy = [str(Path(sys.executable).with_name("ansible-galaxy")), "collection"]
     subprocess.run([*galaxy, "build", "--output-path", str(built), str(ROOT)], check=True)
     (file,) = built.iterdir()
-    subprocess.run([*galaxy, "install", "--offline", "-p", str(folder), str(file)], check=True)
+    subprocess.run([*galaxy, "install", "--offline", "--force", "-p", str(folder), str(file)], check=True)
     return folder / "ansible_collections/llmkeep/estate"
 
 
