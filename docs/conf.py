@@ -69,6 +69,15 @@ def add_navigation(_app: Sphinx, page: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {caption}\n\n{listing}\n```\n"
 
 
+def link_translation(app: Sphinx, page: str, source: list[str]) -> None:
+    """Begin pages that have a Chinese one with a link to it: alerts lead to the English page."""
+    chinese = f"{Path(page).name}.zh-CN.md"
+    title, blank, rest = source[0].split("\n", 2)
+    if f"{page}.zh-CN" in app.env.found_docs and not blank and f"]({chinese})" not in rest:
+        # In the place of the empty line, so that warnings name the lines of the file.
+        source[0] = f"{title}\n[中文]({chinese}) ·\n{rest}"
+
+
 def name_language(_app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
     if CHINESE.match(page):
         context["language"] = "zh-CN"
@@ -98,5 +107,6 @@ def move_inline_code(app: Sphinx, failure: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     app.add_search_language(SearchBoth)
     app.connect("source-read", add_navigation)
+    app.connect("source-read", link_translation)
     app.connect("html-page-context", name_language)
     app.connect("build-finished", move_inline_code)

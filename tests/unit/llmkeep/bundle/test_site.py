@@ -63,6 +63,15 @@ def test_chinese_pages_are_marked_as_such(whole: tuple[Path, list[str]]) -> None
     assert re.search(r"<html [^>]*lang=.en", (whole[0] / "README.html").read_text())
 
 
+def test_a_page_links_to_its_chinese_one_and_back(whole: tuple[Path, list[str]]) -> None:
+    for page, other, name in (
+        ("metrics", "metrics.zh-CN", "中文"),
+        ("metrics.zh-CN", "metrics", "metrics.md"),
+    ):
+        text = (whole[0] / f"docs/operate/{page}.html").read_text()
+        assert re.search(rf'href="{other}[.]html"><span[^>]*>{name}</span>', text), page
+
+
 def test_alerts_find_their_runbooks_on_the_site(whole: tuple[Path, list[str]]) -> None:
     headings = re.findall(r"^### ([a-z-]+)$", (TREE / "docs/operate/metrics.md").read_text(), re.MULTILINE)
     ids = re.findall(r'id="([^"]+)"', (whole[0] / "docs/operate/metrics.html").read_text())
