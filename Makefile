@@ -139,10 +139,10 @@ mutants: env  ## small changes of a package's code that its fast tests do not no
 	nice -n 19 bench/mutants.py $(PACKAGE)
 
 release: env bench/.venv-release/.ready  ## the files of a release in dist/, and its changelog: make release VERSION=0.1.0, at a commit with a green `make check`
-	@.venv/bin/python -m tests.release '$(VERSION)'
+	@.venv/bin/python -m changelogs.release '$(VERSION)'
 
 release-verify: env bench/.venv-release/.ready  ## build a release again from its commit, and compare: make release-verify VERSION=0.1.0
-	@.venv/bin/python -m tests.release --verify '$(VERSION)'
+	@.venv/bin/python -m changelogs.release --verify '$(VERSION)'
 
 docs: env  ## the documentation as a site in build/docs, with search and without a network; refuses broken links
 	$(STEP) docs "check the links, build the site" .venv/bin/python -m llmkeep.bundle.site build/docs

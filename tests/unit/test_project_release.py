@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from changelogs import release
 from llmkeep.bundle import site
 from llmkeep.image.layout import Layout
-from tests import release
 
 COMMIT_TIME = "2026-12-03T00:00:00+00:00"
 IDENTITY = {

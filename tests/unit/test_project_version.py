@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from changelogs.release import versions
 from llmkeep import cli
-from tests.release import versions
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = versions(ROOT)
