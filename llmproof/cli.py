@@ -49,7 +49,7 @@ def add_commands(
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=told(run_verify))
     parser = commands.add_parser(
-        "verify-report", help="prove a report, and print what it shows", description=__doc__
+        "verify-report", help="prove a report, and print its results", description=__doc__
     )
     parser.add_argument("archive", type=Path, help="as `llmkeep audit report` wrote it")
     parser.add_argument(
@@ -58,7 +58,7 @@ def add_commands(
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=told(run_verify_report))
     parser = commands.add_parser(
-        "verify-sbom", help="prove what hosts had installed, and print it", description=__doc__
+        "verify-sbom", help="prove an SBOM of hosts, and print it", description=__doc__
     )
     parser.add_argument("archive", type=Path, help="as `llmkeep sbom make` wrote it")
     parser.add_argument(
@@ -274,13 +274,13 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(prog="llm-audit", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="write what other processes hand in over a UNIX socket")
+    serve = commands.add_parser("serve", help="write the events that other processes send over a UNIX socket")
     serve.add_argument("--folder", type=Path, default=FOLDER, help="default: %(default)s")
     serve.add_argument("--socket", type=Path, default=SOCKET, help="default: %(default)s")
     serve.add_argument("--socket-mode", default="0660", help="default: %(default)s")
     serve.add_argument("--seed-file", type=Path, help=f"instead of the systemd credential {CREDENTIAL}")
     serve.add_argument(
-        "--name", default="", help="who signs, noted when the record begins (llm-audit/HOSTNAME)"
+        "--name", default="", help="name of the signer, fixed when the record begins (llm-audit/HOSTNAME)"
     )
     serve.add_argument(
         "--head-seconds", type=float, default=60.0, help="a signed head each (default: %(default)s)"
@@ -289,7 +289,9 @@ def parser() -> argparse.ArgumentParser:
         "--rotate-mib", type=float, default=ROTATE / 2**20, help="size of a file (default: %(default)s)"
     )
     _add_unsigned_seconds(serve, "refuse records while one has waited for its head for longer")
-    serve.add_argument("--seen", type=Path, help="the witness's statement: what it saw last of this record")
+    serve.add_argument(
+        "--seen", type=Path, help="the witness's statement: the last head that it saw of this record"
+    )
     serve.add_argument(
         "--keep-days",
         type=_keep_days,
@@ -298,7 +300,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--hold",
         type=Path,
-        help="a file that, while it is there, has nothing removed; its text goes on record",
+        help="while this file exists, nothing is removed; its text is put on record",
     )
     serve.add_argument(
         "--reserve-mib",

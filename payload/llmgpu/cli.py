@@ -60,26 +60,29 @@ def parser() -> argparse.ArgumentParser:
     repaired.add_argument("uuid", help="as `llm-gpu check` prints it")
     repaired.set_defaults(run=order_command)
     settings = add("settings", "set ECC, MIG, persistence, power limit and compute mode as declared")
-    settings.add_argument("--check", action="store_true", help="only print what differs; exit 0")
-    settings.add_argument("--json", action="store_true", help="print what differs as JSON")
+    settings.add_argument("--check", action="store_true", help="only print the differences; exit 0")
+    settings.add_argument("--json", action="store_true", help="print the differences as JSON")
     settings.add_argument(
-        "--watch-config", type=Path, default=CONFIG, help="of the watch that drains, default: %(default)s"
+        "--watch-config",
+        type=Path,
+        default=CONFIG,
+        help="configuration of the watch that drains, default: %(default)s",
     )
     settings.add_argument(
         "--seconds",
         type=float,
         default=300.0,
-        help="for requests that engines have begun, default: %(default)s",
+        help="seconds to wait for running requests, default: %(default)s",
     )
     settings.add_argument(
         "--take-last", action="store_true", help="change MIG under the last instance of a model, too"
     )
     settings.set_defaults(run=settings_command)
     for name in ("drain", "undrain", "repaired"):
-        commands.choices[name].add_argument("--reason", required=True, help="goes on the audit record")
+        commands.choices[name].add_argument("--reason", required=True, help="put on the audit record")
     for name in ("drain", "undrain", "repaired", "settings"):
         command = commands.choices[name]
-        command.add_argument("--operator", default=who(), help="default: who logged in, here %(default)s")
+        command.add_argument("--operator", default=who(), help="default: the login's user, here %(default)s")
     return top
 
 

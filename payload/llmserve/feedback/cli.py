@@ -27,12 +27,12 @@ PKI = Path("/etc/llmkeep/pki")
 
 def add_commands(commands: Any) -> None:
     """Add `feedback` and its subcommands to the parser of llm-serve."""
-    feedback = commands.add_parser("feedback", help="list ratings, and forget all that is kept of a subject")
+    feedback = commands.add_parser("feedback", help="list ratings, and delete a subject's stored data")
     verbs = feedback.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="the last rating of each answer, a JSON object a line")
     listing.set_defaults(run=list_command)
     coming = verbs.add_parser(
-        "outcomes", help="what came of an experiment, as `llmkeep experiment show --outcomes` reads it"
+        "outcomes", help="outcomes of an experiment, as `llmkeep experiment show --outcomes` reads them"
     )
     coming.add_argument("--experiment", required=True, metavar="NAME", help="as policy names it")
     coming.add_argument(
@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
         "--of-run",
         default="",
         metavar="ID",
-        help="of the run with this id, not the newest one; the last line is then the number of those before it",
+        help="outcomes of the run with this id (default: the newest); the last line is then their number",
     )
     coming.set_defaults(run=outcomes_command)
     forget = verbs.add_parser(
@@ -66,15 +66,15 @@ def add_commands(commands: Any) -> None:
         type=float,
         default=90,
         metavar="SECONDS",
-        help="for the deletion from Elasticsearch, which the unit that ships carries out each minute (default 90)",
+        help="seconds to wait for the deletion from Elasticsearch, which the shipping unit does each minute (default 90)",
     )
     forget.set_defaults(run=forget_command)
-    expire = verbs.add_parser("expire", help="remove what is older than so many days")
+    expire = verbs.add_parser("expire", help="remove entries older than this number of days")
     expire.add_argument("--days", type=int, required=True)
     expire.set_defaults(run=expire_command)
     shipping = verbs.add_parser(
         "ship",
-        help="send new ratings to Elasticsearch, and delete there what left the journal; once",
+        help="send new ratings to Elasticsearch, and delete there the journal's removals; once",
     )
     shipping.add_argument("--url", required=True, help="https://HOST:PORT of Elasticsearch")
     shipping.add_argument(
@@ -82,7 +82,7 @@ def add_commands(commands: Any) -> None:
     )
     shipping.set_defaults(run=ship_command)
     experiment = commands.add_parser(
-        "experiment", help="watch this host's experiments, and end those whose candidate does harm"
+        "experiment", help="watch this host's experiments, and end those with a harmful candidate"
     )
     acts = experiment.add_subparsers(dest="verb", required=True)
     guarding = acts.add_parser("guard", help="watch, until it is stopped")
@@ -93,7 +93,7 @@ def add_commands(commands: Any) -> None:
     ended = acts.add_parser("halted", help="experiments that this host has halted, a JSON object a line")
     ended.set_defaults(run=halted_command)
     shadow = acts.add_parser(
-        "shadow", help="how the candidate answered copies, and the control the originals"
+        "shadow", help="compare the candidate's answers to copies with the control's to the originals"
     )
     shadow.add_argument("--experiment", required=True, metavar="NAME", help="as policy names it")
     shadow.set_defaults(run=shadow_command)
