@@ -132,7 +132,7 @@ def held(key: Path, passphrase_file: Path | None) -> Iterator[Callable[[Path], b
     if b"ENCRYPTED" not in key.read_bytes():
         yield lambda sealed: _decrypted([], sealed, key)
         return
-    with in_memory(passphrase.given(passphrase_file, str(key)).encode()) as word:
+    with in_memory(passphrase.existing(passphrase_file, str(key)).encode()) as word:
         readable = ["openssl", "pkey", "-in", str(key), "-noout", "-passin", f"file:{word}"]
         if subprocess.run(readable, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode:
             raise PassphraseError(f"the passphrase does not open {key}: nothing was done; run it again")

@@ -58,7 +58,7 @@ def read(file: Path) -> str:
     return text
 
 
-def given(file: Path | None, key: str) -> str:
+def existing(file: Path | None, key: str) -> str:
     """The passphrase of an existing KEY: from FILE, else asked for once."""
     return read(file) if file else _asked(f"Passphrase of {key}: ")
 

@@ -48,9 +48,9 @@ class Resumable:
         self.hashing: deque[Future[None]] = deque()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         self.stream = os.fdopen(descriptor, "r+b", buffering=0)
-        self.kept = os.fstat(descriptor).st_size
-        if self.kept > size:
-            self.kept = self.stream.truncate(0)
+        self.old_size = os.fstat(descriptor).st_size
+        if self.old_size > size:
+            self.old_size = self.stream.truncate(0)
         self.pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "Resumable":
@@ -62,7 +62,7 @@ class Resumable:
 
     def resume(self) -> int:
         """Hash what is there already; returns the number of its bytes, after which `write` continues."""
-        while self.position < self.kept and (chunk := self.stream.read(CHUNK)):
+        while self.position < self.old_size and (chunk := self.stream.read(CHUNK)):
             self._hash(chunk)
         return self.position
 
@@ -72,7 +72,7 @@ class Resumable:
                 f"{self.path.name} has more than the {self.size} bytes that its source stated: "
                 "do not use it; ask its publisher"
             )
-        if not (self.position < self.kept and self._has(chunk)):
+        if not (self.position < self.old_size and self._has(chunk)):
             view = memoryview(chunk)
             while view:
                 view = view[self.stream.write(view) :]
@@ -103,7 +103,7 @@ class Resumable:
         return self.stream.seek(0)
 
     def truncate(self) -> int:
-        self.kept = self.position
+        self.old_size = self.position
         return self.stream.truncate(self.position)
 
     def digest(self) -> str:

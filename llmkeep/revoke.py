@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmkeep import source_tree
 from llmkeep.pki import authority, edges, revoking
-from llmkeep.pki.authority import told
+from llmkeep.pki.authority import as_command
 from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, play, verified_tree
 from llmkeep.record import runs
@@ -104,7 +104,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = verbs.add_parser(
         "crl", help="renew the revocation list if it is due (site.yml and the renewal call it)"
     )
-    parser.set_defaults(run=told(lambda arguments: str(revoking.publish(arguments.places))))
+    parser.set_defaults(run=as_command(lambda arguments: str(revoking.publish(arguments.places))))
     parser = verbs.add_parser(
         "request", help="hand out an edge's request for its public names (site.yml brings it)"
     )
@@ -115,7 +115,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--csr", help="of site.yml: file with the host's request, - for standard input")
     parser.add_argument("--names", default="", help="of site.yml: comma-separated edge_public_names")
     parser.add_argument("--hsm", action="store_true", help="of site.yml: the key is in an HSM")
-    parser.set_defaults(run=told(_request))
+    parser.set_defaults(run=as_command(_request))
     parser = verbs.add_parser(
         "install",
         help="check a certificate that another CA issued for an edge's request; site.yml installs it",
@@ -123,4 +123,4 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--host", required=True, help="the edge's name in the inventory")
     parser.add_argument("--root", type=Path, help="certificate of that CA's root, if it is not in CHAIN")
     parser.add_argument("chain", type=Path, metavar="CHAIN", help="PEM: the edge's certificate and its chain")
-    parser.set_defaults(run=told(_install))
+    parser.set_defaults(run=as_command(_install))

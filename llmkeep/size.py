@@ -156,7 +156,7 @@ def settings_of(inventories: list[Path], root: Path) -> tuple[dict[str, int], in
     return settings, len(logs)
 
 
-def told(needs: dict[str, Any], settings: dict[str, int], load: Load) -> list[str]:
+def report_lines(needs: dict[str, Any], settings: dict[str, int], load: Load) -> list[str]:
     """Lines for a person."""
 
     def size(number: float) -> str:
@@ -198,7 +198,7 @@ def _size(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"settings": settings, "hosts": hosts, **needs, "shortcomings": lacking}, indent=2))
     else:
-        print("\n".join([*told(needs, settings, load), *(f"- {line}" for line in lacking)]))
+        print("\n".join([*report_lines(needs, settings, load), *(f"- {line}" for line in lacking)]))
     return int(bool(lacking))
 
 

@@ -103,7 +103,7 @@ def _build(
             raise LlmkeepError(
                 f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
             )
-    catalogue = lock.wanted()
+    catalogue = lock.catalogue()
     apt, apart = lock.packages(catalogue, profile), lock.apart(catalogue, profile)
     pinned = lock.load(profiles=apart.values())
     lock.require_fresh()
@@ -207,7 +207,7 @@ def _inputs(profile: str, keys: Keys, available: list[str]) -> str:
     digest = hashlib.sha256(
         f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {available}".encode()
     )
-    for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
+    for name in tracked(TREE, lock.catalogue()["tree"]["exclude"]):
         digest.update(f"\n{name} {os.access(TREE / name, os.X_OK)} {cache.sha256(TREE / name)}".encode())
     for path in additions.every_file(TREE):
         digest.update(f"\n{path.relative_to(TREE)} {cache.sha256(path)}".encode())

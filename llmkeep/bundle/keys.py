@@ -43,7 +43,7 @@ def init(
     if not (folder / signing.CERTIFICATE).exists():
         if token:
             signing.init_in_token(
-                folder, token, passphrase.given(passphrase_file, f"the token {token.token} (its PIN)")
+                folder, token, passphrase.existing(passphrase_file, f"the token {token.token} (its PIN)")
             )
         else:
             signing.init(folder, passphrase.of_new_key(str(folder / signing.KEY), passphrase_file, without))
@@ -125,7 +125,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--label", default="llmkeep bundle", help="the key's label (default: %(default)s)")
     parser.add_argument("--user", default="", help="account that may use the module (default: this one)")
     parser.set_defaults(
-        run=_told(
+        run=_as_command(
             lambda arguments: init(
                 arguments.folder,
                 arguments.escrow,
@@ -144,7 +144,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--new-passphrase-file", type=Path, help="the new one (default: ask twice)")
     parser.set_defaults(
-        run=_told(
+        run=_as_command(
             lambda arguments: change_passphrase(
                 arguments.folder, arguments.passphrase_file, arguments.new_passphrase_file
             )
@@ -156,7 +156,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("folder", type=Path)
     passphrase.add_options(parser)
     parser.set_defaults(
-        run=_told(
+        run=_as_command(
             lambda arguments: create_escrow(
                 arguments.folder, arguments.passphrase_file, arguments.without_passphrase
             )
@@ -176,7 +176,7 @@ def _token(arguments: argparse.Namespace) -> Token | None:
     )
 
 
-def _told(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:
+def _as_command(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
         print(verb(arguments))
         return 0

@@ -111,7 +111,7 @@ class Lock:
             yield key, self.wheels[key]
 
 
-def wanted(tree: Path = TREE) -> dict[str, Any]:
+def catalogue(tree: Path = TREE) -> dict[str, Any]:
     """The content of artifacts.yml with that of artifacts.d. A profile has what those have that it includes."""
     document: dict[str, Any] = additions.merged(yaml.safe_load((tree / "artifacts.yml").read_text()), tree)
     document.setdefault("databases", {})

@@ -31,7 +31,7 @@ def find(name: str, mirror: Path | None = None) -> Path | None:
     MIRROR: a folder of compressed programs; None: the one that LLMKEEP_MIRROR names, if any.
 
     """
-    pinned, entries = lock.load().programs, lock.wanted()["programs"]
+    pinned, entries = lock.load().programs, lock.catalogue()["programs"]
     if name not in pinned:
         raise LlmkeepError(
             f"artifacts.lock.yml has no program {name!r}, only {sorted(pinned)}: "

@@ -453,7 +453,7 @@ def listed(places: Places) -> str:
 
 
 # ---------------------------------------------------------------- command line
-def _told(verb: Any) -> Any:
+def _as_command(verb: Any) -> Any:
     """Print what a verb returns; a refusal becomes its exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
@@ -500,12 +500,12 @@ def register(
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="generate the publish key if there is none")
     passphrase.add_options(verb)
-    verb.set_defaults(run=_told(_init))
+    verb.set_defaults(run=_as_command(_init))
     verb = verbs.add_parser("passphrase", help="give the publish key a passphrase, or another one")
     verb.add_argument("--passphrase-file", type=Path, help="the present one (default: ask, if there is one)")
     verb.add_argument("--new-passphrase-file", type=Path, help="the new one (default: ask twice)")
     verb.set_defaults(
-        run=_told(
+        run=_as_command(
             lambda arguments: change_passphrase(
                 arguments.places, arguments.passphrase_file, arguments.new_passphrase_file
             )
@@ -525,7 +525,7 @@ def register(
         help="file or pipe with the publish key's passphrase (default: ask once)",
     )
     verb.set_defaults(
-        run=_told(
+        run=_as_command(
             lambda arguments: sign(
                 arguments.places,
                 arguments.folder,
@@ -541,17 +541,17 @@ def register(
     )
     verb.add_argument("folder", type=Path)
     verb.add_argument("--keyring", type=Path, help=trust)
-    verb.set_defaults(run=_told(_verify))
+    verb.set_defaults(run=_as_command(_verify))
     verb = verbs.add_parser("add", help="verify it and put it on this mirror", description=__doc__)
     verb.add_argument("folder", type=Path)
     verb.add_argument("--keyring", type=Path, help=trust)
     verb.set_defaults(
-        run=_told(
+        run=_as_command(
             lambda arguments: add(
                 arguments.places, arguments.folder, arguments.keyring or arguments.places.publish_public
             )
         )
     )
     verb = verbs.add_parser("list", help="the releases on this mirror")
-    verb.set_defaults(run=_told(lambda arguments: listed(arguments.places)))
+    verb.set_defaults(run=_as_command(lambda arguments: listed(arguments.places)))
     return verbs

@@ -86,7 +86,7 @@ def has_passphrase(key: Path, name: str = "") -> bool:
 def signer(file: Path, passphrase_file: Path | None) -> Iterator[Signer]:
     """The bundle's signing key, for as many signatures as the context makes; passphrase or PIN is asked for once."""
     if file.name == PKCS11:
-        yield token_key.opened(file, passphrase.given(passphrase_file, token_key.named(file)))
+        yield token_key.opened(file, passphrase.existing(passphrase_file, token_key.named(file)))
     else:
         with unlocked(file, passphrase_file) as key:
             yield key
@@ -101,7 +101,7 @@ def unlocked(key: Path, passphrase_file: Path | None, name: str = "") -> Iterato
     if not has_passphrase(key, name):
         yield key
         return
-    with in_memory(passphrase.given(passphrase_file, name or str(key)).encode()) as word:
+    with in_memory(passphrase.existing(passphrase_file, name or str(key)).encode()) as word:
         command = ["key", "password", "--clear-password", "--cert-file", str(key), "--output", "-"]
         try:
             secret = _call([*SQ, "--password-file", str(word), *command])

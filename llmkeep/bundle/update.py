@@ -26,7 +26,7 @@ PARTS = ("apt", "python", "models", "programs", "databases")
 
 def update(profile: str, only: str | None) -> None:
     """Resolve everything, or one part, and write the lock when all of it succeeded."""
-    catalogue = lock.wanted()
+    catalogue = lock.catalogue()
     apt, apart = lock.packages(catalogue, profile), lock.apart(catalogue, profile)
     old = lock.load(profiles=apart.values())
     chosen = catalogue["profiles"][profile]

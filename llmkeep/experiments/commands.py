@@ -16,7 +16,7 @@ from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import ladder, outcomes
 from llmkeep.experiments.definition import ALPHA, POWER, UNITS, Experiment, read
-from llmkeep.experiments.ladder import Told
+from llmkeep.experiments.ladder import Evidence
 from llmkeep.experiments.outcomes import Verdict
 from llmkeep.places import Places
 
@@ -82,20 +82,20 @@ def _start(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _outcomes_of(arguments: argparse.Namespace, experiment: Experiment, source: Path) -> Told:
+def _outcomes_of(arguments: argparse.Namespace, experiment: Experiment, source: Path) -> Evidence:
     """Outcomes by rung of all hosts, or of a file, or none; and of all hosts, their llm_serving_models."""
     if arguments.inventory:
         from llmkeep.experiments import hosts  # and with it Ansible: not for the rest
 
         return hosts.collect(arguments, experiment, ladder.run_of(source, experiment))
-    return Told(outcomes.read(arguments.outcomes, experiment) if arguments.outcomes else None)
+    return Evidence(outcomes.read(arguments.outcomes, experiment) if arguments.outcomes else None)
 
 
 def _step(arguments: argparse.Namespace) -> int:
     experiment = read(arguments.file)
     with _source(arguments) as source:
         evidence = _outcomes_of(arguments, experiment, source)
-        print(ladder.step(source, experiment, evidence.seen, arguments.reason, arguments.despite))
+        print(ladder.step(source, experiment, evidence.by_rung, arguments.reason, arguments.despite))
     return 0
 
 
@@ -118,7 +118,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.publish and not arguments.inventory:
         raise LlmkeepError("--publish is for what all hosts tell: give -i in place of --outcomes")
     with _source(arguments) if arguments.inventory else nullcontext(Path()) as source:
-        by_rung = _outcomes_of(arguments, experiment, source).seen or {}
+        by_rung = _outcomes_of(arguments, experiment, source).by_rung or {}
     verdicts = [outcomes.verdict(experiment, percent, by_rung[percent]) for percent in sorted(by_rung)]
     text = _as_json(verdicts)
     if arguments.json:

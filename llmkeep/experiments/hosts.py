@@ -18,7 +18,7 @@ from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import outcomes
 from llmkeep.experiments.definition import Experiment
-from llmkeep.experiments.ladder import Told
+from llmkeep.experiments.ladder import Evidence
 from llmkeep.experiments.outcomes import Seen
 from llmkeep.playbooks import inventory_path, memory, play
 from llmkeep.record.runs import recorded
@@ -32,7 +32,7 @@ MODELS = "Tell the models of the inventory"
 QUOTED = 200
 
 
-def collect(arguments: argparse.Namespace, experiment: Experiment, run: str) -> Told:
+def collect(arguments: argparse.Namespace, experiment: Experiment, run: str) -> Evidence:
     """Outcomes of the run with this id, on record; raises LlmkeepError where a host does not tell all of it."""
     tree = source_tree.located()
     playbook = (tree / "playbooks/outcomes.yml").resolve()
@@ -87,7 +87,7 @@ def collect(arguments: argparse.Namespace, experiment: Experiment, run: str) -> 
             "Without some the intervals would not hold. Run this again when all answer, or take a host that is gone for good "
             "out of [serve]"
         )
-    return Told(by_rung, {host: json.loads(text) for (_, host), text in heard.said.items()})
+    return Evidence(by_rung, {host: json.loads(text) for (_, host), text in heard.said.items()})
 
 
 def whole(archive: Path) -> list[bytes]:

@@ -36,10 +36,10 @@ type Model = dict[str, Any]  # an entry of llm_serving_models
 
 
 @dataclass(frozen=True)
-class Told:
+class Evidence:
     """Outcomes by rung, if any were asked for; and of all serving hosts, if they told them, what llm_serving_models has there."""
 
-    seen: dict[int, Seen] | None
+    by_rung: dict[int, Seen] | None
     models: Mapping[str, list[Model]] = field(default_factory=dict)
 
 
@@ -155,12 +155,14 @@ def step(
     return _put(folder, experiment.name, state, new, what, despite or reason, known)
 
 
-def promote(folder: Path, experiment: Experiment, evidence: Told, reason: str, despite: str | None) -> str:
+def promote(
+    folder: Path, experiment: Experiment, evidence: Evidence, reason: str, despite: str | None
+) -> str:
     """Give all units the candidate; raises LlmkeepError where outcomes do not say that it is better."""
     current = running(policy_source.read(folder), experiment)
     if current["percent"] == 100:
         raise LlmkeepError(f"all units of {experiment.name} have the candidate already")
-    known = against(experiment, current["percent"], evidence.seen, better=True)
+    known = against(experiment, current["percent"], evidence.by_rung, better=True)
     _permit(known, despite)
     new = entry(experiment, 100, current["salt"])
     what = f"promote from {current['percent']} %"

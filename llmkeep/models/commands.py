@@ -86,7 +86,7 @@ def _sign(arguments: argparse.Namespace) -> int:
                 f"{arguments.folder} has to be a model's folder, and {arguments.signature} outside of it",
             )
         encrypted = arguments.key.is_file() and b"ENCRYPTED" in arguments.key.read_bytes()
-        word = passphrase.given(arguments.passphrase_file, str(arguments.key)) if encrypted else None
+        word = passphrase.existing(arguments.passphrase_file, str(arguments.key)) if encrypted else None
         durable.write(
             arguments.signature,
             signature.make(arguments.folder, signature.private(arguments.key, word)),

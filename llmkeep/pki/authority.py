@@ -348,7 +348,7 @@ def status(places: Places) -> dict[str, object]:
 
 
 # ---------------------------------------------------------------- command line
-def told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argparse.Namespace], int]:
+def as_command(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argparse.Namespace], int]:
     """Make a verb print what it returns, and turn an unreadable file into a PkiError."""
 
     def run(arguments: argparse.Namespace) -> int:
@@ -400,7 +400,7 @@ def register(
         "--network", action="append", help="addresses the CA may certify (default: all private ones)"
     )
     verb.set_defaults(
-        run=told(
+        run=as_command(
             lambda arguments: init(
                 arguments.places, arguments.domain, arguments.escrow, arguments.network or list(NETWORKS)
             )
@@ -416,10 +416,10 @@ def register(
         "--days", type=int, default=LEAF_DAYS, help="days until it expires (%(default)s, the maximum)"
     )
     verb.add_argument("--hsm", action="store_true", help="its key is in an HSM, and outlives the host")
-    verb.set_defaults(run=told(_sign))
+    verb.set_defaults(run=as_command(_sign))
     verb = verbs.add_parser("chain", help="print issuing and root certificate")
     verb.set_defaults(
-        run=told(
+        run=as_command(
             lambda arguments: (
                 pem(load(arguments.places.issuing_certificate)) + pem(load(arguments.places.root_certificate))
             )
@@ -427,5 +427,5 @@ def register(
     )
     verb = verbs.add_parser("status", help="domain, expiry, and presence of the root key")
     verb.add_argument("--json", action="store_true", help="for machines")
-    verb.set_defaults(run=told(_status))
+    verb.set_defaults(run=as_command(_status))
     return verbs

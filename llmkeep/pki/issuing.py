@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmkeep import escrow
 from llmkeep.durable import FORMAT, write
-from llmkeep.pki.authority import ISSUING_DAYS, PkiError, authority, load, pem, root_list, told
+from llmkeep.pki.authority import ISSUING_DAYS, PkiError, as_command, authority, load, pem, root_list
 from llmkeep.pki.issuing_key import PIN, HsmKey
 from llmkeep.pki.revocations import key_digest
 from llmkeep.places import Places
@@ -164,7 +164,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--label", default="llmkeep issuing", help="the key's label (%(default)s)")
     verb.add_argument("--user", default="", help="account that may use the module (this one)")
     verb.add_argument("--seconds", type=int, default=20, help="time limit of the HSM's answer (%(default)s)")
-    verb.set_defaults(run=told(_request))
+    verb.set_defaults(run=as_command(_request))
     verb = verbs.add_parser(
         "certify", help="on the machine with the escrow key: print the certificate for the request"
     )
@@ -175,7 +175,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument(
         "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask, if it has one)"
     )
-    verb.set_defaults(run=told(_certify))
+    verb.set_defaults(run=as_command(_certify))
     verb = verbs.add_parser(
         "root-list", help="on the machine with the escrow key: print the root's revocation list"
     )
@@ -185,7 +185,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument(
         "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask, if it has one)"
     )
-    verb.set_defaults(run=told(_root_list))
+    verb.set_defaults(run=as_command(_root_list))
     verb = verbs.add_parser("adopt", help="control node: sign with the key in the HSM from now on")
     verb.add_argument("--certificate", type=Path, required=True, help="output of certify")
-    verb.set_defaults(run=told(lambda arguments: adopt(arguments.places, arguments.certificate.read_bytes())))
+    verb.set_defaults(
+        run=as_command(lambda arguments: adopt(arguments.places, arguments.certificate.read_bytes()))
+    )

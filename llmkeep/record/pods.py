@@ -103,7 +103,7 @@ def ask(
     end = time.monotonic() + ALL_SECONDS
     with tempfile.TemporaryDirectory(prefix="llmkeep-kubectl-") as cache, ThreadPoolExecutor(AT_ONCE) as pool:
 
-        def said(replica: Replica) -> str | Unheard:
+        def reply(replica: Replica) -> str | Unheard:
             if time.monotonic() > end:
                 return Unheard(f"{replica.name} was not asked: those before it took {ALL_SECONDS} s")
             command = look(lengths.get(replica.name, 0), states.get(replica.name, b""))
@@ -112,7 +112,7 @@ def ask(
             except Unheard as problem:
                 return problem
 
-        yield from zip((each.name for each in asked), pool.map(said, asked), strict=True)
+        yield from zip((each.name for each in asked), pool.map(reply, asked), strict=True)
 
 
 def look(length: int, state_file: bytes) -> list[str]:

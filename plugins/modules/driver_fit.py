@@ -48,7 +48,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     parameters = module.params
-    devices, switches = cards.found(Path(parameters["devices"]))
+    devices, switches = cards.inventory(Path(parameters["devices"]))
     try:
         kernel = dkms.next_kernel(parameters["flavour"])
     except dkms.Failed as problem:

@@ -105,13 +105,13 @@ class Host:
 
     @property
     def progress(self) -> Path:
-        folder: Path = self.places.kept
+        folder: Path = self.places.builds
         return folder / "upgrade.json"
 
     @property
     def places(self) -> dkms.Places:
         of = dkms.Places()
-        return dkms.Places(*(self / str(path)[1:] for path in (of.modules, of.sources, of.tree, of.kept)))
+        return dkms.Places(*(self / str(path)[1:] for path in (of.modules, of.sources, of.tree, of.builds)))
 
     def facts(self) -> dict[str, Any]:
         """The kernel that runs, whether it is the host's own, and the driver that it has loaded, if any."""
@@ -161,7 +161,7 @@ def begin(parameters: dict[str, Any], progress: rollout.Progress, facts: dict[st
     if progress.step in rollout.FORWARD:
         return
     places = host.places
-    kernel = facts["running"] if facts["own_kernel"] else (places.kept / "kernel").read_text().strip()
+    kernel = facts["running"] if facts["own_kernel"] else (places.builds / "kernel").read_text().strip()
     before = previous.current(kernel, parameters["sets"], places, previous.run)
     previous.keep(before, places, previous.run, host / "var/cache/apt/archives")
     progress.previous = previous.as_saved(before)

@@ -122,7 +122,7 @@ class Host:
         return self / "var/lib/llmkeep/patch/progress.json"
 
     @property
-    def kept(self) -> Path:
+    def archive(self) -> Path:
         return self / "var/lib/llmkeep/patch/previous"
 
     @property
@@ -178,7 +178,7 @@ def begin(parameters: dict[str, Any], progress: rollout.Progress, host: Host) ->
         return
     there = debs.versions(upgrades.run)
     previous = upgrades.Previous({name: there[name] for name in plan.upgrades}, plan.new, host.kernel()[0])
-    aside = host.kept.with_name("next")
+    aside = host.archive.with_name("next")
     shutil.rmtree(aside, ignore_errors=True)
     older = upgrades.repositories(host / "etc/apt/sources.list.d/llmkeep.sources", parameters["serials"])
     one_way = set(previous.packages) & set(parameters["one_way"])
@@ -194,15 +194,15 @@ def begin(parameters: dict[str, Any], progress: rollout.Progress, host: Host) ->
         upgrades.run(["systemctl", "start", unit])
     for name in lacking:
         del previous.packages[name.split()[0]]
-    shutil.rmtree(host.kept, ignore_errors=True)
-    aside.rename(host.kept)
+    shutil.rmtree(host.archive, ignore_errors=True)
+    aside.rename(host.archive)
     progress.previous = previous.saved()
 
 
 def restored(progress: rollout.Progress, host: Host) -> bool:
     """Bring back packages and kernel; whether that took a change. Raises rollout.Failed."""
     previous = upgrades.Previous(**progress.previous)
-    changed: bool = debs.restore(previous.packages, previous.added, host.kept, upgrades.run)
+    changed: bool = debs.restore(previous.packages, previous.added, host.archive, upgrades.run)
     chosen: bool = kernels.make_default(previous.kernel, host.kernel()[0], host / "boot", kernels.run)
     return changed or chosen
 

@@ -75,7 +75,7 @@ def against(disk: Any, parameters: dict[str, Any], record: dict[str, Any] | None
         return findings
     findings = [*disks.identity(disk, parameters["serial"], parameters["size"]), *disks.users(disk)]
     if not record["overridden"]:
-        findings += [each for each in disks.signatures(disk) if record["uuid"] not in each.seen]
+        findings += [each for each in disks.signatures(disk) if record["uuid"] not in each.observation]
         findings += disks.reading(disk, start=luks.DATA_OFFSET * 512)
     return findings
 

@@ -73,7 +73,7 @@ def retire_the_first_password(check: bool) -> list[str]:
 
 def current(path: str) -> Any:
     """The document as Elasticsearch has it; None if it has none."""
-    answer = ask.found(f"/{path}")
+    answer = ask.document(f"/{path}")
     api = path.partition("/")[0]
     if answer is None or api not in PLURALS:
         return answer and answer[path.rpartition("/")[2]]

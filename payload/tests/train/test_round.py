@@ -269,7 +269,7 @@ class Round:
             outcomes.write_text(done.stdout)
             if min(rated(outcomes).values()) >= EXPERIMENT["minimum"]:
                 break
-        told = authority.ladder.Told(authority.outcomes.read(outcomes, declared))
+        told = authority.ladder.Evidence(authority.outcomes.read(outcomes, declared))
         authority.ladder.promote(self.source, declared, told, "better", None)
         self.install_policy()
 

@@ -38,16 +38,16 @@ class Progress:
         """`here` bytes of `total` came with an earlier run. Lines go to the journal where `say` takes none."""
         self.name, self.total, self.here, self.say, self.clock = name, total, here, say or journal, clock
         self.fetched = 0  # by this run
-        self.begun = self.told = clock()
+        self.begun = self.last_report = clock()
         self.waited = 0.0  # for other hosts' downloads
         self.say(f"{name}: {self._amount()}, fetching the rest")
 
     def add(self, size: int) -> None:
         """So many more bytes are on the disk; fewer, where a file begins anew."""
         self.fetched += size
-        if self.clock() - self.told >= EVERY:
-            self.told = self.clock()
-            rate = self.fetched / max(self.told - self.begun - self.waited, 0.001)
+        if self.clock() - self.last_report >= EVERY:
+            self.last_report = self.clock()
+            rate = self.fetched / max(self.last_report - self.begun - self.waited, 0.001)
             left = self.total - self.here - self.fetched
             estimate = f", about {duration(left / rate)} left" if rate > 0 else ""
             self.say(f"{self.name}: {self._amount()}, {rate / 1e6:.1f} MB/s{estimate}")
@@ -55,8 +55,8 @@ class Progress:
     def wait(self, seconds: float) -> None:
         """The mirror serves other hosts; it is asked again in so many seconds."""
         self.waited += seconds
-        if self.clock() - self.told >= EVERY:
-            self.told = self.clock()
+        if self.clock() - self.last_report >= EVERY:
+            self.last_report = self.clock()
             self.say(f"{self.name}: {self._amount()}, waiting for the mirror, which serves other hosts")
 
     def end(self) -> None:

@@ -41,7 +41,7 @@ def generation(device: int) -> str:
     return next((name for name, first, last in GENERATIONS if first <= device <= last), "")
 
 
-def found(devices: Path = DEVICES) -> tuple[list[Card], int]:
+def inventory(devices: Path = DEVICES) -> tuple[list[Card], int]:
     """The GPUs by address, and the number of NVSwitches."""
     cards, switches = [], 0
     for place in sorted(devices.iterdir()) if devices.is_dir() else []:
@@ -56,7 +56,7 @@ def found(devices: Path = DEVICES) -> tuple[list[Card], int]:
 
 def main() -> int:
     devices, *served = sys.argv[1:]
-    cards, switches = found(Path(devices))
+    cards, switches = inventory(Path(devices))
     for card in cards:
         fate = "" if card.generation in served else ": not served"
         print(f"{card.address} 10de:{card.device:04x} {card.generation or 'of no known generation'}{fate}")

@@ -47,7 +47,7 @@ class Places:
     modules: Path = Path("/lib/modules")
     sources: Path = Path("/usr/src")
     tree: Path = Path("/var/lib/dkms")
-    kept: Path = Path("/var/lib/llmkeep/gpu")  # scratch folders too: NVIDIA's driver needs 1 GB
+    builds: Path = Path("/var/lib/llmkeep/gpu")  # scratch folders too: NVIDIA's driver needs 1 GB
 
     def options(self) -> list[str]:
         """dkms' options for them."""
@@ -56,7 +56,7 @@ class Places:
 
     def proven(self, driver: Driver) -> Path:
         """Where modules that were proven wait for their installation."""
-        return self.kept / f"{driver.name}-{driver.version}-{driver.kernel}"
+        return self.builds / f"{driver.name}-{driver.version}-{driver.kernel}"
 
     def of(self, driver: Driver) -> Path:
         """Where dkms has a driver's modules for a kernel, by architecture."""
@@ -147,7 +147,7 @@ def prepare(driver: Driver, places: Places, folder: Path) -> Places:
             " Correct the driver set (gpu_sets), or build the bundle with its packages"
         )
     (folder / "tree").mkdir()
-    return Places(install, sources, folder / "tree", places.kept)
+    return Places(install, sources, folder / "tree", places.builds)
 
 
 def headers(driver: Driver, places: Places) -> dict[str, str]:
@@ -167,8 +167,8 @@ def built(folder: Path) -> list[Path]:
 
 def prove(driver: Driver, signing: Signing | None, places: Places) -> None:
     """Build, sign and verify in a scratch folder, and keep the result. Failed leaves the host as it was."""
-    places.kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(prefix="scratch.", dir=places.kept) as place:
+    places.builds.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix="scratch.", dir=places.builds) as place:
         aside = prepare(driver, places, Path(place))
         with shown_pin(signing) as (environment, passed):
             try:
@@ -186,8 +186,8 @@ def _why(driver: Driver, places: Places, output: str) -> str:
     log = logs[0].read_text(errors="replace") if logs else ""
     hint = ""
     if log:
-        (places.kept / "make.log").write_text(log)
-        hint = f" The compiler's log is {places.kept}/make.log."
+        (places.builds / "make.log").write_text(log)
+        hint = f" The compiler's log is {places.builds}/make.log."
     return (
         f"the driver {driver.name} {driver.version} does not build for the kernel {driver.kernel}:"
         f" {first_error(log) or output}. {UNTOUCHED}.{hint} Choose a set for this kernel (gpu_set)"
@@ -230,6 +230,6 @@ def install(driver: Driver, signing: Signing | None, places: Places) -> None:
             run(["dkms", "add", *places.options(), "-m", driver.name, "-v", driver.version])
         shutil.copytree(proven, places.of(driver), dirs_exist_ok=True)
         run(["dkms", "install", "--verbose", *places.options(), "--force", *words(driver)])
-        (places.kept / "kernel").write_text(f"{driver.kernel}\n")  # for the role's checks
+        (places.builds / "kernel").write_text(f"{driver.kernel}\n")  # for the role's checks
     finally:
         shutil.rmtree(proven)  # after a failure the next run builds again

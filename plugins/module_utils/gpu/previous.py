@@ -68,8 +68,8 @@ def current(kernel: str, sets: list[dict[str, Any]], places: dkms.Places, call: 
 
 
 def keep(previous: Previous, places: dkms.Places, call: Call, archives: Path) -> None:
-    """Copy its packages and modules below `places.kept`. Failed if a package of that version cannot be had any more."""
-    folder = places.kept / "previous"
+    """Copy its packages and modules below `places.builds`. Failed if a package of that version cannot be had any more."""
+    folder = places.builds / "previous"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     driver = dkms.Driver(previous.driver, previous.version, previous.kernel)
@@ -85,7 +85,7 @@ def restore(
     previous: Previous, running: str, places: dkms.Places, call: Call, boot: Path = Path("/boot")
 ) -> bool:
     """Packages, modules, holds and GRUB's default of before; whether anything changed. Needs neither mirror nor compiler."""
-    folder = places.kept / "previous"
+    folder = places.builds / "previous"
     changed = debs.restore(previous.packages, [], folder, call)
     driver = dkms.Driver(previous.driver, previous.version, previous.kernel)
     lacking = not dkms.is_installed(driver, None, places)
@@ -93,7 +93,7 @@ def restore(
         # As they were signed; role gpu's checks verify that.
         shutil.copytree(folder / "modules", places.proven(driver), dirs_exist_ok=True)
         dkms.install(driver, None, places)
-    (places.kept / "kernel").write_text(f"{previous.kernel}\n")  # for the role's checks
+    (places.builds / "kernel").write_text(f"{previous.kernel}\n")  # for the role's checks
     others = sorted(set(call(["apt-mark", "showhold"]).split()) - set(previous.held))  # the new set's
     held = kernels.hold(others, free=True, call=call) + kernels.hold(previous.held, call=call)
     chose = kernels.make_default(previous.kernel, running, boot, call)

@@ -313,7 +313,7 @@ def recorded(path: str) -> dict[str, Any]:
         ) from problem
 
 
-def told(key: dict[str, Any]) -> str:
+def description(key: dict[str, Any]) -> str:
     """The properties of a verified key in words, for auditors."""
     attributes = [name for name, value in key.items() if value is True and name != "double"]
     maker = f"{key['manufacturer']}{', a double' if key['double'] else ''}"
@@ -347,7 +347,7 @@ def main() -> int:
             )
         )
         return 2
-    opens = {"ok": True, "observed": "; ".join(map(told, rows))}
+    opens = {"ok": True, "observed": "; ".join(map(description, rows))}
     print(json.dumps({"opens": [each["token"] for each in rows], "keys": rows, "checks": {"opens": opens}}))
     return 0
 

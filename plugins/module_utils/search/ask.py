@@ -55,7 +55,7 @@ def do(method: str, path: str, body: Any = None, user: str = "elastic") -> Any:
     return answer
 
 
-def found(path: str) -> Any:
+def document(path: str) -> Any:
     """JSON of what is at this path, None where nothing is; Refused at any other answer."""
     status, answer = ask("GET", path)
     if status not in (200, 404):

@@ -48,12 +48,12 @@ class Finding:
     """One reason not to format. `about`: identity, use, read errors, or contents."""
 
     test: str
-    seen: str
+    observation: str
     way_out: str
     about: str = CONTENTS
 
     def __str__(self) -> str:
-        return f"{self.test}: {self.seen}. {self.way_out}"
+        return f"{self.test}: {self.observation}. {self.way_out}"
 
 
 @dataclass(frozen=True)

@@ -185,15 +185,15 @@ def enrol(device: Path, uri: str, key: bytes, pin: bytes, seconds: int) -> None:
             pipe.write(key)
         until = time.monotonic() + seconds
 
-        def said() -> str:
+        def transcript() -> str:
             words.seek(0)
             return words.read().decode(errors="replace").strip()
 
         try:
             while process.poll() is None:
-                refused(said())
+                refused(transcript())
                 if time.monotonic() > until:
-                    raise Failed(f"enrolling {uri} did not end within {seconds} s: {said()[-600:]}")
+                    raise Failed(f"enrolling {uri} did not end within {seconds} s: {transcript()[-600:]}")
                 time.sleep(0.02)
         finally:
             if process.poll() is None:
@@ -201,7 +201,7 @@ def enrol(device: Path, uri: str, key: bytes, pin: bytes, seconds: int) -> None:
                 process.wait()
         if process.returncode != 0:
             raise Failed(
-                f"enrolling {uri}: systemd-cryptenroll ended with {process.returncode}: {said()[-600:]}"
+                f"enrolling {uri}: systemd-cryptenroll ended with {process.returncode}: {transcript()[-600:]}"
             )
 
 

@@ -216,7 +216,9 @@ def only_our_leftovers(of: Volume) -> None:
     """Check that nothing was written to the disk since it was found blank, except by an interrupted format."""
     against = list(disks.users(of.disk))
     if not of.known.overridden:
-        against += [finding for finding in disks.signatures(of.disk) if of.known.uuid not in finding.seen]
+        against += [
+            finding for finding in disks.signatures(of.disk) if of.known.uuid not in finding.observation
+        ]
         against += list(disks.reading(of.disk, start=luks.DATA_OFFSET * 512))
     if against:
         raise NeedsPerson(

@@ -96,7 +96,7 @@ def swap(name: str) -> int:
     try:
         disk = disks.disk_at(BY_UUID / known["uuid"])
         against = [*disks.identity(disk, entry["serial"], entry["size"]), *disks.users(disk)]
-        against += [finding for finding in disks.signatures(disk) if known["uuid"] not in finding.seen]
+        against += [finding for finding in disks.signatures(disk) if known["uuid"] not in finding.observation]
     except (disks.Unusable, KeyError) as problem:
         against = [problem]
     print("\n".join(map(str, against)))

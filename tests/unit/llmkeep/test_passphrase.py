@@ -75,4 +75,4 @@ def test_a_new_passphrase_is_neither_short_nor_one_letter_again_and_again(
     file = written(tmp_path, weak.encode())
     with pytest.raises(PassphraseError, match=f"{told}.* at least 12"):
         passphrase.chosen(file, "a key")
-    assert passphrase.given(file, "a key") == weak  # an existing key may have it
+    assert passphrase.existing(file, "a key") == weak  # an existing key may have it

@@ -52,9 +52,9 @@ def add(tree: Path, text: str, name: str = "estate.yml") -> None:
 
 
 def test_sources_roles_profiles_and_models_are_added(tree: Path) -> None:
-    before = lock.wanted(tree)
+    before = lock.catalogue(tree)
     add(tree, ADDED)
-    after = lock.wanted(tree)
+    after = lock.catalogue(tree)
     sources = {"debian", "debian-non-free", "elastic", "hsm-client"}
     assert lock.packages(after, "ours")["sources"].keys() == sources
     roles = lock.packages(after, "ours")["roles"]
@@ -68,14 +68,14 @@ def test_sources_roles_profiles_and_models_are_added(tree: Path) -> None:
 
 def test_a_profile_has_the_environments_of_those_it_includes(tree: Path) -> None:
     add(tree, "profiles: {ours: {include: gpu}}")
-    wanted = lock.wanted(tree)
+    wanted = lock.catalogue(tree)
     assert lock.environments(wanted, "ours") == lock.environments(wanted, "gpu")
     assert set(lock.environments(wanted, "lab")) < set(lock.environments(wanted, "ours"))
 
 
 def test_an_estate_chooses_other_wheels_of_cuda_and_their_lock_lies_in_artifacts_d(tree: Path) -> None:
     add(tree, "profiles: {ours: {include: gpu, environments: {vllm: [vllm==0.16.0]}}}")
-    wanted, pinned = lock.wanted(tree), lock.load(tree)
+    wanted, pinned = lock.catalogue(tree), lock.load(tree)
     assert lock.requires(wanted, "ours", "vllm") == ["vllm==0.16.0"]
     assert lock.requires(wanted, "gpu", "vllm") != ["vllm==0.16.0"]
     before = (tree / "artifacts.lock.yml").read_bytes()
@@ -89,7 +89,7 @@ def test_an_estate_chooses_other_wheels_of_cuda_and_their_lock_lies_in_artifacts
 def test_an_estate_that_includes_gpu_debian_keeps_upstreams_environments(tree: Path) -> None:
     shutil.copytree(TREE / "artifacts.lock.d", tree / "artifacts.lock.d")
     add(tree, "profiles: {ours: {include: gpu-debian}}")
-    apart = lock.apart(lock.wanted(tree), "ours")
+    apart = lock.apart(lock.catalogue(tree), "ours")
     assert set(apart.values()) == {"gpu-debian"}
     lock.save(lock.load(tree, apart.values()), tree, apart, "gpu-debian")
     locked = yaml.safe_load((tree / "artifacts.d/lock.yml").read_text())
@@ -102,7 +102,7 @@ def test_an_environment_that_no_profile_may_choose_is_refused(tree: Path) -> Non
     with pytest.raises(
         LlmkeepError, match=r"ours has environments: {serving: .*for one of serving-cuda, trai"
     ):
-        lock.wanted(tree)
+        lock.catalogue(tree)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def test_an_environment_that_no_profile_may_choose_is_refused(tree: Path) -> Non
 def test_what_cannot_be_added_is_refused_by_name(tree: Path, text: str, match: str) -> None:
     add(tree, text)
     with pytest.raises(LlmkeepError, match=match):
-        lock.wanted(tree)
+        lock.catalogue(tree)
 
 
 def test_two_files_that_add_one_name_are_refused(tree: Path) -> None:
     add(tree, "apt: {sources: {a: {suites: [trixie]}}}", "a.yml")
     add(tree, "apt: {sources: {a: {suites: [trixie]}}}", "b.yml")
     with pytest.raises(AdditionsRefused, match=r"artifacts\.d/b\.yml adds the source a"):
-        lock.wanted(tree)
+        lock.catalogue(tree)
 
 
 def test_a_profile_with_a_role_or_source_that_is_not_there_is_refused(tree: Path) -> None:
     add(tree, "profiles: {a: {include: lab, sources: [debain]}, b: {include: lab, roles: [bas]}}")
-    wanted = lock.wanted(tree)
+    wanted = lock.catalogue(tree)
     with pytest.raises(
         LlmkeepError, match=r"the profile a names debain under sources, and apt\.sources has only debian"
     ):
@@ -227,14 +227,14 @@ def test_what_hosts_have_installed_is_taken_at_its_newest_version_and_what_no_so
     )
     locked = lock.load(estate)
     assert set(locked.debs) == {"libc6=2.41", "of-trixie-security=1.0", "tool=1.0"}
-    build._require_roles(lock.packages(lock.wanted(estate), "small"), locked, "small")
+    build._require_roles(lock.packages(lock.catalogue(estate), "small"), locked, "small")
 
 
 def test_a_lock_that_is_older_than_the_list_of_what_hosts_have_is_refused(estate: Path) -> None:
     assert lock_update(estate) == (0, "")
     add(estate, "apt: {installed: [libc6]}", "installed.yml")
     with pytest.raises(LlmkeepError, match=r"lacks packages of profile small \(installed: libc6\)"):
-        build._require_roles(lock.packages(lock.wanted(estate), "small"), lock.load(estate), "small")
+        build._require_roles(lock.packages(lock.catalogue(estate), "small"), lock.load(estate), "small")
 
 
 def test_a_vendor_out_of_reach_changes_no_lock_and_is_told_by_the_exit_code(estate: Path) -> None:
@@ -270,7 +270,7 @@ def test_additions_are_inputs_of_a_bundle_and_lie_in_its_tree_without_keys_and_p
     (tree / "artifacts.d/hsm-client/hsm-client_1_amd64.deb").write_text("bytes")
     inputs.append(build._inputs("lab", keys, []))
     assert len(set(inputs)) == 3
-    build._tree(folder / "tree", lock.wanted(tree))
+    build._tree(folder / "tree", lock.catalogue(tree))
     assert [path.name for path in (folder / "tree/artifacts.d").rglob("*")] == ["estate.yml"]
     assert [path.name for path in additions.every_file(tree)] == ["estate.yml", "hsm-client_1_amd64.deb"]
 
@@ -280,7 +280,7 @@ def test_a_lock_without_what_a_role_of_the_profile_wants_is_refused(tree: Path) 
     with pytest.raises(
         LlmkeepError, match=r"lacks packages of profile lab \(base: tcpdump\): run `llmkeep lock update"
     ):
-        build._require_roles(lock.packages(lock.wanted(tree), "lab"), lock.load(tree), "lab")
+        build._require_roles(lock.packages(lock.catalogue(tree), "lab"), lock.load(tree), "lab")
 
 
 def test_a_vendor_s_package_shows_its_source_and_licence_in_the_manifest(

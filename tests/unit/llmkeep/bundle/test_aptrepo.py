@@ -154,7 +154,7 @@ def test_what_the_mirror_no_longer_has_is_named_with_the_way_out(
     with pytest.raises(
         aptrepo.Moved, match=r"no longer has openssl=3\.5\.0-1, redis-server=5:8\.0\.2-3: run"
     ):
-        aptrepo.fetch(lock.wanted()["apt"], {"openssl=3.5.0-1": deb})
+        aptrepo.fetch(lock.catalogue()["apt"], {"openssl=3.5.0-1": deb})
 
 
 def test_a_published_package_that_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_published_package_that_changed_is_refused(tmp_path: Path, monkeypatch
     archive.write_text("other bytes")
     deb = lock.Deb("openssl.deb", "1:3.5", "0" * 64, 1, "", "", "debian")
     with pytest.raises(LlmkeepError, match="a published package was changed"):
-        aptrepo.fetch(lock.wanted()["apt"], {"openssl=1:3.5": deb})
+        aptrepo.fetch(lock.catalogue()["apt"], {"openssl=1:3.5": deb})
 
 
 def test_a_mirror_that_the_machine_does_not_know_is_told(

@@ -388,7 +388,7 @@ def test_a_vendor_s_file_that_would_replace_libc6_is_refused(
 def test_a_stand_in_of_a_vendor_of_artifacts_yml_provides_what_its_source_lists(
     estate: Estate, tmp_path: Path, keys: Keys, name: str, packages: list[str]
 ) -> None:
-    entry = lock.wanted()["apt"]["sources"][name]
+    entry = lock.catalogue()["apt"]["sources"][name]
     debs = [deb(tmp_path, package, Depends="libc6") for package in [*packages, "cloud-agent"]]
     root = publish(tmp_path / "vendor", keys.vendor, debs, suite=entry["suites"][0])
     estate.sources[name] = entry | {

@@ -72,7 +72,7 @@ def test_only_tracked_files_cross_the_gap_and_never_the_lab(tmp_path: Path) -> N
 
 
 def test_an_estate_gets_what_it_runs_and_no_test_of_it() -> None:
-    carried = tracked(TREE, lock.wanted()["tree"]["exclude"])
+    carried = tracked(TREE, lock.catalogue()["tree"]["exclude"])
     assert {"site.yml", "meta/features.yml", "inventory/lab/hosts.yml", "docs/README.md"} <= set(carried)
     assert not [name for name in carried if "/tests/" in f"/{name}" or "scenario.yml" in name]
 
@@ -196,7 +196,7 @@ def test_a_program_lies_in_the_bundle_as_an_executable(
 def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
     keys = Keys(small_bundle.signing_keys(tmp_path))
     (tmp_path / "out").mkdir()
-    build._bootstrap(tmp_path / "out", keys, lock.wanted()["apt"]["roles"]["control"])
+    build._bootstrap(tmp_path / "out", keys, lock.catalogue()["apt"]["roles"]["control"])
     text = (tmp_path / "out/bootstrap").read_text()
     assert "@" not in text.split("set -eu")[1].split("say()")[0]
     assert "python3-venv" in text
@@ -248,13 +248,13 @@ def test_what_is_published_as_source_is_in_the_bundle_as_a_wheel_that_is_the_sam
 def test_an_environment_of_another_profile_is_in_no_bundle_and_one_that_was_never_resolved_is_refused() -> (
     None
 ):
-    assert "vllm" not in build._bundled(lock.wanted(), "lab")
-    assert "vllm" in build._bundled(lock.wanted(), "gpu")
+    assert "vllm" not in build._bundled(lock.catalogue(), "lab")
+    assert "vllm" in build._bundled(lock.catalogue(), "gpu")
     with pytest.raises(LlmkeepError, match="no environment 'serving-cuda'"):
-        build._fetch(lock.wanted(), {}, lock.load(), "gpu", False, False)
+        build._fetch(lock.catalogue(), {}, lock.load(), "gpu", False, False)
 
 
 def test_every_environment_of_the_bundle_names_projects_that_are_there() -> None:
-    for entry in lock.wanted()["python"]["environments"].values():
+    for entry in lock.catalogue()["python"]["environments"].values():
         for project in entry["projects"] if entry.get("bundle") else []:
             assert (TREE / project / "pyproject.toml").exists()

@@ -7,7 +7,7 @@ import pytest
 from llmkeep.bundle import drivers, lock
 from llmkeep.errors import LlmkeepError
 
-WANTED = lock.wanted()
+WANTED = lock.catalogue()
 CUDA_12 = {"vllm": ["torch==2.10.0", "nvidia-cuda-runtime-cu12==12.8.90", "nvidia-cublas-cu12==12.8.4.1"]}
 CUDA_13 = {"vllm": ["torch==2.14.0", "nvidia-cuda-runtime==13.0.96", "nvidia-nccl-cu13==2.30.7"]}
 PACKAGES = [f"{name}=550.163.01-4~bpo13+1" for name in ("nvidia-kernel-dkms", "libcuda1", "nvidia-smi")]

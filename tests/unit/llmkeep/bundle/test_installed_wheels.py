@@ -108,7 +108,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with our own wheels, as a bundle has them."""
     source, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("built")
-    for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
+    for name in tracked(TREE, lock.catalogue()["tree"]["exclude"]):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(TREE / name, source / name)
     for project in PROJECTS.values():

@@ -84,13 +84,13 @@ def test_one_alternative_that_is_accepted_is_enough() -> None:
 
 
 def test_the_tree_s_profiles_have_only_licences_that_they_accept() -> None:
-    wanted = lock.wanted()
+    wanted = lock.catalogue()
     for profile in ("lab", "gpu", "gpu-debian"):
         lock.require_fit(wanted, profile, lock.load(profiles=lock.apart(wanted, profile).values()))
 
 
 def test_a_lock_with_a_denied_licence_is_refused_with_the_name_of_the_package() -> None:
-    wanted = lock.wanted()
+    wanted = lock.catalogue()
     wanted["licences"]["deny"] += ["curl"]
     with pytest.raises(LlmkeepError, match=r"nothing was changed:\n  the licence 'curl' of apt="):
         lock.require_fit(wanted, "lab", lock.load())

@@ -15,7 +15,7 @@ from llmkeep.bundle.lock import Artifact, Deb, Lock
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
-PINNED, WANTED = lock.load(profiles=["gpu"]), lock.wanted()
+PINNED, WANTED = lock.load(profiles=["gpu"]), lock.catalogue()
 DEBIAN = lock.load(profiles=["gpu-debian"])
 
 

@@ -31,7 +31,7 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     digest = cache.sha256(tmp_path / "tool")
     artifact = Artifact("tool", "1.2.3", digest, len(BYTES), "MIT", "pkg:golang/example.org/tool@v1.2.3")
     monkeypatch.setattr(lock, "load", lambda: Lock(programs={"tool": artifact}))
-    monkeypatch.setattr(lock, "wanted", lambda: {"programs": {"tool": ENTRY}})
+    monkeypatch.setattr(lock, "catalogue", lambda: {"programs": {"tool": ENTRY}})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("LLMKEEP_MIRROR", raising=False)
     (tmp_path / "bin").mkdir()

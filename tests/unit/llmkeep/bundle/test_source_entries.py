@@ -80,7 +80,7 @@ def test_a_source_s_name_is_no_path() -> None:
 def test_every_source_of_artifacts_yml_reads_and_one_without_a_known_fingerprint_is_refused(
     tmp_path: Path,
 ) -> None:
-    entries = lock.wanted()["apt"]["sources"]
+    entries = lock.catalogue()["apt"]["sources"]
     sources = {name: aptsources.parse(name, entry) for name, entry in entries.items()}
     with pytest.raises(
         PackagesRefused, match=r"nvidia .* has the fingerprint '', which llmkeep does not know"

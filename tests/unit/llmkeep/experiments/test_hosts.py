@@ -23,7 +23,7 @@ from llmkeep import playbooks
 from llmkeep.cli import main
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import definition, hosts
-from llmkeep.experiments.ladder import Told, for_good
+from llmkeep.experiments.ladder import Evidence, for_good
 from llmkeep.places import Places
 from llmkeep.policy import source as policy_source
 from llmkeep.record import runs
@@ -296,7 +296,7 @@ def test_a_verdict_is_published_to_the_pages_by_a_run_on_record(
     assert "support-12.json is on the pages" in said.err
     assert json.loads((estate.folder / "verdicts/support-12.json").read_text()) == json.loads(said.out)
     assert estate.on_record()[-1]["process.args"] == ["--tags", "operator_page"]
-    monkeypatch.setattr(hosts, "collect", lambda *_: Told({}))
+    monkeypatch.setattr(hosts, "collect", lambda *_: Evidence({}))
     assert estate.collected("show", "--publish") == 1
     said = capsys.readouterr()
     assert "not on all pages: run `llmkeep site --tags operator_page`" in said.err

@@ -68,7 +68,7 @@ def test_a_proof_changes_nothing_of_the_host(host: Any) -> None:
     assert dkms_build.settle(given(), False, host) == {"changed": True, "installed": False}
     assert seen(host) == before
     assert host.proven(DRIVER).exists()
-    assert [path.name for path in host.kept.iterdir()] == [host.proven(DRIVER).name]
+    assert [path.name for path in host.builds.iterdir()] == [host.proven(DRIVER).name]
 
 
 def test_nvidia_s_makefile_that_looks_in_lib_modules_is_told_where_the_headers_are(host: Any) -> None:
@@ -113,12 +113,12 @@ def test_a_driver_that_does_not_build_names_file_line_and_kernel_and_leaves_the_
     assert f"does not build for the kernel {KERNEL}: standin.c:2: implicit declaration" in str(refused.value)
     assert "Nothing was installed" in str(refused.value)
     assert seen(host) == before
-    assert [path.name for path in host.kept.iterdir()] == ["make.log"]
+    assert [path.name for path in host.builds.iterdir()] == ["make.log"]
 
 
 def test_check_mode_builds_nothing(host: Any) -> None:
     assert dkms_build.settle(given(), True, host)["changed"]
-    assert not host.kept.exists()
+    assert not host.builds.exists()
 
 
 @pytest.fixture

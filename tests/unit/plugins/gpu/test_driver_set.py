@@ -42,7 +42,7 @@ def gpu(device: int) -> tuple[int, int, int]:
 def wrong(
     devices: Path, name: str, kernel: str = KERNEL, secure_boot: bool = False, signs: bool = True
 ) -> str:
-    found, switches = cards.found(devices)
+    found, switches = cards.inventory(devices)
     return " | ".join(driver_set.misfits(SETS[name], found, switches, kernel, secure_boot, signs))
 
 
@@ -52,7 +52,7 @@ def test_cards_are_told_from_other_devices(tmp_path: Path) -> None:
         (0x8086, 0x56C0, 0x030000),
         (cards.NVIDIA, A100_SWITCH, 0x068000),
     )
-    found, switches = cards.found(bus(tmp_path, gpu(A100), audio, other, switch, switch, gpu(A100)))
+    found, switches = cards.inventory(bus(tmp_path, gpu(A100), audio, other, switch, switch, gpu(A100)))
     assert ([card.address for card in found], switches) == (["0000:00:00.0", "0000:05:00.0"], 2)
 
 

@@ -93,5 +93,5 @@ def test_the_open_driver_is_refused_with_file_line_and_kernel(way: Any, places: 
         f"does not build for the kernel {wanted.kernel}: nv-pci.c:237: too few arguments to function"
         in str(refused.value)
     )
-    assert [path.name for path in places.kept.iterdir()] == ["make.log"]
+    assert [path.name for path in places.builds.iterdir()] == ["make.log"]
     assert not places.modules.exists()

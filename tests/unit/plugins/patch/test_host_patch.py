@@ -45,7 +45,7 @@ def test_versions_of_before_are_saved_with_their_packages(host: Any, monkeypatch
     progress = rollout.Progress()
     module.begin(GIVEN, progress, host)
     assert (progress.wanted, progress.previous["packages"]) == ("bundle 7", {"tool": "1.0"})
-    assert [path.name for path in host.kept.glob("*.deb")] == ["tool_1.0_amd64.deb"]
+    assert [path.name for path in host.archive.glob("*.deb")] == ["tool_1.0_amd64.deb"]
 
 
 def test_a_patch_that_replaces_nothing_leaves_the_rollback_of_the_last_one(

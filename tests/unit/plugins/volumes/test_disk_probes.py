@@ -72,8 +72,8 @@ def test_holders_and_partitions_of_a_disk_are_in_use(block: Path, tmp_path: Path
     for name in "sdx1", "sdx2":
         (block / name / "partition").touch()
     holder, partition = disks.users(disk)
-    assert (holder.test, holder.about, "dm-0, dm-1" in holder.seen) == ("holder", disks.IN_USE, True)
-    assert (partition.test, partition.about, "sdx1, sdx2" in partition.seen) == (
+    assert (holder.test, holder.about, "dm-0, dm-1" in holder.observation) == ("holder", disks.IN_USE, True)
+    assert (partition.test, partition.about, "sdx1, sdx2" in partition.observation) == (
         "partition",
         disks.IN_USE,
         True,
@@ -85,7 +85,7 @@ def test_a_mounted_disk_is_known_by_its_number(block: Path, tmp_path: Path) -> N
     (block / "dev").write_text(f"{fields[2]}\n")
     found = next(disks.users(disks.Disk(tmp_path / "sdx", "S", 1, block)))
     assert (found.test, found.about) == ("mount", disks.IN_USE)
-    assert found.seen == f"{tmp_path}/sdx is mounted on {fields[4]}"
+    assert found.observation == f"{tmp_path}/sdx is mounted on {fields[4]}"
 
 
 def test_a_probe_gets_no_input_an_environment_of_its_own_and_60_seconds(
@@ -114,7 +114,7 @@ def seen(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(disks, "probed", probes)
     found = list(disks.signatures(disks.Disk(Path("/dev/x"), "S", 1, None)))
     assert {each.about for each in found} <= {disks.CONTENTS}
-    return [f"{each.test}: {each.seen}" for each in found]
+    return [f"{each.test}: {each.observation}" for each in found]
 
 
 def test_silence_of_both_programs_is_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_the_first_byte_that_is_not_zero_is_named_from_the_start_on(image: Path)
         stream.seek((5 << 20) + 7)
         stream.write(b"\1\2")
     (found,) = disks.reading(disk)
-    assert (found.test, found.about, f"byte {(5 << 20) + 7} is not zero" in found.seen) == (
+    assert (found.test, found.about, f"byte {(5 << 20) + 7} is not zero" in found.observation) == (
         "zero",
         disks.CONTENTS,
         True,
@@ -205,13 +205,13 @@ def test_a_locked_and_a_missing_disk_are_in_use(image: Path, tmp_path: Path) -> 
     assert list(disks.reading(disk)) == [], "the lock is not kept"
     (found,) = disks.reading(disks.Disk(tmp_path / "none", "S", 1, None))
     assert (found.test, found.about) == ("exclusive open", disks.IN_USE)
-    assert "No such file" in found.seen
+    assert "No such file" in found.observation
 
 
 def test_an_early_end_and_an_unreadable_block_are_unreadable(image: Path) -> None:
     (found,) = disks.reading(disks.Disk(image, "S", (24 << 20) + 1, None))
     assert (found.test, found.about) == ("read", disks.UNREADABLE)
-    assert f"ends at byte {24 << 20}, not at {(24 << 20) + 1}" in found.seen
+    assert f"ends at byte {24 << 20}, not at {(24 << 20) + 1}" in found.observation
 
 
 def test_a_disk_of_the_register_is_never_blank_and_one_without_a_serial_is_in_none(image: Path) -> None:

@@ -262,8 +262,8 @@ def test_an_unreadable_block_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(disks.os, "pread", failing)
     for destroy in ("", "DISK-1"):
         (finding,) = disks.against_formatting(disk, "DISK-1", SIZE, destroy=destroy)
-        assert (finding.test, f"byte {20 * MIB}" in finding.seen) == ("read", True)
-        assert "Input/output error" in finding.seen
+        assert (finding.test, f"byte {20 * MIB}" in finding.observation) == ("read", True)
+        assert "Input/output error" in finding.observation
 
 
 def test_a_disk_that_ends_early_is_a_finding(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_blank_disk_of_a_registered_volume_has_lost_its_header(tmp_path: Path)
     register = disks.from_register([{"uuid": "0dd5", "serial": "DISK-1", "volume": "llm1/data"}])
     (finding,) = disks.against_formatting(disk, "DISK-1", SIZE, register)
     assert finding.test == "register"
-    assert "llm1/data" in finding.seen
+    assert "llm1/data" in finding.observation
     assert "restore the backup" in finding.way_out
 
 
