@@ -232,9 +232,9 @@ def promotion(model: Path, published: dict[str, Any]) -> str:
     weights = (
         {"model": base, "adapter": learned} if published["merged"] else {"model": learned, "adapter": None}
     )
-    if (judged := {key: verdict["new"][key] for key in weights}) != weights:
+    if (subject := {key: verdict["new"][key] for key in weights}) != weights:
         raise ReleaseError(
-            f"{model}/verdict.json is about other weights: its NEW is {judged}, published is {weights}; publish it again"
+            f"{model}/verdict.json is about other weights: its NEW is {subject}, published is {weights}; publish it again"
         )
     return str(verdict["verdict"])
 
@@ -255,8 +255,8 @@ def sign(
     """
     if not 1 <= days <= 3660:
         raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
-    checked = candidate(folder)
-    name, digests = checked.name, checked.digests
+    content = candidate(folder)
+    name, digests = content.name, content.digests
     if expected is not None and (actual := digests[f"models/{name}.sha256"]) != expected.lower():
         raise ReleaseError(
             f"{folder}/models/{name}.sha256 has sha256 {actual}, --sha256 says {expected}: "
@@ -264,7 +264,7 @@ def sign(
         )
     signer = fingerprint(places)
     with unlocked(places, passphrase_file) as key:
-        return _signed(places, folder, checked, days, now, signer, key)
+        return _signed(places, folder, content, days, now, signer, key)
 
 
 def _signed(
