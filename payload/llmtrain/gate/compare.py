@@ -58,26 +58,26 @@ def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: st
     """Evaluate both candidates; return the content of verdict.json. Raises Refusal if the set is too small."""
     if short := verdict.too_small(rule, data.rows):
         raise Refusal(f"{short}: add rows, or allow a wider margin in the rule")
-    known = [held_out.refuse_learned(data, each.adapter or each.model) for each in (old, new)]
+    provenance = [held_out.refuse_learned(data, each.adapter or each.model) for each in (old, new)]
     same_tokens = tokenizer_digest(old.model) == tokenizer_digest(new.model)
     from llmtrain.gate.scores import load
 
     sides = [load(each.side, each.model, each.adapter, dtype) for each in (old, new)]
     metrics, more = paired(sides, data, rule)
     pace = alternating(sides, data, rule)
-    said, reasons, found = verdict.judge(metrics, pace.told(rule), rule, old.digests == new.digests)
+    outcome, reasons, measures = verdict.judge(metrics, pace.as_json(rule), rule, old.digests == new.digests)
     if more:
         # Tokens of different tokenizers cannot be compared, only bytes.
         more = more if same_tokens else {"perplexity_per_token": None}
         if not same_tokens:
             reasons.append("perplexity: the tokenizers differ, so it is reported and judged per byte only")
-    if not known[1]:
+    if not provenance[1]:
         reasons.append(
             "NEW's training files are not recorded, so whether this set is among them is not known"
         )
     settings = rule.model_dump(mode="json")
     return {
-        "verdict": said,
+        "verdict": outcome,
         "reasons": reasons,
         "old": {
             **old.digests,
@@ -94,9 +94,9 @@ def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: st
             "sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
             **settings,
         },
-        "metrics": found,
+        "metrics": measures,
         **more,
-        "speed": pace.told(rule),
+        "speed": pace.as_json(rule),
         "dtype": dtype,
         "device": str(sides[0].model.device),
     }
@@ -105,47 +105,47 @@ def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: st
 def progress(side: str, what: str, of: int) -> Any:
     """Show the progress on a terminal."""
 
-    def told(done: int) -> None:
+    def show(count: int) -> None:
         if sys.stderr.isatty():
             print(
-                f"\r{side}: {what} {done} of {of} ",
-                end="" if done < of else "\n",
+                f"\r{side}: {what} {count} of {of} ",
+                end="" if count < of else "\n",
                 file=sys.stderr,
                 flush=True,
             )
 
-    return told
+    return show
 
 
 def paired(sides: list["Subject"], data: HeldOut, rule: Rule) -> tuple[list[Paired], dict[str, Any]]:
     """The scores of both models by metric, row by row; and their perplexity per token, if the set has texts."""
     from llmtrain.gate import scores
 
-    seen: dict[str, list[list[float]]] = {name: [[], []] for name in data.rows}
+    values: dict[str, list[list[float]]] = {name: [[], []] for name in data.rows}
     tokens = [0, 0]
     for number, side in enumerate(sides):
         if data.answers:
-            told = progress(side.side, "answers", len(data.answers))
-            said = side.answers(data.answers, rule.max_tokens, rule.batch, told)
-            for text, row in zip(said, data.answers, strict=True):
-                seen["exact"][number].append(scores.exact(text, row.answer))
-                seen["f1"][number].append(scores.f1(text, row.answer))
-        told = progress(side.side, "choices", len(data.choices))
-        for done, row in enumerate(data.choices, 1):
+            show = progress(side.side, "answers", len(data.answers))
+            answers = side.answers(data.answers, rule.max_tokens, rule.batch, show)
+            for text, row in zip(answers, data.answers, strict=True):
+                values["exact"][number].append(scores.exact(text, row.answer))
+                values["f1"][number].append(scores.f1(text, row.answer))
+        show = progress(side.side, "choices", len(data.choices))
+        for position, row in enumerate(data.choices, 1):
             raw, normalised = scores.chosen(side.choices(row), row)
-            seen["choice"][number].append(raw)
-            seen["choice_normalised"][number].append(normalised)
-            told(done)
-        told = progress(side.side, "texts", len(data.texts))
-        for done, text in enumerate(data.texts, 1):
+            values["choice"][number].append(raw)
+            values["choice_normalised"][number].append(normalised)
+            show(position)
+        show = progress(side.side, "texts", len(data.texts))
+        for position, text in enumerate(data.texts, 1):
             bits, count = side.bits(text, rule.context)
-            seen["bits_per_byte"][number].append(bits)
+            values["bits_per_byte"][number].append(bits)
             tokens[number] += count
-            told(done)
+            show(position)
     margins = rule.margins.model_dump()
     sizes = numpy.array([float(len(text.encode())) for text in data.texts])
     metrics = []
-    for name, (before, after) in seen.items():
+    for name, (before, after) in values.items():
         of_text = name == "bits_per_byte"
         weights = sizes if of_text else None
         metrics.append(Paired(name, numpy.array(before), numpy.array(after), margins[name], weights, of_text))
@@ -153,7 +153,7 @@ def paired(sides: list["Subject"], data: HeldOut, rule: Rule) -> tuple[list[Pair
             raise Refusal(f"OLD's scores for {name} are NaN: there is nothing to compare NEW with")
     more: dict[str, Any] = {}
     if data.texts:
-        bits_of = [sum(seen["bits_per_byte"][number]) for number in (0, 1)]
+        bits_of = [sum(values["bits_per_byte"][number]) for number in (0, 1)]
         each = [
             2 ** (bits / max(1, count)) if bits / max(1, count) < 1000 else None  # NaN is None, too
             for bits, count in zip(bits_of, tokens, strict=True)
@@ -171,23 +171,23 @@ def alternating(sides: list["Subject"], data: HeldOut, rule: Rule) -> verdict.Pa
     ]
     chosen = random.Random(rule.seed).sample(rows, min(rule.speed.prompts, len(rows)))  # noqa: S311 - a sample
     prompts = [[side.prompt(row) for row in chosen] for side in sides]
-    taken: list[list[list[float]]] = [[], []]
+    seconds: list[list[list[float]]] = [[], []]
     for turn in range(rule.speed.rounds):
         for number in (0, 1) if turn % 2 else (1, 0):
             side = sides[number]
-            taken[number].append([side.seconds(prompt, rule.speed.tokens) for prompt in prompts[number]])
-    old, new = (numpy.array(side[1:]) for side in taken)
+            seconds[number].append([side.seconds(prompt, rule.speed.tokens) for prompt in prompts[number]])
+    old, new = (numpy.array(side[1:]) for side in seconds)
     return verdict.Pace(old, new, rule.speed.tokens)
 
 
-def told(found: dict[str, Any]) -> str:
+def text_of(result: dict[str, Any]) -> str:
     """The verdict as text."""
     lines = [
-        f"{found['verdict']}: {found['reasons'][0]}",
-        *(f"  {reason}" for reason in found["reasons"][1:]),
+        f"{result['verdict']}: {result['reasons'][0]}",
+        *(f"  {reason}" for reason in result["reasons"][1:]),
     ]
     for side in ("old", "new"):
-        pace = found["speed"][side]
+        pace = result["speed"][side]
         lines.append(
             f"  {side.upper()}: latency p50 {pace['p50_seconds']:.3f} s, p95 {pace['p95_seconds']:.3f} s, "
             f"{pace['tokens_per_second']:.1f} tokens/s"
@@ -201,12 +201,12 @@ def run(options: argparse.Namespace) -> int:
     rule = load_config(options.rule, Rule) if options.rule else Rule()
     data = held_out.read(options.data)
     become_owner(*filter(None, [*parts(options.old), *parts(options.new), options.out]))
-    found = compare(candidate("OLD", options.old), candidate("NEW", options.new), data, rule, options.dtype)
-    text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+    result = compare(candidate("OLD", options.old), candidate("NEW", options.new), data, rule, options.dtype)
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     if options.out:
         write_aside(options.out, text)
-    print(text if options.json else told(found), end="" if options.json else "\n")
-    return DONE if found["verdict"] == "promote" else NOT_BETTER
+    print(text if options.json else text_of(result), end="" if options.json else "\n")
+    return DONE if result["verdict"] == "promote" else NOT_BETTER
 
 
 def add_command(commands: Any) -> None:

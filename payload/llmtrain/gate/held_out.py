@@ -43,11 +43,11 @@ class Line(BaseModel):
     @model_validator(mode="after")
     def is_of_one_kind(self) -> "Line":
         """A row is either a text, or one question with its answer."""
-        asked = (self.question is not None) + (self.messages is not None)
+        questions = (self.question is not None) + (self.messages is not None)
         if self.text is not None:
-            if asked or self.answer is not None or self.choices is not None:
+            if questions or self.answer is not None or self.choices is not None:
                 raise ValueError("a row with text must not have a question or an answer: make two rows of it")
-        elif asked != 1 or self.answer is None:
+        elif questions != 1 or self.answer is None:
             raise ValueError("a row needs text, or an answer with either question or messages")
         elif self.choices is None:
             if not isinstance(self.answer, str):
@@ -101,8 +101,8 @@ def read(path: Path) -> HeldOut:
         raise Refusal(f"cannot read the held-out set {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise Refusal(f"{path} is not UTF-8 at byte {error.start}: convert it") from error
-    found = HeldOut(hashlib.sha256(data).hexdigest(), [], [], [])
-    seen: dict[str, int] = {}
+    held_out = HeldOut(hashlib.sha256(data).hexdigest(), [], [], [])
+    line_numbers: dict[str, int] = {}
     kind = TypeAdapter(Line)
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -110,35 +110,35 @@ def read(path: Path) -> HeldOut:
         try:
             row = kind.validate_json(line)
         except ValidationError as error:
-            said = "; ".join(
+            faults = "; ".join(
                 f"{'.'.join(map(str, each['loc'])) or 'the row'}: {each['msg']}" for each in error.errors()
             )
-            raise Refusal(f"{path} line {number} cannot be used: {said}") from None
+            raise Refusal(f"{path} line {number} cannot be used: {faults}") from None
         key = row.model_dump_json()
-        if key in seen:
+        if key in line_numbers:
             raise Refusal(
-                f"{path} line {number} is the same row as line {seen[key]}: a row counts once, remove one of them"
+                f"{path} line {number} is the same row as line {line_numbers[key]}: a row counts once, remove one of them"
             )
-        seen[key] = number
-        keep(found, number, row)
-    if not seen:
+        line_numbers[key] = number
+        keep(held_out, number, row)
+    if not line_numbers:
         raise Refusal(f"{path} has no rows: add rows with a text, or with question and answer")
-    return found
+    return held_out
 
 
-def keep(found: HeldOut, number: int, row: Line) -> None:
-    """Add a row to `found` by its kind."""
+def keep(held_out: HeldOut, number: int, row: Line) -> None:
+    """Add a row to `held_out` by its kind."""
     if row.text is not None:
-        found.texts.append(row.text)
+        held_out.texts.append(row.text)
         return
     turns = [each.model_dump() for each in row.messages or []] or [
         {"role": "user", "content": row.question or ""}
     ]
     if row.choices is None:
-        found.answers.append(Asked(number, row.question, turns, answer=str(row.answer)))
+        held_out.answers.append(Asked(number, row.question, turns, answer=str(row.answer)))
     else:
         right = row.answer if isinstance(row.answer, int) else row.choices.index(str(row.answer))
-        found.choices.append(Asked(number, row.question, turns, choices=row.choices, right=right))
+        held_out.choices.append(Asked(number, row.question, turns, choices=row.choices, right=right))
 
 
 def digests(content: Any) -> set[str]:
@@ -156,8 +156,8 @@ def refuse_learned(held_out: HeldOut, model: Path) -> bool:
 
     They are listed in the model's training.json, under `sources`, or beside the rows that it names.
     """
-    told: set[str] = set()
-    named = False
+    hashes: set[str] = set()
+    is_recorded = False
     for path in (model / "training.json", model.parent / "training.json"):
         try:
             training = json.loads(path.read_bytes())
@@ -170,11 +170,11 @@ def refuse_learned(held_out: HeldOut, model: Path) -> bool:
             raise Refusal(
                 f"{path} does not record the training data ({error!r}): train again, or remove it"
             ) from error
-        told |= digests([training, *listed])
-        named = named or "sources" in training or bool(listed)
-    if held_out.sha256 in told:
+        hashes |= digests([training, *listed])
+        is_recorded = is_recorded or "sources" in training or bool(listed)
+    if held_out.sha256 in hashes:
         raise Refusal(
             f"the held-out set (sha256 {held_out.sha256}) is among the training data of {model}: scores on data "
             "that was seen say nothing, use another set"
         )
-    return named
+    return is_recorded

@@ -58,13 +58,13 @@ class Subject:
             )
 
     def answers(
-        self, rows: Sequence[Asked], max_tokens: int, batch: int, told: Callable[[int], None]
+        self, rows: Sequence[Asked], max_tokens: int, batch: int, progress: Callable[[int], None]
     ) -> list[str]:
         """The greedy answer to each row."""
         prompts = [self.prompt(row) for row in rows]
         for row, prompt in zip(rows, prompts, strict=True):
             self.fits(row, len(prompt) + max_tokens)
-        said = [""] * len(rows)
+        answers = [""] * len(rows)
         order = sorted(range(len(rows)), key=lambda number: len(prompts[number]))  # for little padding
         for begin in range(0, len(order), batch):
             chosen = order[begin : begin + batch]
@@ -72,18 +72,18 @@ class Subject:
             padded = [[self.padding] * (longest - len(prompts[n])) + prompts[n] for n in chosen]
             mask = [[0] * (longest - len(prompts[n])) + [1] * len(prompts[n]) for n in chosen]
             for number, tokens in zip(chosen, self.generated(padded, mask, max_tokens), strict=True):
-                said[number] = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            told(begin + len(chosen))
-        return said
+                answers[number] = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            progress(begin + len(chosen))
+        return answers
 
     def generated(
         self, ids: list[list[int]], mask: list[list[int]], tokens: int, exactly: bool = False
     ) -> list[list[int]]:
         """Greedy tokens after each prompt, padded to one length; with `exactly`, stop tokens do not end an answer."""
         device = self.model.device
-        given = torch.tensor(ids, device=device)
-        made = self.model.generate(
-            given,
+        inputs = torch.tensor(ids, device=device)
+        outputs = self.model.generate(
+            inputs,
             attention_mask=torch.tensor(mask, device=device),
             do_sample=False,
             num_beams=1,
@@ -91,7 +91,7 @@ class Subject:
             min_new_tokens=tokens if exactly else None,
             pad_token_id=self.padding,
         )
-        return [list(map(int, row)) for row in made[:, given.shape[1] :].tolist()]
+        return [list(map(int, row)) for row in outputs[:, inputs.shape[1] :].tolist()]
 
     def choices(self, row: Asked) -> list[float]:
         """The log-likelihood of each choice after the row's prompt, in nats."""
@@ -107,8 +107,8 @@ class Subject:
         ids = torch.tensor([each + [self.padding] * (longest - len(each)) for each in wholes], device=device)
         mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in wholes], device=device)
         with torch.inference_mode():
-            said = self.model(ids, attention_mask=mask).logits[:, len(prompt) - 1 : -1].float()
-        nats = cross_entropy(said.transpose(1, 2), ids[:, len(prompt) :], reduction="none")
+            logits = self.model(ids, attention_mask=mask).logits[:, len(prompt) - 1 : -1].float()
+        nats = cross_entropy(logits.transpose(1, 2), ids[:, len(prompt) :], reduction="none")
         return [-float(nats[number, : len(each)].sum()) for number, each in enumerate(endings)]
 
     def bits(self, text: str, context: int) -> tuple[float, int]:
@@ -122,8 +122,8 @@ class Subject:
         for begin in range(0, len(ids) - 1, context - 1):
             window = ids[begin : begin + context]
             with torch.inference_mode():
-                said = self.model(window[None]).logits[0, :-1].float()
-            nats += float(cross_entropy(said, window[1:], reduction="sum"))
+                logits = self.model(window[None]).logits[0, :-1].float()
+            nats += float(cross_entropy(logits, window[1:], reduction="sum"))
         return nats / math.log(2), max(0, len(ids) - 1)
 
     def seconds(self, prompt: list[int], tokens: int) -> float:
@@ -176,8 +176,8 @@ def load(side: str, directory: Path, adapter: Path | None, dtype: str) -> Subjec
     if torch.cuda.is_available():
         model = model.cuda()
     with torch.inference_mode():
-        said = model(torch.arange(min(64, model.config.vocab_size), device=model.device)[None]).logits
-    if not torch.isfinite(said).all():
+        logits = model(torch.arange(min(64, model.config.vocab_size), device=model.device)[None]).logits
+    if not torch.isfinite(logits).all():
         raise Refusal(f"{side}'s logits are NaN: {adapter or directory} is broken, train it again", UNHEALTHY)
     own = model.generation_config
     ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
@@ -186,9 +186,9 @@ def load(side: str, directory: Path, adapter: Path | None, dtype: str) -> Subjec
     return Subject(side, model, tokenizer)
 
 
-def exact(said: str, wanted: str) -> float:
+def exact(answer: str, reference: str) -> float:
     """1 if the texts are equal, apart from whitespace and Unicode normalization, else 0."""
-    return float(flat(said) == flat(wanted))
+    return float(flat(answer) == flat(reference))
 
 
 def flat(text: str) -> str:
@@ -201,11 +201,11 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", UNSPACED.sub(r" \1 ", unicodedata.normalize("NFKC", text)).casefold())
 
 
-def f1(said: str, wanted: str) -> float:
+def f1(answer: str, reference: str) -> float:
     """The harmonic mean of precision and recall of words, as in SQuAD (Rajpurkar et al. 2016) but with articles."""
-    got, expected = Counter(words(said)), Counter(words(wanted))
+    got, expected = Counter(words(answer)), Counter(words(reference))
     if not got or not expected:
-        return exact(said, wanted)
+        return exact(answer, reference)
     common = sum((got & expected).values())
     return 2 * common / (got.total() + expected.total())
 

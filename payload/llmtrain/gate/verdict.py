@@ -111,32 +111,32 @@ def tail_of(rule: Rule, names: Sequence[str]) -> float:
 def too_small(rule: Rule, rows: dict[str, int]) -> str:
     """Why these numbers of rows, by metric, are too small for a verdict; "" if they are not."""
     tail = tail_of(rule, list(rows))
-    for name, seen in rows.items():
+    for name, count in rows.items():
         margin = getattr(rule.margins, name)
-        wanted = FEWEST if margin is None or name == "bits_per_byte" else needed(margin, tail)
-        if seen < wanted:
+        minimum = FEWEST if margin is None or name == "bits_per_byte" else needed(margin, tail)
+        if count < minimum:
             say = "" if margin is None else f" with a margin of {margin:g}"
-            return f"{seen} rows for {name} are too few for a verdict{say}: at least {wanted} are needed"
+            return f"{count} rows for {name} are too few for a verdict{say}: at least {minimum} are needed"
     return ""
 
 
 def draws(rule: Rule, rows: int) -> Iterator[int]:
     """The numbers of resamples to draw at a time, so that memory stays bounded."""
-    left = rule.resamples
-    while left:
-        now = min(left, max(1, BLOCK // rows))
-        left -= now
+    remaining = rule.resamples
+    while remaining:
+        now = min(remaining, max(1, BLOCK // rows))
+        remaining -= now
         yield now
 
 
 def interval(gains: Scores, weights: Scores, rule: Rule, tail: float) -> tuple[float, float]:
     """The paired bootstrap interval of sum(gains) / sum(weights), by percentiles."""
     random, rows = numpy.random.default_rng(rule.seed), len(gains)
-    seen = []
+    ratios = []
     for times in draws(rule, rows):
         chosen = random.integers(0, rows, (times, rows))
-        seen.append(gains[chosen].sum(1) / weights[chosen].sum(1))
-    low, high = numpy.quantile(numpy.concatenate(seen), [tail, 1 - tail])
+        ratios.append(gains[chosen].sum(1) / weights[chosen].sum(1))
+    low, high = numpy.quantile(numpy.concatenate(ratios), [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -189,7 +189,7 @@ class Pace:
     new: Scores
     tokens: int  # per answer
 
-    def told(self, rule: Rule) -> dict[str, Any]:
+    def as_json(self, rule: Rule) -> dict[str, Any]:
         """As JSON: latency p50 and p95 in seconds, tokens per second, and the ratio of NEW to OLD with its interval."""
         logs = numpy.log(self.new.sum(1) / self.old.sum(1))
         low, high = interval(logs, numpy.ones(len(logs)), rule, rule.alpha / 2)
@@ -216,20 +216,20 @@ class Pace:
         }
 
 
-def sentence(name: str, found: Measured) -> str:
+def sentence(name: str, measurement: Measured) -> str:
     """The result of one metric as text."""
-    if math.isnan(found.new):
+    if math.isnan(measurement.new):
         return f"{name}: NEW's scores are NaN"
-    low, high = found.interval
-    text = f"{name}: {found.old:.4g} → {found.new:.4g} on {found.rows} rows"
-    text += f", gain {found.gain:+.4g} ({low:+.4g} to {high:+.4g})"
-    if found.margin is None:
+    low, high = measurement.interval
+    text = f"{name}: {measurement.old:.4g} → {measurement.new:.4g} on {measurement.rows} rows"
+    text += f", gain {measurement.gain:+.4g} ({low:+.4g} to {high:+.4g})"
+    if measurement.margin is None:
         return f"{text}: not judged"
-    if found.finding == "unclear":
-        return f"{text}: unclear with a margin of {found.margin:.4g}, about {found.rows_to_tell} rows would suffice"
-    if found.finding == "not worse":
-        return f"{text}: not worse than the margin of {found.margin:.4g}"
-    return f"{text}: {found.finding}"
+    if measurement.finding == "unclear":
+        return f"{text}: unclear with a margin of {measurement.margin:.4g}, about {measurement.rows_to_tell} rows would suffice"
+    if measurement.finding == "not worse":
+        return f"{text}: not worse than the margin of {measurement.margin:.4g}"
+    return f"{text}: {measurement.finding}"
 
 
 def judge(
@@ -241,8 +241,8 @@ def judge(
     hold: otherwise.
     """
     tail = tail_of(rule, [each.name for each in metrics])
-    found = {each.name: measure(each, rule, tail) for each in metrics}
-    judged = {name: each for name, each in found.items() if each.margin is not None}
+    measurements = {each.name: measure(each, rule, tail) for each in metrics}
+    judged = {name: each for name, each in measurements.items() if each.margin is not None}
     findings: dict[str, Finding] = {name: each.finding for name, each in judged.items()}
     if pace and rule.speed.slower is not None:
         findings["latency"] = pace["finding"]
@@ -262,7 +262,7 @@ def judge(
         verdict, first = "promote", f"NEW is better by {', '.join(better)}, and not worse by any metric"
     else:
         first = "this set shows no difference"
-    reasons = [first, *(sentence(name, each) for name, each in found.items())]
+    reasons = [first, *(sentence(name, each) for name, each in measurements.items())]
     if pace:
         low, high = pace["interval"]
         most = (
@@ -273,13 +273,13 @@ def judge(
         reasons.append(
             f"latency: NEW takes {pace['ratio']:.3g} times as long ({low:.3g} to {high:.3g}): {most}"
         )
-    return verdict, reasons, {name: plain(each) for name, each in found.items()}
+    return verdict, reasons, {name: plain(each) for name, each in measurements.items()}
 
 
-def plain(found: Measured) -> dict[str, Any]:
+def plain(measurement: Measured) -> dict[str, Any]:
     """The value for JSON, with null for NaN and infinity."""
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in asdict(found).items()
+        for key, value in asdict(measurement).items()
         if key != "interval"
-    } | {"interval": None if math.isnan(found.interval[0]) else list(found.interval)}
+    } | {"interval": None if math.isnan(measurement.interval[0]) else list(measurement.interval)}

@@ -45,17 +45,17 @@ def activations(
         config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
         model = get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
     model.train()
-    place, kept = ["outside"], {"outside": 0}
+    place, sizes = ["outside"], {"outside": 0}
     # A storage counts once for all its views, weights not at all. Tensors are held so that no address is reused.
-    held: dict[int, Any] = {
+    storages: dict[int, Any] = {
         each.untyped_storage()._cdata: each for each in (*model.parameters(), *model.buffers())
     }
 
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        if storage._cdata not in held:
-            held[storage._cdata] = tensor
-            kept[place[0]] = kept.get(place[0], 0) + storage.nbytes()
+        if storage._cdata not in storages:
+            storages[storage._cdata] = tensor
+            sizes[place[0]] = sizes.get(place[0], 0) + storage.nbytes()
         return tensor
 
     for index, layer in enumerate(model.model.layers):
@@ -67,9 +67,9 @@ def activations(
     return Activations(
         boundary=architecture.hidden_size * number.itemsize,
         layers=tuple(
-            kept.get(str(min(index, tried - 1)), 0) // TOKENS for index in range(architecture.layers)
+            sizes.get(str(min(index, tried - 1)), 0) // TOKENS for index in range(architecture.layers)
         ),
-        outside=kept["outside"] // TOKENS,
+        outside=sizes["outside"] // TOKENS,
     )
 
 

@@ -169,10 +169,10 @@ def lora_targets(architecture: Architecture, target: str | list[str]) -> list[st
     matches no Linear layer: PEFT would silently train only the others.
     """
     if isinstance(target, list):
-        return named(architecture, target)
+        return require_layers(architecture, target)
     attention = sorted({name.split(".")[-1] for name in architecture.linears if ".self_attn." in name})
     if target == "linear":
-        return named(
+        return require_layers(
             architecture, sorted({name.split(".")[-1] for name in architecture.linears} - {"lm_head"})
         )
     if target == "attention.all":
@@ -180,10 +180,10 @@ def lora_targets(architecture: Architecture, target: str | list[str]) -> list[st
     # Queries and values. Latent attention decompresses values by kv_b_proj, and queries by q_b_proj where they are
     # compressed.
     query = "q_b_proj" if "q_b_proj" in attention else "q_proj"
-    return named(architecture, [query, ABSORBED if ABSORBED in attention else "v_proj"])
+    return require_layers(architecture, [query, ABSORBED if ABSORBED in attention else "v_proj"])
 
 
-def named(architecture: Architecture, names: list[str]) -> list[str]:
+def require_layers(architecture: Architecture, names: list[str]) -> list[str]:
     """Return `names`; raises Refusal if some match no Linear layer, or fused experts."""
     missing = [name for name in names if not matching(architecture, [name])]
     if not names or missing:
@@ -218,19 +218,19 @@ def matching(architecture: Architecture, names: list[str]) -> list[str]:
 
 def adapter_parameters(architecture: Architecture, targets: list[str], rank: int) -> int:
     """The number of parameters of LoRA on `targets`: per layer, matrices of inputs × rank and rank × outputs."""
-    found = [architecture.linears[name] for name in matching(architecture, targets)]
-    return rank * sum(inputs + outputs for inputs, outputs in found)
+    shapes = [architecture.linears[name] for name in matching(architecture, targets)]
+    return rank * sum(inputs + outputs for inputs, outputs in shapes)
 
 
 def intents(architecture: Architecture) -> dict[str, list[str] | str]:
     """The layers that each intent selects in this architecture, or the message that refuses it."""
-    found: dict[str, list[str] | str] = {}
+    selections: dict[str, list[str] | str] = {}
     for intent in get_args(Intent):
         try:
-            found[intent] = lora_targets(architecture, intent)
+            selections[intent] = lora_targets(architecture, intent)
         except Refusal as refusal:
-            found[intent] = str(refusal)
-    return found
+            selections[intent] = str(refusal)
+    return selections
 
 
 def as_json(architecture: Architecture) -> dict[str, Any]:

@@ -76,39 +76,39 @@ def what_would_fit(load: Load) -> list[str]:
     job, hardware, method = load.job, load.hardware, load.job.method
     left_open = {"strategy": "auto", "offload": "auto", "checkpointing": "auto", "micro_batch": None}
     free = replace(load, job=job.model_copy(update={"scale": job.scale.model_copy(update=left_open)}))
-    found = []
+    changes = []
     if free.job != job and room_for(free):
-        found.append("scale.strategy, offload, checkpointing and micro_batch set to auto")
+        changes.append("scale.strategy, offload, checkpointing and micro_batch set to auto")
     if not hardware.on_cpu:
         for world in (hardware.world_size * 2**power for power in range(1, 7)):
             gpus = min(world, max(hardware.gpus, 8))
             host = hardware.host_memory // hardware.gpus * gpus
             more = replace(hardware, gpus=gpus, nodes=-(-world // gpus), host_memory=host)
             if room_for(replace(free, hardware=more)):
-                found.append(f"{more.world_size} such GPUs")
+                changes.append(f"{more.world_size} such GPUs")
                 break
     for size in (size for size in (24, 40, 48, 80, 96, 140, 180) if size * G > hardware.memory):
         if room_for(replace(free, hardware=replace(hardware, memory=size * G))):
-            found.append(f"{size} GiB on each")
+            changes.append(f"{size} GiB on each")
             break
     host = hardware.host_memory
     if room_for(replace(free, hardware=replace(hardware, host_memory=1024 * host))):
         while not room_for(replace(free, hardware=replace(hardware, host_memory=host))):
             host += 256 * G
-        found.append(f"nodes with {gib(host)} of memory for offloading")
+        changes.append(f"nodes with {gib(host)} of memory for offloading")
     if method.kind == "full":
         lora = job.model_copy(update={"method": Lora(kind="lora"), "scale": free.job.scale})
-        if room_for(replace(free, job=lora, kept=counted(load.architecture, lora, load.precision))):
-            found.append("method: {kind: lora}")
+        if room_for(replace(free, job=lora, activations=counted(load.architecture, lora, load.precision))):
+            changes.append("method: {kind: lora}")
     elif method.quantize == "none" and load.architecture.quantizable_share >= 0.5:
         smaller = method.model_copy(update={"quantize": "nf4"})
         if room_for(replace(free, job=free.job.model_copy(update={"method": smaller}))):
-            found.append("method.quantize: nf4")
+            changes.append("method.quantize: nf4")
     for shorter in (load.seq_len // 2, load.seq_len // 4, load.seq_len // 8):
         if shorter and room_for(replace(free, seq_len=shorter)):
-            found.append(f"rows of {shorter} tokens")
+            changes.append(f"rows of {shorter} tokens")
             break
-    return found
+    return changes
 
 
 def room_for(load: Load) -> bool:

@@ -35,7 +35,7 @@ def plan_command(options: argparse.Namespace) -> int:
     """Print the plan; raises NoFit."""
     from llmcore.config import load
     from llmtrain.job import Job
-    from llmtrain.planning.hardware import detect, given
+    from llmtrain.planning.hardware import detect, hardware_of
     from llmtrain.planning.plan import NoFit, plan
 
     job = load(options.job, Job)
@@ -43,38 +43,38 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.gpu:
         gpus = options.gpus or job.scale.processes or 1
         network = options.network or 12.5
-        hardware = given(options.gpu, gpus, options.memory, nodes, options.host_memory, network)
+        hardware = hardware_of(options.gpu, gpus, options.memory, nodes, options.host_memory, network)
     elif options.memory or options.host_memory or options.network:
         raise Refusal("--memory, --host-memory and --network need --gpu: add, for example, --gpu a100")
     else:
         hardware = detect(nodes, options.gpus or job.scale.processes)
     try:
-        found = plan(job, hardware, options.seq_len)
+        result = plan(job, hardware, options.seq_len)
     except NoFit as refusal:
         if options.json:
             print(json.dumps({"fits": False, "would_fit": refusal.would_fit, **as_json(refusal.nearest)}))
         raise
-    print(json.dumps({"fits": True, **as_json(found)}) if options.json else text(found))
+    print(json.dumps({"fits": True, **as_json(result)}) if options.json else text(result))
     return DONE
 
 
-def as_json(found: Any) -> dict[str, Any]:
+def as_json(plan: Any) -> dict[str, Any]:
     """A plan as JSON."""
-    return {**asdict(found), "total": found.total}
+    return {**asdict(plan), "total": plan.total}
 
 
-def text(found: Any) -> str:
+def text(plan: Any) -> str:
     """A plan as text."""
-    unit = "process" if found.tokens_per_second is None else "GPU"
+    unit = "process" if plan.tokens_per_second is None else "GPU"
     lines = [
-        f"{found.strategy} on {found.world_size} × {found.memory:.1f} GiB, {found.precision}, offload {found.offload}",
-        f"a step: {found.world_size} × {found.accumulation} × {found.micro_batch} rows of {found.seq_len} tokens",
-        f"activation checkpointing: {'yes' if found.checkpointing else 'no'}",
-        f"GiB on each {unit}, of which {found.room:.1f} is usable:",
+        f"{plan.strategy} on {plan.world_size} × {plan.memory:.1f} GiB, {plan.precision}, offload {plan.offload}",
+        f"a step: {plan.world_size} × {plan.accumulation} × {plan.micro_batch} rows of {plan.seq_len} tokens",
+        f"activation checkpointing: {'yes' if plan.checkpointing else 'no'}",
+        f"GiB on each {unit}, of which {plan.room:.1f} is usable:",
     ]
-    lines += [f"  {name:12} {size:7.2f}" for name, size in found.parts.items() if size >= 0.005]
-    lines.append(f"  {'total':12} {found.total:7.2f}")
-    if found.tokens_per_second is not None:
-        hours = f", {found.hours:.1f} hours" if found.hours is not None else ""
-        lines.append(f"about {found.tokens_per_second:,.0f} tokens/s{hours}")
-    return "\n".join([*lines, "why:", *(f"  {reason}" for reason in found.reasons)])
+    lines += [f"  {name:12} {size:7.2f}" for name, size in plan.parts.items() if size >= 0.005]
+    lines.append(f"  {'total':12} {plan.total:7.2f}")
+    if plan.tokens_per_second is not None:
+        hours = f", {plan.hours:.1f} hours" if plan.hours is not None else ""
+        lines.append(f"about {plan.tokens_per_second:,.0f} tokens/s{hours}")
+    return "\n".join([*lines, "why:", *(f"  {reason}" for reason in plan.reasons)])

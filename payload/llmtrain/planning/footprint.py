@@ -44,7 +44,7 @@ class Load:
     hardware: Hardware
     seq_len: int
     precision: str
-    kept: Activations
+    activations: Activations
 
     @property
     def number(self) -> int:
@@ -78,8 +78,8 @@ class Load:
         if method.quantize == "none":
             return float(a.parameters * self.number)
         each, row = QUANTIZED[method.quantize]
-        kept = (a.parameters - a.quantizable_parameters) * 4  # PEFT casts the rest to 32 bit
-        return kept + a.quantizable_parameters * each + a.quantizable_rows * row
+        rest = (a.parameters - a.quantizable_parameters) * 4  # PEFT casts the rest to 32 bit
+        return rest + a.quantizable_parameters * each + a.quantizable_rows * row
 
 
 def counted(architecture: Architecture, job: Job, precision: str) -> Activations:
@@ -124,7 +124,7 @@ def footprint(load: Load, choice: Choice) -> dict[str, float]:
 
 def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
     """Bytes that are only allocated during a step."""
-    kept, a, number = load.kept, load.architecture, load.number
+    per_token, a, number = load.activations, load.architecture, load.number
     tokens = choice.micro_batch * load.seq_len
     # A packed row's mask, as numbers to add to the scores, is kept by attention without a kernel for documents. On a CPU
     # torch has no kernel for keys and values of two sizes (MLA) and keeps the scores of each head.
@@ -137,12 +137,16 @@ def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
     # larger of the two counts. Measured, see docs/use/training-plan.md.
     backward = 4 * tokens * a.widest * number + (mask if mask > scores else 0)
     if choice.checkpointing:
-        again = backward + tokens * max(kept.layers) + mask
-        held = tokens * (kept.boundary * a.layers + kept.outside) + max(0, again - logits)
+        again = backward + tokens * max(per_token.layers) + mask
+        activation_bytes = tokens * (per_token.boundary * a.layers + per_token.outside) + max(
+            0, again - logits
+        )
     else:
-        held = tokens * (sum(kept.layers) + kept.outside) + mask * a.layers + max(0, backward - logits)
+        activation_bytes = (
+            tokens * (sum(per_token.layers) + per_token.outside) + mask * a.layers + max(0, backward - logits)
+        )
     return {
-        "activations": held,
+        "activations": activation_bytes,
         "logits": logits,
         "gather": gathered(load, choice),
         "overhead": overhead(load.hardware),

@@ -71,7 +71,7 @@ class Hardware:
         return self.card.bf16 if self.card else not self.on_cpu
 
 
-def given(
+def hardware_of(
     gpu: str,
     gpus: int,
     memory: str | None = None,
@@ -98,13 +98,13 @@ def detect(nodes: int = 1, processes: int | None = None) -> Hardware:
     if not torch.cuda.is_available():
         count = processes or 1
         return Hardware("cpu", count, host // count, host, nodes)
-    found = torch.cuda.device_count()
-    if processes is not None and processes > found:
+    available = torch.cuda.device_count()
+    if processes is not None and processes > available:
         raise Refusal(
-            f"scale.processes is {processes}, but this machine has {found} GPUs: use at most {found}"
+            f"scale.processes is {processes}, but this machine has {available} GPUs: use at most {available}"
         )
-    memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(found))
-    return Hardware(card_name(torch.cuda.get_device_name(0)), processes or found, memory, host, nodes)
+    memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(available))
+    return Hardware(card_name(torch.cuda.get_device_name(0)), processes or available, memory, host, nodes)
 
 
 def card_name(name: str) -> str:

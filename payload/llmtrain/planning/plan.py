@@ -116,12 +116,12 @@ def plan(
 
 def precision(job: Job, hardware: Hardware) -> str:
     """The precision of the job, or the best that the hardware supports. Raises Refusal for bf16 on a GPU without it."""
-    asked = job.optim.precision
-    if asked == "auto":
+    setting = job.optim.precision
+    if setting == "auto":
         return "fp32" if hardware.on_cpu else "bf16" if hardware.bf16 else "fp16"
-    if asked == "bf16" and not hardware.bf16 and not hardware.on_cpu:
+    if setting == "bf16" and not hardware.bf16 and not hardware.on_cpu:
         raise Refusal(f"optim.precision is bf16, but {hardware.gpu} does not support it: use fp16 or auto")
-    return asked
+    return setting
 
 
 def refuse_the_impossible(job: Job, a: Architecture, seq_len: int) -> None:
@@ -142,17 +142,17 @@ def refuse_the_impossible(job: Job, a: Architecture, seq_len: int) -> None:
 
 def share_of_a_step(job: Job, hardware: Hardware, seq_len: int) -> int:
     """Rows per process in a step. Raises Refusal if the tokens of a step cannot be divided evenly."""
-    asked, world = job.scale.tokens_per_step, hardware.world_size
+    tokens, world = job.scale.tokens_per_step, hardware.world_size
     unit = world * seq_len * (job.scale.micro_batch or 1)
-    if asked % unit:
-        below, above = asked // unit * unit, (asked // unit + 1) * unit
+    if tokens % unit:
+        below, above = tokens // unit * unit, (tokens // unit + 1) * unit
         way = f"{below} or {above}" if below else str(above)
         micro = f" × {job.scale.micro_batch} rows at a time" if job.scale.micro_batch else ""
         raise Refusal(
-            f"scale.tokens_per_step is {asked}, which {world} processes × {seq_len} tokens{micro} = {unit} does not "
+            f"scale.tokens_per_step is {tokens}, which {world} processes × {seq_len} tokens{micro} = {unit} does not "
             f"divide: take {way}"
         )
-    return asked // (world * seq_len)
+    return tokens // (world * seq_len)
 
 
 def rank(load: Load, choice: Choice, rows_per_rank: int) -> tuple[float, ...]:
@@ -200,9 +200,9 @@ def written(load: Load, choice: Choice, rows_per_rank: int, rows: int | None, un
 def reasons(load: Load, choice: Choice, unfit: list[Choice]) -> Iterator[str]:
     """The reasons for a choice, a sentence each."""
     scale, hardware = load.job.scale, load.hardware
-    asked = " (the job asks for it)"
+    suffix = " (the job asks for it)"
     if scale.strategy != "auto":
-        yield f"{choice.strategy}{asked}"
+        yield f"{choice.strategy}{suffix}"
     else:
         simpler = [
             (strategy, least)
@@ -215,9 +215,9 @@ def reasons(load: Load, choice: Choice, unfit: list[Choice]) -> Iterator[str]:
         else:
             yield f"{choice.strategy}: the simplest, and nothing that fits is predicted to be faster"
     if choice.offload != "none":
-        held = gib(host_bytes(load, choice))
-        yield f"offload {choice.offload}: {held} of a node's memory" + (
-            asked if scale.offload != "auto" else ""
+        memory = gib(host_bytes(load, choice))
+        yield f"offload {choice.offload}: {memory} of a node's memory" + (
+            suffix if scale.offload != "auto" else ""
         )
     if scale.checkpointing == "auto":
         without = smallest(load, [each for each in unfit if not each.checkpointing and same(each, choice)])

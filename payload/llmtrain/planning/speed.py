@@ -72,9 +72,9 @@ def link_seconds(load: Load, choice: Choice) -> tuple[float, float]:
 
 def describes(load: Load, choice: Choice) -> str:
     """The basis of the prediction, in a sentence."""
-    said = f"speed is predicted from a published figure ({anchor(load)[1]}), not measured here"
+    sentence = f"speed is predicted from a published figure ({anchor(load)[1]}), not measured here"
     if choice.sharded and gathered(load, choice) and load.hardware.nodes > 1:
-        said += f"; {load.hardware.network:g} GB/s between nodes is " + (
+        sentence += f"; {load.hardware.network:g} GB/s between nodes is " + (
             "assumed" if load.hardware.network == 12.5 else "given"
         )
-    return said
+    return sentence

@@ -49,33 +49,35 @@ def read_job_output(output: Path) -> JobOutput:
     return JobOutput(training, base, base_digest, learned, verified(learned), is_adapter)
 
 
-def judged(path: Path, done: JobOutput, unproved: str | None) -> dict[str, Any] | None:
+def judged(path: Path, job_output: JobOutput, unproved: str | None) -> dict[str, Any] | None:
     """The verdict, if it is `promote` for exactly these weights; None if `unproved` is a reason to publish without one."""
-    wanted = {
-        "model": done.base_digest if done.is_adapter else done.learned_digest,
-        "adapter": done.learned_digest if done.is_adapter else None,
+    expected = {
+        "model": job_output.base_digest if job_output.is_adapter else job_output.learned_digest,
+        "adapter": job_output.learned_digest if job_output.is_adapter else None,
     }
     if unproved is not None:
         if not unproved.strip():
             raise Refusal("--unproved is empty: give a reason, which the model's card will show")
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        seen, said = {key: found["new"][key] for key in wanted}, str(found["verdict"])
+        verdict: dict[str, Any] = json.loads(path.read_bytes())
+        actual, outcome = {key: verdict["new"][key] for key in expected}, str(verdict["verdict"])
     except OSError as error:
         raise Refusal(
             f"there is no verdict at {path}: run `llm-train compare`, or use --unproved REASON"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise Refusal(f"{path} is not a verdict ({error!r}): run `llm-train compare` again") from error
-    if seen != wanted:
+    if actual != expected:
         raise Refusal(
-            f"the verdict {path} is about other weights: its NEW is {seen}, this is {wanted}; run `llm-train compare` for these",
+            f"the verdict {path} is about other weights: its NEW is {actual}, this is {expected}; "
+            "run `llm-train compare` for these",
             NOT_BETTER,
         )
-    if said != "promote":
+    if outcome != "promote":
         raise Refusal(
-            f"the verdict {path} is {said}: {found.get('reasons', ['no reason'])[0]}. Train further, or use --unproved REASON",
+            f"the verdict {path} is {outcome}: {verdict.get('reasons', ['no reason'])[0]}. "
+            "Train further, or use --unproved REASON",
             NOT_BETTER,
         )
-    return found
+    return verdict

@@ -25,20 +25,20 @@ def publish(
         )
     if into.exists():
         raise Refusal(f"{into} exists: name a directory that does not")
-    done = read_job_output(output)
-    found = judged(verdict, done, unproved)
-    known = licence_of(done.base, licence)
+    job_output = read_job_output(output)
+    judgement = judged(verdict, job_output, unproved)
+    licence_name = licence_of(job_output.base, licence)
     size = sum(
         path.stat().st_size
-        for path in (done.base if done.is_adapter else done.learned).rglob("*")
+        for path in (job_output.base if job_output.is_adapter else job_output.learned).rglob("*")
         if path.is_file()
     )
     into.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(into.parent).free
     # 16-bit weights double in float32.
-    if free < (wanted := size * (2 if dtype == "float32" else 1) + (64 << 20)):
+    if free < (space := size * (2 if dtype == "float32" else 1) + (64 << 20)):
         raise Refusal(
-            f"{into.parent} has {free >> 20} MiB free, the model takes {wanted >> 20}: free disk space",
+            f"{into.parent} has {free >> 20} MiB free, the model takes {space >> 20}: free disk space",
             NO_SPACE,
         )
     aside = into.with_name(f".{into.name}.partial")
@@ -47,27 +47,27 @@ def publish(
     model = aside / "models" / name
     try:
         model.parent.mkdir(parents=True)
-        if done.is_adapter:
-            near = merge(done, dtype, model)
+        if job_output.is_adapter:
+            near = merge(job_output, dtype, model)
         else:
-            shutil.copytree(done.learned, model)
+            shutil.copytree(job_output.learned, model)
             near = {}
         for own in LICENCE_FILES:
-            if (done.base / own).is_file():
-                shutil.copyfile(done.base / own, model / own)
-        told: dict[str, Any] = {
-            "base": done.base_digest,
-            "learned": done.learned_digest,
+            if (job_output.base / own).is_file():
+                shutil.copyfile(job_output.base / own, model / own)
+        record: dict[str, Any] = {
+            "base": job_output.base_digest,
+            "learned": job_output.learned_digest,
             "merged": near,
-            "licence": known,
+            "licence": licence_name,
         }
-        told |= {"verdict": "promote"} if found else {"unproved": unproved}
+        record |= {"verdict": "promote"} if judgement else {"unproved": unproved}
         (model / "training.json").write_text(
-            json.dumps({**done.training, "published": told}, indent=1) + "\n"
+            json.dumps({**job_output.training, "published": record}, indent=1) + "\n"
         )
-        if found:
-            (model / "verdict.json").write_text(json.dumps(found, indent=1) + "\n")
-        (model / "README.md").write_text(card(name, done, known, found, unproved, near))
+        if judgement:
+            (model / "verdict.json").write_text(json.dumps(judgement, indent=1) + "\n")
+        (model / "README.md").write_text(card(name, job_output, licence_name, judgement, unproved, near))
         write_manifest(model, aside / "models" / f"{name}.sha256")
         for path in model.iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner can read

@@ -120,8 +120,8 @@ def test_answers_in_a_batch_are_those_that_each_question_gets_alone(subject: Sub
     rows = asked(
         "what is the capital?", "a", "Über 東京, what is the capital of France, and why is it that one?"
     )
-    together = subject.answers(rows, 16, batch=3, told=lambda _: None)
-    assert together == [subject.answers([row], 16, batch=1, told=lambda _: None)[0] for row in rows]
+    together = subject.answers(rows, 16, batch=3, progress=lambda _: None)
+    assert together == [subject.answers([row], 16, batch=1, progress=lambda _: None)[0] for row in rows]
     assert len(set(together)) > 1
 
 

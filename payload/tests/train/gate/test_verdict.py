@@ -158,7 +158,7 @@ def test_a_margin_of_null_is_told_and_not_judged() -> None:
 def test_latency_is_judged_by_the_same_prompts_in_turn(times: float, finding: str) -> None:
     random = numpy.random.default_rng(1)
     rounds = random.normal(1, 0.05, (2, 8, 4))
-    told = Pace(rounds[0], rounds[1] * times, 32).told(QUICK)
+    told = Pace(rounds[0], rounds[1] * times, 32).as_json(QUICK)
     assert told["finding"] == finding
     assert told["ratio"] == pytest.approx(times, rel=0.1)
     assert told["old"]["tokens_per_second"] == pytest.approx(32, rel=0.1)
@@ -167,9 +167,9 @@ def test_latency_is_judged_by_the_same_prompts_in_turn(times: float, finding: st
 def test_a_model_that_is_certainly_too_slow_is_rejected_and_the_rule_may_allow_it() -> None:
     better = answers(numpy.random.default_rng(0), 600, 0.5, 0.8, alike=0.9)
     pace = Pace(numpy.ones((8, 4)), numpy.full((8, 4), 3.0), 32)
-    assert verdict.judge(better, pace.told(QUICK), QUICK, same=False)[0] == "reject"
+    assert verdict.judge(better, pace.as_json(QUICK), QUICK, same=False)[0] == "reject"
     patient = QUICK.model_copy(update={"speed": verdict.Speed(slower=None)})
-    assert verdict.judge(better, pace.told(patient), patient, same=False)[0] == "promote"
+    assert verdict.judge(better, pace.as_json(patient), patient, same=False)[0] == "promote"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from models import (
 
 from llmtrain.cli import main
 from llmtrain.exits import NO_FIT, Refusal
-from llmtrain.planning.hardware import CARDS, G, Hardware, card_name, given
+from llmtrain.planning.hardware import CARDS, G, Hardware, card_name, hardware_of
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 
@@ -58,7 +58,7 @@ def planned(known: Known, name: str, method: dict[str, Any], on: Hardware, **sec
 
 
 def test_lora_of_a_7b_model_fits_one_card_of_24_gb(known: Known) -> None:
-    found = planned(known, "7b", LORA, given("4090", 1))
+    found = planned(known, "7b", LORA, hardware_of("4090", 1))
     assert (found.strategy, found.offload, found.precision) == ("ddp", "none", "bf16")
     assert found.parts["weights"] == pytest.approx(6.91e9 * 2 / G, rel=0.01)
     assert found.parts["optimizer"] == pytest.approx(7.86e6 * 8 / G, rel=0.01)
@@ -69,7 +69,7 @@ def test_lora_of_a_7b_model_fits_one_card_of_24_gb(known: Known) -> None:
 
 
 def test_a_7b_model_learns_whole_on_eight_a100_and_says_what_it_takes(known: Known) -> None:
-    found = planned(known, "7b", FULL, given("a100", 8))
+    found = planned(known, "7b", FULL, hardware_of("a100", 8))
     assert found.offload == "none"
     assert found.strategy in ("zero2", "zero3")
     # 16 bytes a parameter, 12 of which are divided by either.
@@ -81,9 +81,9 @@ def test_a_7b_model_learns_whole_on_eight_a100_and_says_what_it_takes(known: Kno
 
 def test_a_7b_model_learns_whole_on_no_fewer_than_two_a100(known: Known) -> None:
     without_offload = {"scale": {"offload": "none"}}
-    assert planned(known, "7b", FULL, given("a100", 2), **without_offload).total < 76
+    assert planned(known, "7b", FULL, hardware_of("a100", 2), **without_offload).total < 76
     with pytest.raises(NoFit) as refusal:
-        planned(known, "7b", FULL, given("a100", 1), **without_offload)
+        planned(known, "7b", FULL, hardware_of("a100", 1), **without_offload)
     assert "2 such GPUs" in refusal.value.would_fit
     # Alone it would be 18 bytes a parameter: 32-bit weights, their 16-bit copies, gradients, and two moments.
     weights, gradients, optimizer = (
@@ -93,22 +93,22 @@ def test_a_7b_model_learns_whole_on_no_fewer_than_two_a100(known: Known) -> None
 
 
 def test_a_7b_model_learns_whole_on_one_a100_with_the_optimizer_in_the_hosts_memory(known: Known) -> None:
-    found = planned(known, "7b", FULL, given("a100", 1))
+    found = planned(known, "7b", FULL, hardware_of("a100", 1))
     assert (found.strategy, found.offload) == ("zero2", "optimizer")
     assert (found.parts["gradients"], found.parts["optimizer"]) == (0, 0)
 
 
 def test_v2_lite_learns_by_lora_on_one_a100_and_whole_on_eight(known: Known) -> None:
-    adapted = planned(known, "v2-lite", LORA, given("a100", 1))
+    adapted = planned(known, "v2-lite", LORA, hardware_of("a100", 1))
     assert adapted.parts["weights"] == pytest.approx(31.4e9 / G, rel=0.01)
-    whole = planned(known, "v2-lite", FULL, given("a100", 8))
+    whole = planned(known, "v2-lite", FULL, hardware_of("a100", 8))
     assert whole.offload == "none"
     assert whole.parts["weights"] + whole.parts["gradients"] + whole.parts["optimizer"] > 251e9 / 8 / G - 1
     assert whole.leaf_classes == ("DeepseekV2Moe",)
 
 
 def test_lora_of_v25_on_eight_a100_is_said_to_be_tight(known: Known) -> None:
-    found = planned(known, "v2.5", LORA, given("a100", 8))
+    found = planned(known, "v2.5", LORA, hardware_of("a100", 8))
     assert (found.strategy, found.offload, found.micro_batch, found.checkpointing) == (
         "zero3",
         "none",
@@ -124,14 +124,14 @@ def test_lora_of_v25_on_eight_a100_is_said_to_be_tight(known: Known) -> None:
 
 
 def test_lora_of_v25_on_sixteen_a100_is_not_tight_for_a_row_at_a_time(known: Known) -> None:
-    found = planned(known, "v2.5", LORA, given("a100", 8, nodes=2), scale={"micro_batch": 1})
+    found = planned(known, "v2.5", LORA, hardware_of("a100", 8, nodes=2), scale={"micro_batch": 1})
     assert found.total < 50
     assert not any(reason.startswith("tight: ") for reason in found.reasons)
 
 
 def test_v25_does_not_learn_whole_on_eight_a100(known: Known) -> None:
     with pytest.raises(NoFit, match="does not fit: zero3") as refusal:
-        planned(known, "v2.5", FULL, given("a100", 8))
+        planned(known, "v2.5", FULL, hardware_of("a100", 8))
     assert refusal.value.code == NO_FIT
     assert refusal.value.nearest.total > 3.77e12 / 8 / G  # 16 bytes a parameter, and what comes to that
     assert "method: {kind: lora}" in refusal.value.would_fit
@@ -140,19 +140,19 @@ def test_v25_does_not_learn_whole_on_eight_a100(known: Known) -> None:
 
 def test_v25_learns_whole_on_128_a100_without_offloading_and_not_on_48(known: Known) -> None:
     without_offload = {"scale": {"offload": "none", "strategy": "zero3", "tokens_per_step": 4096 * 128}}
-    assert planned(known, "v2.5", FULL, given("a100", 8, nodes=16), **without_offload).total < 76
+    assert planned(known, "v2.5", FULL, hardware_of("a100", 8, nodes=16), **without_offload).total < 76
     with pytest.raises(NoFit):
         planned(
             known,
             "v2.5",
             FULL,
-            given("a100", 8, nodes=6),
+            hardware_of("a100", 8, nodes=6),
             scale={**without_offload["scale"], "tokens_per_step": 48 * 4096},
         )
 
 
 def test_a_70b_model_learns_by_lora_on_eight_h100_at_about_the_published_speed(known: Known) -> None:
-    found = planned(known, "70b", LORA, given("h100", 8))
+    found = planned(known, "70b", LORA, hardware_of("h100", 8))
     assert found.strategy == "zero3"
     assert found.parts["weights"] == pytest.approx(141e9 / 8 / G, rel=0.02)
     assert (found.tokens_per_second or 0) / 8 == pytest.approx(608, rel=0.1)
@@ -160,19 +160,19 @@ def test_a_70b_model_learns_by_lora_on_eight_h100_at_about_the_published_speed(k
 
 def test_a_70b_model_does_not_learn_whole_on_eight_h100_without_offloading(known: Known) -> None:
     with pytest.raises(NoFit) as refusal:
-        planned(known, "70b", FULL, given("h100", 8), scale={"offload": "none"})
+        planned(known, "70b", FULL, hardware_of("h100", 8), scale={"offload": "none"})
     assert refusal.value.nearest.total > 1.13e12 / 8 / G
 
 
 def test_a_70b_model_in_four_bits_learns_by_lora_on_one_card(known: Known) -> None:
-    found = planned(known, "70b", {**LORA, "quantize": "nf4"}, given("a100", 1))
+    found = planned(known, "70b", {**LORA, "quantize": "nf4"}, hardware_of("a100", 1))
     assert found.strategy == "ddp"
     assert 35 < found.parts["weights"] < 48
 
 
 def test_four_bits_are_refused_where_they_would_hardly_change_a_weight(known: Known) -> None:
     with pytest.raises(Refusal, match=r"would leave 9\d% of this deepseek_v2 model in 16 bit"):
-        planned(known, "v2-lite", {**LORA, "quantize": "nf4"}, given("a100", 1))
+        planned(known, "v2-lite", {**LORA, "quantize": "nf4"}, hardware_of("a100", 1))
 
 
 @pytest.mark.parametrize(
@@ -188,28 +188,28 @@ def test_a_step_that_cannot_be_divided_is_refused_with_what_can(
     known: Known, scale: dict[str, Any], gpus: int, way: str
 ) -> None:
     with pytest.raises(Refusal, match=way):
-        planned(known, "7b", LORA, given("a100", gpus), scale=scale)
+        planned(known, "7b", LORA, hardware_of("a100", gpus), scale=scale)
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 8])
 def test_a_step_has_the_tokens_that_the_job_asks_for(known: Known, gpus: int) -> None:
-    found = planned(known, "7b", LORA, given("a100", gpus))
+    found = planned(known, "7b", LORA, hardware_of("a100", gpus))
     assert found.world_size * found.accumulation * found.micro_batch * 4096 == 524288
 
 
 def test_hours_are_tokens_by_speed(known: Known) -> None:
-    found = planned(known, "7b", LORA, given("a100", 8), optim={"epochs": 2})
+    found = planned(known, "7b", LORA, hardware_of("a100", 8), optim={"epochs": 2})
     assert (found.hours or 0) * 3600 * (found.tokens_per_second or 0) == pytest.approx(2 * 100_000 * 4096)
 
 
 @pytest.mark.parametrize(("gpu", "precision"), [("a100", "bf16"), ("v100", "fp16")])
 def test_precision_is_the_best_that_the_card_has(known: Known, gpu: str, precision: str) -> None:
-    assert planned(known, "7b", LORA, given(gpu, 8)).precision == precision
+    assert planned(known, "7b", LORA, hardware_of(gpu, 8)).precision == precision
 
 
 def test_bf16_on_a_card_without_it_is_refused(known: Known) -> None:
     with pytest.raises(Refusal, match="v100 does not support it: use fp16"):
-        planned(known, "7b", LORA, given("v100", 8), optim={"precision": "bf16"})
+        planned(known, "7b", LORA, hardware_of("v100", 8), optim={"precision": "bf16"})
 
 
 def test_a_cpu_computes_in_32_bit_and_nobody_says_how_fast(known: Known) -> None:
@@ -227,29 +227,29 @@ def test_a_cpu_computes_in_32_bit_and_nobody_says_how_fast(known: Known) -> None
 def test_rows_longer_than_the_models_context_are_refused(known: Known) -> None:
     path, architecture = known["tiny"]
     with pytest.raises(Refusal, match="rows have 1024 tokens, but the model's context is 512"):
-        plan(make_job(path, LORA), given("a100", 1), 1024, 1, architecture)
+        plan(make_job(path, LORA), hardware_of("a100", 1), 1024, 1, architecture)
 
 
 def test_weights_in_fp8_are_refused(known: Known) -> None:
     path, architecture = known["tiny"]
     with pytest.raises(Refusal, match="stored in fp8, which cannot be trained"):
-        plan(make_job(path, LORA), given("a100", 1), 512, 1, replace(architecture, stored_as="fp8"))
+        plan(make_job(path, LORA), hardware_of("a100", 1), 512, 1, replace(architecture, stored_as="fp8"))
 
 
 def test_what_the_job_asks_for_is_what_is_planned(known: Known) -> None:
     asked = {"strategy": "fsdp", "checkpointing": True, "micro_batch": 2, "offload": "none"}
-    found = planned(known, "7b", FULL, given("a100", 8), scale=asked)
+    found = planned(known, "7b", FULL, hardware_of("a100", 8), scale=asked)
     assert (found.strategy, found.checkpointing, found.micro_batch) == ("fsdp", True, 2)
     assert found.reasons[0] == "fsdp (the job asks for it)"
 
 
 def test_an_offload_that_a_strategy_has_not_is_refused(known: Known) -> None:
     with pytest.raises(Refusal, match=r"scale\.offload is all, which zero2 on a100 does not support"):
-        planned(known, "7b", FULL, given("a100", 8), scale={"strategy": "zero2", "offload": "all"})
+        planned(known, "7b", FULL, hardware_of("a100", 8), scale={"strategy": "zero2", "offload": "all"})
 
 
 def test_offloading_alone_leaves_the_strategy_to_the_plan(known: Known) -> None:
-    found = planned(known, "7b", FULL, given("a100", 8), scale={"offload": "optimizer"})
+    found = planned(known, "7b", FULL, hardware_of("a100", 8), scale={"offload": "optimizer"})
     assert (found.strategy, found.offload) == ("zero2", "optimizer")
 
 
@@ -261,7 +261,7 @@ def test_offloading_on_a_cpu_is_refused(known: Known) -> None:
 
 
 def test_offloading_needs_room_in_the_hosts_memory(known: Known) -> None:
-    little = replace(given("a100", 1), host_memory=64 * G)
+    little = replace(hardware_of("a100", 1), host_memory=64 * G)
     with pytest.raises(NoFit, match="more than the memory of a node") as refusal:
         planned(known, "7b", FULL, little, scale={"strategy": "zero2", "offload": "optimizer"})
     assert any(way.startswith("nodes with ") for way in refusal.value.would_fit)
@@ -289,7 +289,7 @@ def loads(known: Known) -> list[Load]:
         path, architecture = known[name]
         job = make_job(path, method)
         found.append(
-            Load(architecture, job, given("a100", 1), 4096, "bf16", counted(architecture, job, "bf16"))
+            Load(architecture, job, hardware_of("a100", 1), 4096, "bf16", counted(architecture, job, "bf16"))
         )
     return found
 
@@ -313,7 +313,7 @@ def test_more_gpus_never_raise_what_zero3_holds_on_each(
     choice = Choice("zero3", "none", checkpointing, 1)
 
     def held(count: int) -> list[float]:
-        parts = footprint(replace(loads[which], hardware=given("a100", count)), choice)
+        parts = footprint(replace(loads[which], hardware=hardware_of("a100", count)), choice)
         return [parts[name] for name in ("weights", "gradients", "optimizer")]
 
     assert all(after <= before for before, after in zip(held(gpus), held(gpus + more), strict=True))
@@ -332,7 +332,7 @@ def configured(
 
 
 def test_nothing_in_deepspeeds_configuration_is_left_to_it(known: Known) -> None:
-    config = configured(known, "v2.5", LORA, given("a100", 8), optim={"clip": 0.5})
+    config = configured(known, "v2.5", LORA, hardware_of("a100", 8), optim={"clip": 0.5})
     assert "auto" not in json.dumps(config)
     assert config["gradient_clipping"] == 0.5
     assert config["bf16"] == {"enabled": True}
@@ -344,12 +344,12 @@ def test_nothing_in_deepspeeds_configuration_is_left_to_it(known: Known) -> None
 
 
 def test_deepspeeds_optimizer_is_torchs_own(known: Known) -> None:
-    optimizer = configured(known, "7b", FULL, given("a100", 1))["optimizer"]
+    optimizer = configured(known, "7b", FULL, hardware_of("a100", 1))["optimizer"]
     assert optimizer["params"]["torch_adam"] is optimizer["params"]["fused"] is True
 
 
 def test_experts_are_gathered_whole_and_none_ahead_of_them(known: Known) -> None:
-    zero = configured(known, "v2.5", LORA, given("a100", 8))["zero_optimization"]
+    zero = configured(known, "v2.5", LORA, hardware_of("a100", 8))["zero_optimization"]
     assert zero["leaf_module"] == {"classes": ["DeepseekV2Moe"]}
     assert zero["stage3_prefetch_bucket_size"] == 0
     assert zero["stage3_max_live_parameters"] == 160 * 3 * 1536 * 5120 + 2 * 3 * 1536 * 5120 + 160 * 5120
@@ -359,7 +359,7 @@ def test_deepspeed_takes_the_configuration_with_every_key(known: Known) -> None:
     from deepspeed.runtime.zero import config as zero
 
     offloading = {"scale": {"strategy": "zero3", "offload": "all"}}
-    told = configured(known, "v2.5", LORA, given("a100", 8), **offloading)["zero_optimization"]
+    told = configured(known, "v2.5", LORA, hardware_of("a100", 8), **offloading)["zero_optimization"]
     taken = zero.DeepSpeedZeroConfig(**told)
     assert not taken.model_extra
     assert (taken.stage, taken.max_live_parameters, taken.prefetch_bucket_size) == (
@@ -372,7 +372,7 @@ def test_deepspeed_takes_the_configuration_with_every_key(known: Known) -> None:
 
 def test_a_plan_without_deepspeed_has_no_configuration_for_it(known: Known) -> None:
     with pytest.raises(ValueError, match="ddp does not use DeepSpeed"):
-        configured(known, "7b", LORA, given("a100", 8))
+        configured(known, "7b", LORA, hardware_of("a100", 8))
 
 
 # The command

@@ -15,7 +15,7 @@ from llama import llama  # noqa: E402
 
 from llmtrain.job import Job, Scale  # noqa: E402
 from llmtrain.planning.architecture import describe  # noqa: E402
-from llmtrain.planning.hardware import given  # noqa: E402
+from llmtrain.planning.hardware import hardware_of  # noqa: E402
 from llmtrain.planning.plan import deepspeed_config, plan  # noqa: E402
 
 TRAINS = [("zero2", "none"), ("zero2", "optimizer"), ("zero3", "none"), ("zero3", "all")]
@@ -34,7 +34,7 @@ def configuration(folder: Path, strategy: str, offload: str) -> dict[str, Any]:
             "scale": {"strategy": strategy, "offload": offload, "micro_batch": 2, "tokens_per_step": 64},
         }
     )
-    return deepspeed_config(plan(job, given("a100", 1), 32, 100, describe(folder / "model")), job)
+    return deepspeed_config(plan(job, hardware_of("a100", 1), 32, 100, describe(folder / "model")), job)
 
 
 @pytest.fixture(scope="module")

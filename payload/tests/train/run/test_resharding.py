@@ -16,7 +16,7 @@ from llama import llama  # noqa: E402
 from llmtrain.exits import FAILED, Refusal  # noqa: E402
 from llmtrain.job import Job  # noqa: E402
 from llmtrain.planning.architecture import describe  # noqa: E402
-from llmtrain.planning.hardware import given  # noqa: E402
+from llmtrain.planning.hardware import hardware_of  # noqa: E402
 from llmtrain.planning.plan import deepspeed_config, plan  # noqa: E402
 from llmtrain.run.strategies.shards import Shards, write_shard  # noqa: E402
 
@@ -33,7 +33,7 @@ def configuration(model: Path, strategy: str, ranks: int) -> dict[str, Any]:
             "scale": scale, "optim": {"precision": "bf16"},
         }
     )  # fmt: skip
-    return deepspeed_config(plan(job, given("a100", ranks), 32, 100, describe(model)), job)
+    return deepspeed_config(plan(job, hardware_of("a100", ranks), 32, 100, describe(model)), job)
 
 
 @pytest.fixture(scope="module")
