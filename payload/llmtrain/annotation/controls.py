@@ -71,11 +71,11 @@ class Control:
             raise Rejected("empty", "it was submitted without an answer")
         if len(results) > 1:
             raise Rejected("several_values", f"{len(results)} results of one control")
-        given = results[0].get("value")
+        content = results[0].get("value")
         key = "text" if self.type == "textarea" else self.type
-        if not isinstance(given, dict) or given.keys() != {key}:
+        if not isinstance(content, dict) or content.keys() != {key}:
             raise Rejected("malformed", f"its value has not {key!r} alone")
-        value = given[key]
+        value = content[key]
         if self.type != "rating":
             if not isinstance(value, list):
                 raise Rejected("malformed", f"{key} is {type(value).__name__}, and has to be a list")

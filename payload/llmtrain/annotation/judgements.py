@@ -18,7 +18,7 @@ from llmcore.ratings import liked
 from llmtrain import exits
 from llmtrain.annotation.agreement import alpha
 from llmtrain.annotation.controls import CORRECTED, UNCHANGED, Control, Labels, control
-from llmtrain.annotation.tasks import ID, ITEMS, KEY, REPORT, Item, data_of, mac, shown, written_out
+from llmtrain.annotation.tasks import ID, ITEMS, KEY, REPORT, Item, answers_of, data_of, mac, written_out
 from llmtrain.feedback.export import (
     FIELD,
     KINDS,
@@ -54,13 +54,13 @@ def read_exported(folder: Path) -> Exported:
         data = (folder / ITEMS).read_bytes()
         key = bytes.fromhex((folder / KEY).read_text("ascii"))
         labels = Labels.model_validate(report["labels"]) if report["labels"] else None
-        kind, wanted = report["annotation"], report["sha256"]
+        kind, expected = report["annotation"], report["sha256"]
         if kind not in GIVES:
             raise ValueError(f"its kind is {kind!r}")
         digest = hashlib.sha256(data).hexdigest()
-        if digest != wanted:
+        if digest != expected:
             raise exits.Refusal(
-                f"{folder}/{ITEMS} has sha256 {digest}, {REPORT} says {wanted}: take the export as it was written",
+                f"{folder}/{ITEMS} has sha256 {digest}, {REPORT} says {expected}: take the export as it was written",
                 exits.ALTERED,
             )
         items = [Item(**json.loads(line)) for line in data.splitlines()]
@@ -116,15 +116,15 @@ def annotation_of(raw: Any, item: Item, key: bytes, place: dict[str, Any]) -> An
     return Annotation(item, mac(key, "annotator", str(who)).hex()[:12], time, place, raw)
 
 
-def own(task: dict[str, Any], name: str, known: set[str], exported: Exported) -> Item:
-    """The item of a task that is one of this export; raises Rejected. `known` are those of the file before it."""
+def own(task: dict[str, Any], name: str, task_ids: set[str], exported: Exported) -> Item:
+    """The item of a task that is one of this export; raises Rejected. `task_ids` are those of the file before it."""
     if (item := exported.items.get(name)) is None:
         raise Rejected("foreign_task", f"its {ID} is {name[:60]!r}, which this export does not have")
-    if item.task in known:
+    if item.task in task_ids:
         raise Rejected("duplicate_id", f"{item.task} is in this file twice: the first one counts")
     if task["data"] != data_of(exported.key, exported.kind, item):
         raise Rejected("altered_task", "its texts are not those that were exported")
-    known.add(item.task)
+    task_ids.add(item.task)
     return item
 
 
@@ -132,21 +132,21 @@ def found_in(
     path: Path, tasks: list[dict[str, Any]], exported: Exported
 ) -> Iterator[Annotation | dict[str, Any]]:
     """Each annotation of a file, or why it is refused; also a task that is refused without having any, and drafts."""
-    known: set[str] = set()
+    task_ids: set[str] = set()
     for number, task in enumerate(tasks):
-        data, drafts, given = task.get("data"), task.get("drafts"), task["annotations"]
+        data, drafts, annotations = task.get("data"), task.get("drafts"), task["annotations"]
         name = str(data.get(ID)) if isinstance(data, dict) else ""
         example = exported.items[name].id if name in exported.items else ""
         head: dict[str, Any] = {"id": example, "file": str(path), "task": number}
         for position in range(len(drafts) if isinstance(drafts, list) else 0):
             yield {**head, "draft": position, "rule": "draft", "reason": "it was not submitted"}
         try:
-            item = own(task, name, known, exported)
+            item = own(task, name, task_ids, exported)
         except Rejected as rejected:
-            for position in range(len(given) or 1):
+            for position in range(len(annotations) or 1):
                 yield {**head, "annotation": position, **asdict(rejected)}
             continue
-        for position, raw in enumerate(given):
+        for position, raw in enumerate(annotations):
             here = {**head, "annotation": position}
             try:
                 yield annotation_of(raw, item, exported.key, here)
@@ -160,7 +160,7 @@ def rated(exported: Exported, item: Item, value: str | int) -> Rated:
     if exported.kind == "better":
         if value == "equal":
             raise Rejected("tie", "neither answer is better")
-        first, second = shown(exported.key, item)
+        first, second = answers_of(exported.key, item)
         correction, answer = (first, second) if value == "A" else (second, first)
     elif exported.kind == "rating":
         answer, good, best = item.answers[0], liked({FIELD + "stars": value}), value == 5
@@ -170,8 +170,8 @@ def rated(exported: Exported, item: Item, value: str | int) -> Rated:
         good = {each.name: each.good for each in exported.labels.labels}[str(value)]
         answer, best = item.answers[0], good is True
     elif exported.labels:  # of a text: to give the label is what is learned
-        asked = f"{exported.labels.question}\n\n{written_out(item.prompt)}"
-        prompt, answer, best = [{"role": "user", "content": asked}], str(value), True
+        question = f"{exported.labels.question}\n\n{written_out(item.prompt)}"
+        prompt, answer, best = [{"role": "user", "content": question}], str(value), True
     return Rated(item.id, ("", ""), "", prompt, answer, good, best, correction)
 
 
@@ -195,7 +195,7 @@ class Judged:
         self.used = 0  # annotations
         self.annotated: set[str] = set()
         self.annotators: set[str] = set()
-        self.seen: dict[str, str] = {}
+        self.originals: dict[str, str] = {}
 
     def reject(self, each: Annotation, rule: str, reason: str) -> None:
         self.rejects.append({**each.place, "annotator": each.annotator, "rule": rule, "reason": reason})
@@ -216,19 +216,19 @@ class Judged:
                 tasks.setdefault(task, []).append(each)
         return tasks
 
-    def judge(self, found: Iterable[Annotation | dict[str, Any]]) -> None:
+    def judge(self, entries: Iterable[Annotation | dict[str, Any]]) -> None:
         """Sort what was found in all files."""
         annotations: list[Annotation] = []
-        for each in found:
+        for each in entries:
             if isinstance(each, Annotation):
                 annotations.append(each)
             else:
                 self.rejects.append(each)
         self.annotated = {each.item.task for each in annotations}
         self.annotators = {each.annotator for each in annotations}
-        for task, given in self.last(annotations).items():
+        for task, task_annotations in self.last(annotations).items():
             valid: list[tuple[Annotation, str | int]] = []
-            for each in given:
+            for each in task_annotations:
                 try:
                     valid.append((each, self.exported.control.value(each.raw.get("result"))))
                 except Rejected as rejected:
@@ -255,19 +255,19 @@ class Judged:
         for each, outcome in outcomes:
             if isinstance(outcome, Rejected):
                 self.reject(each, outcome.rule, outcome.reason)
-            elif self.seen.setdefault(outcome, item.id) != item.id:
-                self.reject(each, "duplicate", f"the same as {self.seen[outcome]}")
+            elif self.originals.setdefault(outcome, item.id) != item.id:
+                self.reject(each, "duplicate", f"the same as {self.originals[outcome]}")
             else:
                 by_content.setdefault(outcome, []).append(each)
         for content, agreeing in by_content.items():
             self.used += len(agreeing)
-            told = {
+            annotation = {
                 "task": task,
                 "kind": self.exported.kind,
                 "annotators": [each.annotator for each in agreeing],
                 "time": max(each.time for each in agreeing).isoformat(),
             }
-            self.examples.append({"id": item.id, "annotation": told, **json.loads(content)})
+            self.examples.append({"id": item.id, "annotation": annotation, **json.loads(content)})
 
     def outcome(self, item: Item, value: str | int) -> str | Rejected:
         """The example of a value, as JSON, or why there is none."""
@@ -307,7 +307,7 @@ def import_(arguments: argparse.Namespace) -> int:
     if not judged.examples:
         rules = dict(Counter(each["rule"] for each in judged.rejects))
         raise exits.Refusal(f"no annotation is an example for {arguments.kind}: {rules or 'there are none'}")
-    told = {
+    report = {
         "annotation": exported.kind,
         "tasks": {"export": exported.digest, "number": len(exported.items)},
         "annotations": {str(path): digest for path, (_, digest) in read.items()},
@@ -323,7 +323,7 @@ def import_(arguments: argparse.Namespace) -> int:
         arguments.kind,
         judged.examples,
         judged.rejects,
-        told,
+        report,
         disagreements=judged.disagreements,
     )
     return exits.DONE
@@ -336,14 +336,14 @@ def refuse_disagreement(judged: Judged, agreement: dict[str, Any]) -> None:
         return
     for each in judged.disagreements:
         print(json.dumps(each))
-    said = f"nothing was written: Krippendorff's alpha of {double} tasks that two or more annotated is "
+    message = f"nothing was written: Krippendorff's alpha of {double} tasks that two or more annotated is "
     if reached is None:
         why = "all have the same value" if judged.units else "there are none"
         raise exits.Refusal(
-            f"{said}not defined, since {why}. Have a second person annotate overlap.json, or take the annotations as "
+            f"{message}not defined, since {why}. Have a second person annotate overlap.json, or take the annotations as "
             "they are with --least-alpha none"
         )
     raise exits.Refusal(
-        f"{said}{reached:.3f}, and --least-alpha {least}. Stdout has the {len(judged.disagreements)} tasks that they "
+        f"{message}{reached:.3f}, and --least-alpha {least}. Stdout has the {len(judged.disagreements)} tasks that they "
         "differ on: settle those, and what annotators are told, or lower --least-alpha"
     )

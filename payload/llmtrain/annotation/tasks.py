@@ -49,7 +49,7 @@ def mac(key: bytes, purpose: str, text: str) -> bytes:
     return hmac.digest(key, f"{purpose}\0{text}".encode(), "sha256")
 
 
-def shown(key: bytes, item: Item) -> list[str]:
+def answers_of(key: bytes, item: Item) -> list[str]:
     """The answers in the order of the task."""
     return item.answers[::-1] if mac(key, "order", item.task)[0] & 1 else item.answers
 
@@ -63,7 +63,7 @@ def written_out(turns: Messages) -> str:
 
 def data_of(key: bytes, kind: str, item: Item) -> dict[str, str]:
     """The data of an item's task: our id and what its objects show."""
-    answers = shown(key, item)
+    answers = answers_of(key, item)
     whole = [*item.prompt, *({"role": "assistant", "content": each} for each in answers)]
     texts = {"prompt": written_out(item.prompt), "text": written_out(whole)}
     texts |= zip(("a", "b"), answers, strict=False)
@@ -119,31 +119,31 @@ def read_lines(path: Path) -> tuple[list[Any], str]:
 
 def items(lines: list[Any], kind: str, key: bytes) -> Iterator[Item | dict[str, Any]]:
     """For each line its item, or why it is none."""
-    known: set[str] = set()
+    ids: set[str] = set()
     for number, line in enumerate(lines, 1):
         name = line.get("id") if isinstance(line, dict) else None
-        told = str(name).encode("utf-8", "backslashreplace").decode()
+        printable_id = str(name).encode("utf-8", "backslashreplace").decode()
         try:
             if not isinstance(name, str) or not name:
                 raise Rejected("malformed", f"line {number} is no object, or its id is no text")
-            if name in known:
+            if name in ids:
                 raise Rejected("duplicate_id", f"line {number} has the id of one before it")
-            known.add(name)
+            ids.add(name)
             prompt, answers = parsed(line)
             if len(answers) not in ANSWERS[kind]:
-                wanted = " or ".join(map(str, ANSWERS[kind]))
-                raise Rejected("answers", f"{len(answers)} answers, and {kind} is about {wanted}")
+                numbers = " or ".join(map(str, ANSWERS[kind]))
+                raise Rejected("answers", f"{len(answers)} answers, and {kind} is about {numbers}")
             if len(answers) == 2 and answers[0].strip() == answers[1].strip():
                 raise Rejected("same", "both answers are the same")
             lines_of([{"texts": [name, prompt, answers]}]).encode()
         except UnicodeEncodeError:
             yield {
-                "id": told,
+                "id": printable_id,
                 "rule": "no_plain_text",
                 "reason": "half of a surrogate pair, which UTF-8 cannot have",
             }
         except Rejected as rejected:
-            yield {"id": told, **asdict(rejected)}
+            yield {"id": printable_id, **asdict(rejected)}
         else:
             yield Item(name, mac(key, "task", name).hex()[:32], prompt, answers)
 
@@ -164,29 +164,29 @@ def export(arguments: argparse.Namespace) -> int:
     )
     key = secrets.token_bytes(32)
     read = list(items(lines, kind, key))
-    found = sorted((each for each in read if isinstance(each, Item)), key=lambda each: each.task)
+    entries = sorted((each for each in read if isinstance(each, Item)), key=lambda each: each.task)
     rejects = [each for each in read if not isinstance(each, Item)]
     rejected = dict(sorted(Counter(each["rule"] for each in rejects).items()))
-    if not found:
+    if not entries:
         raise exits.Refusal(
             f"{arguments.examples} has nothing to annotate by {kind}: {rejected or 'it is empty'}"
         )
-    by_chance = sorted(found, key=lambda each: mac(key, "overlap", each.task))
-    double = {each.task for each in by_chance[: math.ceil(arguments.overlap * len(found))]}
-    tasks = {TASKS: found, OVERLAP: [each for each in found if each.task in double]}
-    kept = lines_of([asdict(each) for each in found])
+    by_chance = sorted(entries, key=lambda each: mac(key, "overlap", each.task))
+    double = {each.task for each in by_chance[: math.ceil(arguments.overlap * len(entries))]}
+    tasks = {TASKS: entries, OVERLAP: [each for each in entries if each.task in double]}
+    content = lines_of([asdict(each) for each in entries])
     report = {
         "annotation": kind,
         "labels": labels.model_dump() if labels else None,
         "examples": digest,
-        "tasks": len(found),
+        "tasks": len(entries),
         "overlap": len(double),
         "rejected": rejected,
-        "sha256": hashlib.sha256(kept.encode()).hexdigest(),
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
     }
     files = {
         KEY: key.hex() + "\n",
-        ITEMS: kept,
+        ITEMS: content,
         "rejects.jsonl": lines_of(rejects),
         CONFIGURATION: configuration(kind, labels),
         **{

@@ -121,8 +121,8 @@ class Classifier:
         """The most probable label and its probability."""
         with self.torch.inference_mode():
             inputs = self.tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
-            kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            probabilities = self.model(**kept).logits[0].float().softmax(-1)
+            tensors = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            probabilities = self.model(**tensors).logits[0].float().softmax(-1)
         place = int(probabilities.argmax())
         return str(self.model.config.id2label[place]), float(probabilities[place])
 

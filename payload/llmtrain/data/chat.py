@@ -51,7 +51,7 @@ class Chat:
     def spans(self, messages: list[dict[str, str]]) -> tuple[str, list[Span]]:
         """The rendered conversation, and the character ranges of the assistant's turns in it."""
         whole = self.render(messages)
-        found: list[Span] = []
+        spans: list[Span] = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -63,30 +63,30 @@ class Chat:
                 )
             if message["content"].strip() not in whole[len(before) : len(after)]:
                 raise NotLearnable("changed_turn", "the template changes the assistant's text")
-            found.append((len(before), len(after)))
-        return whole, found
+            spans.append((len(before), len(after)))
+        return whole, spans
 
     def check(self) -> None:
         """Raise Refusal for a template whose turns cannot be located, before it rejects every document."""
-        asked = [
+        conversation = [
             {"role": "user", "content": "How?"},
             {"role": "assistant", "content": "So."},
             {"role": "user", "content": "Why?"},
             {"role": "assistant", "content": "Thus."},
         ]
         try:
-            ids, learned = self.tokens(asked)
+            ids, learned = self.tokens(conversation)
         except NotLearnable as error:
             raise Refusal(
                 f"the chat template of {self.name} cannot be trained on: {error}; "
                 "use another template, or one with {% generation %} marks"
             ) from error
-        said = self.tokenizer.decode(
+        text = self.tokenizer.decode(
             [i for i, yes in zip(ids, learned, strict=True) if yes], skip_special_tokens=True
         )
-        if "".join(said.split()) != "So.Thus.":
+        if "".join(text.split()) != "So.Thus.":
             raise Refusal(
-                f"the chat template of {self.name} cannot be trained on: of 'So.' and 'Thus.' it marks {said!r} as learned; "
+                f"the chat template of {self.name} cannot be trained on: of 'So.' and 'Thus.' it marks {text!r} as learned; "
                 "use another template, or correct its {% generation %} marks"
             )
 

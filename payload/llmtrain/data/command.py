@@ -66,8 +66,8 @@ def where_command(arguments: argparse.Namespace) -> int:
     data = [*([settings.output] if settings else []), *arguments.data]
     if not data:
         raise exits.Refusal("nothing to search: give --config or --data")
-    asked = sys.stdin.read().strip() if arguments.asked == "-" else arguments.asked
-    answer = where(asked, data, settings, arguments.models)
+    document = sys.stdin.read().strip() if arguments.asked == "-" else arguments.asked
+    answer = where(document, data, settings, arguments.models)
     if arguments.json:
         print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:

@@ -37,7 +37,7 @@ def index(
                 continue
             looked_for += 1
             runs.setdefault(size, set()).update(map(int, runs_of(words, size)))
-    arrays = {str(size): numpy.array(sorted(found), numpy.uint64) for size, found in sorted(runs.items())}
+    arrays = {str(size): numpy.array(sorted(hashes), numpy.uint64) for size, hashes in sorted(runs.items())}
     with (directory / INDEX).open("wb") as file:
         numpy.savez(file, **arrays)  # type: ignore[arg-type] # the stubs confuse the arrays with `allow_pickle`
     return {"looked_for": looked_for, "too_short": too_short, "sha256": sha256_of(directory / INDEX)}
@@ -56,11 +56,11 @@ class Decontaminate:
     def contaminated(self, text: str) -> int:
         """The length in words of a run of the evaluation set in the text; 0 if there is none."""
         words = words_of(text)
-        for size, known in self.runs.items():
+        for size, hashes in self.runs.items():
             mine = runs_of(words, size)
-            places = numpy.searchsorted(known, mine)
-            places[places == len(known)] = 0
-            if (known[places] == mine).any():
+            places = numpy.searchsorted(hashes, mine)
+            places[places == len(hashes)] = 0
+            if (hashes[places] == mine).any():
                 return size
         return 0
 

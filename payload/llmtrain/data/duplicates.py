@@ -30,8 +30,8 @@ PAIR = 40  # bytes of memory per key while a range is compared
 def exact_key(document: Document) -> Keys:
     """The first 64 bits of the hash of a document's text; for a conversation, of its roles and contents."""
     messages = document.metadata.get("messages")
-    said = document.text if messages is None else json.dumps(messages, sort_keys=True)
-    return numpy.frombuffer(hashlib.sha256(said.encode()).digest()[:8], "<u8").astype(numpy.uint64)
+    content = document.text if messages is None else json.dumps(messages, sort_keys=True)
+    return numpy.frombuffer(hashlib.sha256(content.encode()).digest()[:8], "<u8").astype(numpy.uint64)
 
 
 class Sign:
@@ -43,15 +43,15 @@ class Sign:
         self.keys, self.bands, self.directory = keys, bands, directory
 
     def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
-        found: list[Keys] = []
+        signatures: list[Keys] = []
         ids: list[str] = []
         for document in docs:
-            found.append(self.keys(document))
+            signatures.append(self.keys(document))
             ids.append(document.id)
             yield document
         directory = self.directory / f"{rank:05d}"
         directory.mkdir(parents=True, exist_ok=True)
-        keys = numpy.stack(found, axis=1) if found else numpy.empty((self.bands, 0), numpy.uint64)
+        keys = numpy.stack(signatures, axis=1) if signatures else numpy.empty((self.bands, 0), numpy.uint64)
         places = numpy.argsort(keys, axis=1, kind="stable")
         numpy.save(directory / KEYS, numpy.take_along_axis(keys, places, axis=1))
         numpy.save(directory / PLACES, places.astype(numpy.uint32))
@@ -95,11 +95,11 @@ def same_keys(directory: Path, signed: list[Path], band: int, part: int, parts: 
     return {"pairs": len(pairs), "sha256": sha256_of(directory / "pairs.npy")}
 
 
-def originals(directory: Path, signed: list[Path], found: list[Path], shard: int) -> Result:
+def originals(directory: Path, signed: list[Path], sources: list[Path], shard: int) -> Result:
     """For one shard: the ids of the documents to drop, and the id of the earliest duplicate of each."""
     low, high = (numpy.uint64(each << 32) for each in (shard, shard + 1))
     earliest: dict[int, int] = {}
-    for source in found:
+    for source in sources:
         pairs = numpy.load(source / "pairs.npy", mmap_mode="r")
         begin, end = (int(numpy.searchsorted(pairs[:, 0], each)) for each in (low, high))
         for number, original in pairs[begin:end].tolist():
@@ -118,11 +118,11 @@ def originals(directory: Path, signed: list[Path], found: list[Path], shard: int
 class Drop:
     """The step that drops what `originals` found. Its input has to be that of `Sign`."""
 
-    def __init__(self, name: str, found: Mapping[int, Path], rejects: Rejects) -> None:
-        self.name, self.found, self.rejects = name, found, rejects
+    def __init__(self, name: str, directories: Mapping[int, Path], rejects: Rejects) -> None:
+        self.name, self.directories, self.rejects = name, directories, rejects
 
     def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
-        drops: dict[str, Any] = json.loads((self.found[rank] / "drops.json").read_text())
+        drops: dict[str, Any] = json.loads((self.directories[rank] / "drops.json").read_text())
         with self.rejects.of(self.name, rank) as reject:
             for place, document in enumerate(docs):
                 original = drops.get(str(place))

@@ -20,7 +20,7 @@ REJECTS = "rejects.jsonl"
 
 
 def publish(
-    settings: Settings, made: dict[str, Found], packed: Found, learned_from: set[str]
+    settings: Settings, results: dict[str, Found], packed: Found, learned_from: set[str]
 ) -> dict[str, Any]:
     """Write the data set to `output`, its index last, and return the report. Raises Refusal if no row is left.
 
@@ -28,8 +28,8 @@ def publish(
     """
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
-    drops = gather_rejects(output / REJECTS, made)
-    report = report_of(made, packed, settings.pack.seq_len, drops)
+    drops = gather_rejects(output / REJECTS, results)
+    report = report_of(results, packed, settings.pack.seq_len, drops)
     write_json(output / "report.json", report)
     write_aside(output / "report.html", page(output.name, report))
     shards = []
@@ -49,9 +49,9 @@ def publish(
     write_aside(output / SOURCES, "".join(f"{digest}\n" for digest in sorted(learned_from)))
     totals = {name: report["rows"][name] for name in ("documents", "tokens", "learned", "padding", "split")}
     write_index(output, settings.pack.seq_len, tokenizer_digest(settings.tokenizer), shards, **totals)
-    named = {name for shard in shards for name in (shard["file"], shard["documents"])}
+    names = {name for shard in shards for name in (shard["file"], shard["documents"])}
     for old in [*output.glob("rows-*.safetensors"), *output.glob("documents-*.jsonl.gz")]:
-        if old.name not in named:
+        if old.name not in names:
             old.unlink()
     return report
 
@@ -68,12 +68,12 @@ def place(source: Path, target: Path) -> None:
             shutil.copyfile(source, aside)
 
 
-def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
+def gather_rejects(path: Path, results: dict[str, Found]) -> Counter[str]:
     """Collect the rejected documents in one file, in the order of steps and shards; return their number by rule."""
     drops: Counter[str] = Counter()
     with replacing(path) as aside, aside.open("wb") as file:
-        for found in made.values():
-            for directory, _ in found:
+        for pairs in results.values():
+            for directory, _ in pairs:
                 for rejects in sorted(directory.glob("*-?????.jsonl")):
                     with rejects.open("rb") as lines:
                         for line in lines:
@@ -82,10 +82,10 @@ def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
     return drops
 
 
-def report_of(made: dict[str, Found], packed: Found, seq_len: int, drops: Counter[str]) -> dict[str, Any]:
+def report_of(results: dict[str, Found], packed: Found, seq_len: int, drops: Counter[str]) -> dict[str, Any]:
     """The report: documents and bytes per step, rows and tokens, their kinds, and the rejected documents by rule."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
-    for _, result in made["tokenize"]:
+    for _, result in results["tokenize"]:
         for name, count in counts.items():
             count.update(result["counts"][name])
     totals = {
@@ -96,11 +96,11 @@ def report_of(made: dict[str, Found], packed: Found, seq_len: int, drops: Counte
     steps = [
         {
             "step": step,
-            "documents": sum(r["count"] for _, r in found),
-            "bytes": sum(r["size"] for _, r in found),
+            "documents": sum(r["count"] for _, r in pairs),
+            "bytes": sum(r["size"] for _, r in pairs),
         }
-        for step, found in made.items()
-        if all("size" in result for _, result in found)
+        for step, pairs in results.items()
+        if all("size" in result for _, result in pairs)
     ]
     return {
         "steps": steps,

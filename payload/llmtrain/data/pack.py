@@ -48,10 +48,10 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
             room, row = capacity, len(rows)
             rows.append([])
         rows[row].append(piece)
-        left = room - length
-        if left:
-            with_room.setdefault(left, []).append(row)
-            rooms |= 1 << left
+        rest = room - length
+        if rest:
+            with_room.setdefault(rest, []).append(row)
+            rooms |= 1 << rest
     return rows
 
 
@@ -87,10 +87,10 @@ def pack(directory: Path, options: Pack, pad: int, number: int, directories: lis
     split = 0
     with Rejects(directory).of("pack", number) as reject:
         for line, ids, learned in read_tokens(directories):
-            named = Document("", line["id"], {"source": line["source"]})
+            document = Document("", line["id"], {"source": line["source"]})
             if len(ids) > options.seq_len:
                 if options.long == "drop":
-                    reject(named, "long", f"{len(ids)} tokens, pack.seq_len is {options.seq_len}")
+                    reject(document, "long", f"{len(ids)} tokens, pack.seq_len is {options.seq_len}")
                     continue
                 split += 1
             for start in range(0, len(ids), options.seq_len):
@@ -101,7 +101,7 @@ def pack(directory: Path, options: Pack, pad: int, number: int, directories: lis
                     pieces.append(Piece(ids[own], counts, len(lines)))
                 else:
                     # A row in which nothing is learned has a mean loss of NaN.
-                    reject(named, "nothing_learned", f"no token to learn from token {start} on")
+                    reject(document, "nothing_learned", f"no token to learn from token {start} on")
             lines.append({**line, "tokens": len(ids), "rows": set()})
     lengths = [len(piece.ids) for piece in pieces]
     bins = best_fit(lengths, options.seq_len) if options.packed else [[place] for place in range(len(pieces))]

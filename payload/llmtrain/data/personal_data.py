@@ -24,13 +24,13 @@ class Personal:
         self.options, self.rejects = options, rejects
         self.action = options.model_dump()
 
-    def text(self, text: str, seen: "Counter[str]") -> str:
-        """The text with replacements; `seen` counts the findings by kind."""
+    def text(self, text: str, counts: "Counter[str]") -> str:
+        """The text with replacements; `counts` counts the findings by kind."""
 
         def by(kind: str, find: str) -> str:
             if self.action[kind] == "keep":
                 return find
-            seen[kind] += 1
+            counts[kind] += 1
             return f"<{kind.upper()}>"
 
         text = replaced(text, TRAINED, by)
@@ -39,13 +39,13 @@ class Personal:
     def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
         with self.rejects.of(self.name, rank) as reject:
             for document in docs:
-                seen: Counter[str] = Counter()
-                texts = [self.text(part, seen) for part in parts(document)]
-                drops = sorted(kind for kind in seen if self.action[kind] == "drop")
+                counts: Counter[str] = Counter()
+                texts = [self.text(part, counts) for part in parts(document)]
+                drops = sorted(kind for kind in counts if self.action[kind] == "drop")
                 if drops:
                     reject(document, "personal", f"has {', '.join(drops)}")
                     continue
-                if seen:
+                if counts:
                     replace_parts(document, texts)
-                    document.metadata["personal"] = dict(sorted(seen.items()))
+                    document.metadata["personal"] = dict(sorted(counts.items()))
                 yield document

@@ -44,15 +44,15 @@ class Pipeline:
 
     def __init__(self, settings: Settings, work: Work) -> None:
         self.settings, self.work = settings, work
-        self.made: dict[str, Found] = {}  # directories and results by step
+        self.results_by_step: dict[str, Found] = {}  # directories and results by step
         self.learned_from: set[str] = set()  # the sha256 of each input file that is one piece
 
     def results(self, tasks: list[Task]) -> Found:
         """The results of one step's tasks, recorded for the report."""
-        found = self.work.results(tasks)
+        results = self.work.results(tasks)
         if tasks:
-            self.made[tasks[0].step] = found
-        return found
+            self.results_by_step[tasks[0].step] = results
+        return results
 
     def read(self) -> list[Shard]:
         """Read and clean the raw files."""
@@ -74,12 +74,12 @@ class Pipeline:
         code = code_of(documents, sources, read, clean, cleaning_rules, shards)
         tasks = []
         for number, group in enumerate(groups):
-            given = settings.inputs[group[0].input].model_dump(exclude={"path"})
+            input_settings = settings.inputs[group[0].input].model_dump(exclude={"path"})
             options = [
                 settings.reading.model_dump(),
                 settings.clean.model_dump(),
                 settings.reject_text,
-                given,
+                input_settings,
             ]
             content = [(str(piece.path), piece.format, piece.start) for piece in group]
             key = key_of(code, unicodedata.unidata_version, options, content, hashes[number])
@@ -107,8 +107,8 @@ class Pipeline:
         tasks = []
         for shard in before:
             key = key_of(code, content(shard), self.settings.reject_text, shard.digest)
-            given = (make, arguments(shard), self.settings.reject_text, shard, len(before), keys)
-            tasks.append(Task(name, key, shard.size, shards.apply, given))
+            task_arguments = (make, arguments(shard), self.settings.reject_text, shard, len(before), keys)
+            tasks.append(Task(name, key, shard.size, shards.apply, task_arguments))
         after = []
         for shard, (path, result) in zip(before, self.results(tasks), strict=True):
             base, notes, digest = (path, (), result["sha256"]) if keys is None else (
@@ -127,24 +127,24 @@ class Pipeline:
         keys: tuple[str, ...] | None = (),
     ) -> list[Shard]:
         """Apply a step whose only argument is its section of the settings."""
-        shown = options.model_dump(mode="json")
-        return self.map(name, make, modules, before, lambda _: (options,), lambda _: shown, keys)
+        content = options.model_dump(mode="json")
+        return self.map(name, make, modules, before, lambda _: (options,), lambda _: content, keys)
 
     def annotate(self, before: list[Shard]) -> list[Shard]:
         """Annotate domain and language."""
         options = self.settings.annotate
-        shown = annotate.digest(options)
+        content = annotate.digest(options)
         make = annotate.Annotate
         return self.map(
-            "annotate", make, (annotate,), before, lambda _: (options,), lambda _: shown, annotate.NOTED
+            "annotate", make, (annotate,), before, lambda _: (options,), lambda _: content, annotate.NOTED
         )
 
     def decontaminate(self, before: list[Shard], options: Decontaminate) -> list[Shard]:
         """Drop documents that contain a part of the evaluation set."""
         reading = self.settings.reading
         group = [piece for each in sources.shards_of(options.against, reading.shard_mb) for piece in each]
-        shown = [options.model_dump(), reading.model_dump(), [(str(p.path), p.sha256()) for p in group]]
-        key = key_of(code_of(decontaminate, words, read), shown)
+        content = [options.model_dump(), reading.model_dump(), [(str(p.path), p.sha256()) for p in group]]
+        key = key_of(code_of(decontaminate, words, read), content)
         weight = sum(piece.end - piece.start for piece in group)
         task = Task("evaluation-set", key, weight, decontaminate.index, (options, reading, group))
         [(directory, result)] = self.results([task])
@@ -280,23 +280,30 @@ def run(settings: Settings, workers: int, prune: bool) -> dict[str, Any]:
     """Build the data set in `output`; return the report. Raises Refusal."""
     with working(settings.work, workers) as work:
         pipeline = Pipeline(settings, work)
-        left = pipeline.read()
-        left = pipeline.annotate(left)
+        remaining = pipeline.read()
+        remaining = pipeline.annotate(remaining)
         if settings.quality is not None:
-            left = pipeline.each("quality", quality.Quality, (quality,), left, settings.quality)
+            remaining = pipeline.each("quality", quality.Quality, (quality,), remaining, settings.quality)
         if settings.personal is not None:
-            left = pipeline.each(
-                "personal", personal_data.Personal, (personal_data, detectors), left, settings.personal, None
+            remaining = pipeline.each(
+                "personal",
+                personal_data.Personal,
+                (personal_data, detectors),
+                remaining,
+                settings.personal,
+                None,
             )
         if settings.duplicates.exact:
-            left = pipeline.duplicates("exact", duplicates.exact_key, 1, [], left)
+            remaining = pipeline.duplicates("exact", duplicates.exact_key, 1, [], remaining)
         if near := settings.duplicates.near:
             options = [near.model_dump(), code_of(minhash, words)]
-            left = pipeline.duplicates("near", partial(minhash.near_keys, near), near.bands, options, left)
+            remaining = pipeline.duplicates(
+                "near", partial(minhash.near_keys, near), near.bands, options, remaining
+            )
         if settings.decontaminate is not None:
-            left = pipeline.decontaminate(left, settings.decontaminate)
-        packed = pipeline.pack(pipeline.tokenize(left))
-        report = publish(settings, pipeline.made, packed, pipeline.learned_from)
+            remaining = pipeline.decontaminate(remaining, settings.decontaminate)
+        packed = pipeline.pack(pipeline.tokenize(remaining))
+        report = publish(settings, pipeline.results_by_step, packed, pipeline.learned_from)
         if prune:
             work.prune()
         return report

@@ -62,64 +62,66 @@ class Read:
             )
         reject(Document("", str(piece.path), {"source": str(piece.path)}), "broken_file", why)
 
-    def piece(self, piece: Piece, given: Input, reject: Reject) -> Docs:
+    def piece(self, piece: Piece, source: Input, reject: Reject) -> Docs:
         """The documents of a file, or of a range of it."""
-        for place, record in self.records(piece, given):
+        for place, record in self.records(piece, source):
             where = f"{piece.path}{place}"
             metadata: dict[str, Any] = {"source": str(piece.path)}
-            if given.domain:
-                metadata["domain"] = given.domain
+            if source.domain:
+                metadata["domain"] = source.domain
             try:
                 if isinstance(record, NoDocument):
                     raise record
-                yield self.document(record, where, metadata, piece, given)
+                yield self.document(record, where, metadata, piece, source)
             except NoDocument as error:
                 reject(Document("", where, metadata), error.rule, str(error))
 
     def document(
-        self, record: Any, where: str, metadata: dict[str, Any], piece: Piece, given: Input
+        self, record: Any, where: str, metadata: dict[str, Any], piece: Piece, source: Input
     ) -> Document:
         """The document of a record; raises NoDocument."""
         if isinstance(record, bytes):
-            text = self.decoded(record, given)
+            text = self.decoded(record, source)
             if piece.format == "jsonl":
-                return self.from_fields(parsed(text), where, metadata, given)
+                return self.from_fields(parsed(text), where, metadata, source)
             return Document(
                 self.sound(text_of_html(text) if piece.format == "html" else text), where, metadata
             )
-        return self.from_fields(record, where, metadata, given)
+        return self.from_fields(record, where, metadata, source)
 
-    def from_fields(self, record: Any, where: str, metadata: dict[str, Any], given: Input) -> Document:
+    def from_fields(self, record: Any, where: str, metadata: dict[str, Any], source: Input) -> Document:
         """The document of a record with named fields; raises NoDocument."""
         if not isinstance(record, dict):
             raise NoDocument("no_object", f"the line holds {type(record).__name__}, want an object")
-        identity = record.get(given.id) if given.id else None
-        if given.id and not isinstance(identity, str | int):
-            raise NoDocument("no_id", f"field {given.id!r} holds {type(identity).__name__}, want text")
-        name = str(identity) if given.id else where
-        messages = record.get(given.messages)
+        identity = record.get(source.id) if source.id else None
+        if source.id and not isinstance(identity, str | int):
+            raise NoDocument("no_id", f"field {source.id!r} holds {type(identity).__name__}, want text")
+        name = str(identity) if source.id else where
+        messages = record.get(source.messages)
         if messages is not None:
             if not isinstance(messages, list) or not messages or not all(map(is_message, messages)):
-                raise NoDocument("no_messages", f"field {given.messages!r} is not a list of role and content")
+                raise NoDocument(
+                    "no_messages", f"field {source.messages!r} is not a list of role and content"
+                )
             metadata["messages"] = [
                 {"role": self.sound(message["role"]), "content": self.sound(message["content"])}
                 for message in messages
             ]
             text = BETWEEN_TURNS.join(message["content"] for message in metadata["messages"])
             return Document(text, name, metadata)
-        said = record.get(given.text)
-        if not isinstance(said, str):
-            raise NoDocument("no_text", f"field {given.text!r} holds {type(said).__name__}, want text")
-        return Document(self.sound(said), name, metadata)
+        content = record.get(source.text)
+        if not isinstance(content, str):
+            raise NoDocument("no_text", f"field {source.text!r} holds {type(content).__name__}, want text")
+        return Document(self.sound(content), name, metadata)
 
-    def decoded(self, raw: bytes, given: Input) -> str:
+    def decoded(self, raw: bytes, source: Input) -> str:
         """Decode bytes by the encoding of the input; raises NoDocument."""
         try:
-            return raw.decode(given.encoding)
+            return raw.decode(source.encoding)
         except UnicodeDecodeError as error:
             if self.reading.broken_text == "replace":
-                return raw.decode(given.encoding, "replace")
-            raise NoDocument("broken_text", f"byte {error.start} is not valid {given.encoding}") from error
+                return raw.decode(source.encoding, "replace")
+            raise NoDocument("broken_text", f"byte {error.start} is not valid {source.encoding}") from error
 
     def sound(self, text: str) -> str:
         """Return the text if it is valid Unicode, as JSON escapes can contain lone surrogates; raises NoDocument."""
@@ -133,18 +135,18 @@ class Read:
             raise NoDocument("broken_text", f"character {error.start} is a lone surrogate") from error
         return text
 
-    def records(self, piece: Piece, given: Input) -> Iterator[tuple[str, Any]]:
+    def records(self, piece: Piece, source: Input) -> Iterator[tuple[str, Any]]:
         """The raw records of a file and their positions."""
         if piece.format == "parquet":
-            for row, record in enumerate(parquet_rows(piece.path, given)):
+            for row, record in enumerate(parquet_rows(piece.path, source)):
                 yield f"#{row}", record
             return
         with opened(piece.path) as file:
             if piece.start:
                 file.seek(piece.start)
             if piece.format == "csv":
-                yield from self.csv_rows(file, piece, given)
-            elif piece.format == "jsonl" or (piece.format == "text" and given.documents == "line"):
+                yield from self.csv_rows(file, piece, source)
+            elif piece.format == "jsonl" or (piece.format == "text" and source.documents == "line"):
                 yield from self.lines(file, piece)
             else:
                 raw = file.read(self.limit + 1)
@@ -168,24 +170,24 @@ class Read:
             elif raw.strip():
                 yield f"#{start}", raw
 
-    def csv_rows(self, file: IO[bytes], piece: Piece, given: Input) -> Iterator[tuple[str, Any]]:
+    def csv_rows(self, file: IO[bytes], piece: Piece, source: Input) -> Iterator[tuple[str, Any]]:
         """The rows of a CSV file with a header, and their numbers."""
         csv.field_size_limit(self.limit)
         # Invalid bytes become lone surrogates, which `sound` rejects, so one broken row does not end the file.
-        errors = "surrogateescape" if given.encoding == "utf-8" else "strict"
-        text = io.TextIOWrapper(file, given.encoding, errors, newline="")
+        errors = "surrogateescape" if source.encoding == "utf-8" else "strict"
+        text = io.TextIOWrapper(file, source.encoding, errors, newline="")
         endings = [suffix.lower() for suffix in piece.path.suffixes]
         rows = csv.DictReader(text, delimiter="\t" if ".tsv" in endings else ",", strict=True)
-        if given.text not in (rows.fieldnames or ()):
+        if source.text not in (rows.fieldnames or ()):
             raise Refusal(
                 f"{piece.path} has columns {', '.join(rows.fieldnames or ['none'])}: "
-                f"set `text` of this input to one of them, it is {given.text!r}"
+                f"set `text` of this input to one of them, it is {source.text!r}"
             )
         try:
             for number, row in enumerate(rows):
                 yield f"#{number}", row
         except UnicodeDecodeError as error:
-            raise EOFError(f"byte {error.start} is not valid {given.encoding}") from error
+            raise EOFError(f"byte {error.start} is not valid {source.encoding}") from error
 
 
 def is_message(message: Any) -> bool:
@@ -231,18 +233,18 @@ def arrow(module: str) -> Any:
         raise Refusal("Parquet and .zst need pyarrow, which is not installed: install it") from error
 
 
-def parquet_rows(path: Path, given: Input) -> Iterator[dict[str, Any]]:
+def parquet_rows(path: Path, source: Input) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file with the needed columns, one batch in memory at a time."""
     parquet = arrow("pyarrow.parquet")
     errors = arrow("pyarrow").lib.ArrowException
-    wanted = {given.text, given.messages, *([given.id] if given.id else [])}
+    fields = {source.text, source.messages, *([source.id] if source.id else [])}
     try:
         with parquet.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in wanted]
-            if not {given.text, given.messages} & set(columns):
+            columns = [name for name in file.schema_arrow.names if name in fields]
+            if not {source.text, source.messages} & set(columns):
                 raise Refusal(
                     f"{path} has columns {', '.join(file.schema_arrow.names)}: set `text` or `messages` "
-                    f"of this input to one of them, they are {given.text!r} and {given.messages!r}"
+                    f"of this input to one of them, they are {source.text!r} and {source.messages!r}"
                 )
             for batch in file.iter_batches(1024, columns=columns):
                 yield from batch.to_pylist()

@@ -83,11 +83,11 @@ class Rows:
     @cached_property
     def _slices(self) -> list[dict[str, Any]]:
         """The memory-mapped tensors of each shard."""
-        found = []
+        slices = []
         for file, _, _ in self.shards:
             opened: Any = safe_open(self.directory / file, framework="numpy")
-            found.append({name: opened.get_slice(name) for name in NAMES})
-        return found
+            slices.append({name: opened.get_slice(name) for name in NAMES})
+        return slices
 
     @property
     def digest(self) -> str:
@@ -96,16 +96,16 @@ class Rows:
 
     def verify(self) -> None:
         """Check the hash of every shard against the index; raises Refusal."""
-        for file, _, wanted in self.shards:
+        for file, _, expected in self.shards:
             try:
-                seen = sha256_of(self.directory / file)
+                digest = sha256_of(self.directory / file)
             except OSError as error:
                 raise Refusal(
                     f"cannot read {self.directory / file}: {error.strerror}; pack the data again", ALTERED
                 ) from error
-            if seen != wanted:
+            if digest != expected:
                 raise Refusal(
-                    f"{self.directory / file} has sha256 {seen}, its index says {wanted}: pack the data again",
+                    f"{self.directory / file} has sha256 {digest}, its index says {expected}: pack the data again",
                     ALTERED,
                 )
 
@@ -116,10 +116,10 @@ class Rows:
 def tokenizer_digest(model: Path) -> str:
     """The sha256 of a model's tokenizer files and their names, in hex; raises Refusal if it has none."""
     digest = hashlib.sha256()
-    found = [model / name for name in TOKENIZER_FILES if (model / name).is_file()]
-    if not found:
+    files = [model / name for name in TOKENIZER_FILES if (model / name).is_file()]
+    if not files:
         raise Refusal(f"{model} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
-    for path in found:
+    for path in files:
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -44,10 +44,10 @@ class Piece:
         digest = hashlib.sha256()
         with self.path.open("rb") as file:
             file.seek(self.start)
-            left = self.end - self.start
-            while left and (block := file.read(min(left, BLOCK))):
+            remaining = self.end - self.start
+            while remaining and (block := file.read(min(remaining, BLOCK))):
                 digest.update(block)
-                left -= len(block)
+                remaining -= len(block)
         return digest.hexdigest()
 
 
@@ -55,13 +55,13 @@ def shards_of(inputs: Sequence[Input], shard_mb: int) -> list[list[Piece]]:
     """The pieces of all inputs by shard, in the order of inputs and paths; raises Refusal for unreadable inputs."""
     limit = shard_mb << 20
     shards: list[list[Piece]] = []
-    for number, given in enumerate(inputs):
+    for number, source in enumerate(inputs):
         group: list[Piece] = []
-        for path in files_of(given):
-            form, compressed = format_of(path, given)
-            lines = form == "jsonl" or (form == "text" and given.documents == "line")
+        for path in files_of(source):
+            form, compressed = format_of(path, source)
+            lines = form == "jsonl" or (form == "text" and source.documents == "line")
             # A newline in UTF-16 has two bytes, each of which also occurs in other characters.
-            cut = lines and not compressed and given.encoding != "utf-16"
+            cut = lines and not compressed and source.encoding != "utf-16"
             ranges = list(line_ranges(path, limit)) if cut else [(0, path.stat().st_size)]
             for start, end in ranges:
                 group.append(Piece(path, number, form, start, end))
@@ -74,35 +74,35 @@ def shards_of(inputs: Sequence[Input], shard_mb: int) -> list[list[Piece]]:
             shards.append(group)
     if not shards:
         raise Refusal(
-            f"all files of {', '.join(given.path for given in inputs)} are empty: add files with text"
+            f"all files of {', '.join(source.path for source in inputs)} are empty: add files with text"
         )
     return shards
 
 
-def files_of(given: Input) -> list[Path]:
+def files_of(source: Input) -> list[Path]:
     """The files of an input, sorted; raises Refusal if there are none."""
-    path = Path(given.path)
+    path = Path(source.path)
     if path.is_dir():
-        found = [each for each in path.rglob("*") if each.is_file()]
+        files = [each for each in path.rglob("*") if each.is_file()]
     elif path.is_file():
-        found = [path]
+        files = [path]
     else:
         anchor = Path(path.anchor) if path.is_absolute() else Path()
         pattern = str(path.relative_to(anchor))
-        found = [each for each in anchor.glob(pattern) if each.is_file()]
-    if not found:
-        raise Refusal(f"inputs has path {given.path!r}: no such file; correct or remove it")
-    return sorted(found)
+        files = [each for each in anchor.glob(pattern) if each.is_file()]
+    if not files:
+        raise Refusal(f"inputs has path {source.path!r}: no such file; correct or remove it")
+    return sorted(files)
 
 
-def format_of(path: Path, given: Input) -> tuple[str, bool]:
+def format_of(path: Path, source: Input) -> tuple[str, bool]:
     """The format of a file, and whether it is compressed; raises Refusal if its extension is unknown."""
     endings = [suffix.lower() for suffix in path.suffixes]
     compressed = bool(endings) and endings[-1] in COMPRESSED
-    if given.format != "auto":
-        return given.format, compressed
-    named = endings[-2:-1] if compressed else endings[-1:]
-    form = FORMATS.get(named[0]) if named else None
+    if source.format != "auto":
+        return source.format, compressed
+    extension = endings[-2:-1] if compressed else endings[-1:]
+    form = FORMATS.get(extension[0]) if extension else None
     if form is None:
         raise Refusal(f"{path} has an unknown extension: set `format` for this input, or restrict its path")
     return form, compressed

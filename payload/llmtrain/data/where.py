@@ -20,15 +20,15 @@ from llmtrain.data.tokenization import sha256_of_text
 from llmtrain.exits import Refusal
 
 
-def where(asked: str, data: list[Path], settings: Settings | None, models: Path | None) -> dict[str, Any]:
+def where(document: str, data: list[Path], settings: Settings | None, models: Path | None) -> dict[str, Any]:
     """Where a document occurs, as JSON; raises Refusal if a data set cannot be read."""
-    ids = {asked}
-    texts = {sha256_of_text(asked)}
+    ids = {document}
+    texts = {sha256_of_text(document)}
     if settings is not None:
-        cleaned = Clean(settings.clean, Rejects(settings.work)).text(asked)
+        cleaned = Clean(settings.clean, Rejects(settings.work)).text(document)
         texts.add(sha256_of_text(cleaned))
         ids |= set(holding(cleaned, settings.work))
-    found: list[dict[str, Any]] = []
+    matches: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
     digests: dict[str, str] = {}
     for directory in data:
@@ -37,31 +37,31 @@ def where(asked: str, data: list[Path], settings: Settings | None, models: Path 
         for shard in rows.index["shards"]:
             for line in lines_of(directory / shard["documents"]):
                 if line["id"] in ids or line["sha256"] in texts:
-                    found.append(
+                    matches.append(
                         {"data": str(directory), "digest": rows.digest, "file": shard["file"], **line}
                     )
         # Duplicates of a found document name it as the reason why they were dropped.
-        named = ids | {line["id"] for line in found}
+        all_ids = ids | {line["id"] for line in matches}
         for line in rejected(directory / REJECTS):
             original = (
                 line["reason"].removeprefix("the same as ") if line["rule"].endswith("_duplicate") else None
             )
-            if line["id"] in named or original in named:
+            if line["id"] in all_ids or original in all_ids:
                 dropped.append({"data": str(directory), **{key: line[key] for key in line if key != "text"}})
-    holding_data = {line["digest"] for line in found}
-    return {"rows": found, "dropped": dropped, "models": trained_on(models, holding_data) if models else []}
+    holding_data = {line["digest"] for line in matches}
+    return {"rows": matches, "dropped": dropped, "models": trained_on(models, holding_data) if models else []}
 
 
 def holding(part: str, work: Path) -> Iterator[str]:
     """The ids of the documents that contain a text, ignoring differences in whitespace."""
-    wanted = " ".join(part.split())
-    if not wanted:
+    text = " ".join(part.split())
+    if not text:
         return
     for path in sorted(work.glob(f"clean/*/{DOCUMENTS}")):
         if path.parent.suffix == ".partial":
             continue
         for document in read_documents(path):
-            if wanted in " ".join(document.text.split()):
+            if text in " ".join(document.text.split()):
                 yield document.id
 
 
@@ -89,7 +89,7 @@ def trained_on(models: Path, digests: set[str]) -> list[dict[str, str]]:
     """The models below a directory that were trained on one of the data sets, by their training.json; raises Refusal."""
     if not models.is_dir():
         raise Refusal(f"--models {models} is not a directory: give the one that contains the models")
-    found = []
+    matches = []
     for path in sorted(models.rglob("training.json")):
         try:
             data = json.loads(path.read_text())["data"]
@@ -97,5 +97,5 @@ def trained_on(models: Path, digests: set[str]) -> list[dict[str, str]]:
             raise Refusal(f"{path} does not record the training data ({error!r}): correct it") from error
         for digest in [data] if isinstance(data, str) else data:
             if digest in digests:
-                found.append({"model": str(path.parent), "digest": digest})
-    return found
+                matches.append({"model": str(path.parent), "digest": digest})
+    return matches

@@ -44,16 +44,16 @@ def mixed(hashes: Hashes) -> Hashes:
 def words_of(text: str) -> Hashes:
     """The hash of each word, in order."""
     letters = numpy.frombuffer(text.lower().encode("utf-32-le", "replace"), numpy.uint32)
-    found: list[Hashes] = [numpy.empty(0, numpy.uint64)]
+    hashes: list[Hashes] = [numpy.empty(0, numpy.uint64)]
     start = 0
     while start < len(letters):
         block = letters[start : start + BLOCK]
         kind = kinds()[block]
         if start + BLOCK < len(letters) and len(ends := numpy.flatnonzero(kind != 1)):
             block, kind = block[: ends[-1] + 1], kind[: ends[-1] + 1]  # split only between words
-        found.append(_words(block, kind))
+        hashes.append(_words(block, kind))
         start += len(block)
-    return numpy.concatenate(found)
+    return numpy.concatenate(hashes)
 
 
 def _words(letters: NDArray[numpy.uint32], kind: NDArray[numpy.uint8]) -> Hashes:

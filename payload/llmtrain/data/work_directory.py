@@ -60,12 +60,12 @@ def write_json(path: Path, content: Any) -> None:
     write_aside(path, json.dumps(content, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def made(root: Path, task: Task) -> tuple[Path, Result]:
+def result_of(root: Path, task: Task) -> tuple[Path, Result]:
     """The directory and result of a task, which is run if the result does not exist."""
     directory = root / task.step / task.key
-    done = directory / "done.json"
-    if done.exists():
-        result: Result = json.loads(done.read_text())
+    result_file = directory / "done.json"
+    if result_file.exists():
+        result: Result = json.loads(result_file.read_text())
         return directory, result
     aside = directory.with_name(task.key + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -83,8 +83,8 @@ class Progress:
     """A progress line on stderr: step, share, rate, time left."""
 
     def __init__(self, step: str, total: int, cached: int) -> None:
-        self.step, self.total, self.done, self.begun = step, total, 0, time.monotonic()
-        self.said = self.begun
+        self.step, self.total, self.position, self.begun = step, total, 0, time.monotonic()
+        self.last_print = self.begun
         if not total:
             self.say(f"unchanged, {cached} shards")
 
@@ -92,19 +92,21 @@ class Progress:
         """Add processed bytes; prints each second on a terminal, each 10 s in a log."""
         if not weight:
             return
-        self.done += weight
+        self.position += weight
         now = time.monotonic()
-        if self.done < self.total and now - self.said < (1 if sys.stderr.isatty() else 10):
+        if self.position < self.total and now - self.last_print < (1 if sys.stderr.isatty() else 10):
             return
-        self.said = now
-        rate = self.done / max(now - self.begun, 1e-3)
-        left = (self.total - self.done) / max(rate, 1.0)
-        share = 100 * self.done / self.total
-        self.say(f"{share:3.0f} % of {self.total / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s, {left:.0f} s left")
+        self.last_print = now
+        rate = self.position / max(now - self.begun, 1e-3)
+        remaining = (self.total - self.position) / max(rate, 1.0)
+        share = 100 * self.position / self.total
+        self.say(
+            f"{share:3.0f} % of {self.total / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s, {remaining:.0f} s left"
+        )
 
     def say(self, words: str) -> None:
         """Print, overwriting the previous line on a terminal until the step is done."""
-        again = sys.stderr.isatty() and self.done < self.total
+        again = sys.stderr.isatty() and self.position < self.total
         print(f"{self.step:<14} {words}", end="\r" if again else "\n", file=sys.stderr, flush=True)
 
 
@@ -124,13 +126,13 @@ class Work:
             progress = Progress(tasks[0].step, weight, len(tasks))
             if self.workers == 1 or len(open_tasks) == 1:
                 for task in open_tasks:
-                    made(self.root, task)
+                    result_of(self.root, task)
                     progress.advance(task.weight)
             elif open_tasks:
                 self.in_pool(open_tasks, progress)
-        found = [made(self.root, task) for task in tasks]
-        self.used.update(directory for directory, _ in found)
-        return found
+        results = [result_of(self.root, task) for task in tasks]
+        self.used.update(directory for directory, _ in results)
+        return results
 
     def in_pool(self, tasks: list[Task], progress: Progress) -> None:
         """Run tasks in the pool; the first error cancels the rest."""
@@ -138,7 +140,9 @@ class Work:
             # Forking a process with threads, such as those of tokenizers, can hang.
             context = multiprocessing.get_context("forkserver")
             self.pool = ProcessPoolExecutor(self.workers, context, die_with_parent)
-        waiting: dict[Future[Any], Task] = {self.pool.submit(made, self.root, task): task for task in tasks}
+        waiting: dict[Future[Any], Task] = {
+            self.pool.submit(result_of, self.root, task): task for task in tasks
+        }
         try:
             for future in as_completed(waiting):
                 future.result()
@@ -156,12 +160,12 @@ class Work:
 
     def prune(self) -> int:
         """Delete the results that this run did not use; return their number."""
-        gone = 0
+        count = 0
         for directory in self.root.glob("*/*"):
             if directory.is_dir() and directory not in self.used:
                 shutil.rmtree(directory)
-                gone += 1
-        return gone
+                count += 1
+        return count
 
 
 def die_with_parent() -> None:

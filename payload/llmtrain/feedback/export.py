@@ -98,14 +98,14 @@ def joined(
     )
 
 
-def said(text: str) -> Messages:
+def assistant_turn(text: str) -> Messages:
     return [{"role": "assistant", "content": text}]
 
 
 def kto(rated: Rated) -> Example:
     if rated.good is None:
         raise Rejected("neutral", "three stars, or a correction alone, are neither good nor bad")
-    return {"prompt": rated.prompt, "completion": said(rated.answer), "label": rated.good}
+    return {"prompt": rated.prompt, "completion": assistant_turn(rated.answer), "label": rated.good}
 
 
 def dpo(rated: Rated) -> Example:
@@ -113,15 +113,19 @@ def dpo(rated: Rated) -> Example:
         raise Rejected("no_correction", "only a correction says what should have been answered")
     if rated.correction.strip() == rated.answer.strip():
         raise Rejected("same", "the correction is the answer")
-    return {"prompt": rated.prompt, "chosen": said(rated.correction), "rejected": said(rated.answer)}
+    return {
+        "prompt": rated.prompt,
+        "chosen": assistant_turn(rated.correction),
+        "rejected": assistant_turn(rated.answer),
+    }
 
 
 def sft(rated: Rated) -> Example:
     if rated.correction is not None:
-        return {"messages": [*rated.prompt, *said(rated.correction)]}
+        return {"messages": [*rated.prompt, *assistant_turn(rated.correction)]}
     if not rated.best:
         raise Rejected("not_best", "neither a thumb up, nor five stars, nor a correction")
-    return {"messages": [*rated.prompt, *said(rated.answer)]}
+    return {"messages": [*rated.prompt, *assistant_turn(rated.answer)]}
 
 
 KINDS: dict[str, Callable[[Rated], Example]] = {"kto": kto, "dpo": dpo, "sft": sft}
@@ -144,7 +148,7 @@ def held_out(path: Path | None) -> Callable[[Example], bool]:
     """Whether an example has RUN words in a row, or a whole shorter text, of a file of JSON lines."""
     from llmtrain.data.words import runs_of, words_of
 
-    known: dict[int, set[int]] = {}
+    runs_by_size: dict[int, set[int]] = {}
     try:
         # splitlines would split at U+2028 in a text.
         lines = list(StringIO(path.read_text(encoding="utf-8"))) if path else []
@@ -160,12 +164,12 @@ def held_out(path: Path | None) -> Callable[[Example], bool]:
         for text in strings:
             words = words_of(text)
             if size := min(RUN, len(words)):
-                known.setdefault(size, set()).update(map(int, runs_of(words, size)))
+                runs_by_size.setdefault(size, set()).update(map(int, runs_of(words, size)))
 
     def shares(example: Example) -> bool:
         for text in texts(example):
             words = words_of(text)
-            for size, runs in known.items():
+            for size, runs in runs_by_size.items():
                 # A short text has to be the whole one: three words in a row are everywhere.
                 if (size == RUN or len(words) == size) and not runs.isdisjoint(
                     map(int, runs_of(words, size))
@@ -196,10 +200,10 @@ def examples(
         for transaction, rating in ratings.by_transaction(
             folder, ratings.RATED
         ).items():  # any gateway takes a rating
-            known = rated.get(transaction)
+            previous = rated.get(transaction)
             if not timed(rating):
                 continue
-            if known is None or known[ratings.TIME] <= rating[ratings.TIME]:
+            if previous is None or previous[ratings.TIME] <= rating[ratings.TIME]:
                 rated[transaction] = rating
         for path in ratings.files(folder, ratings.REVIEWED):
             reviews |= {
@@ -213,7 +217,7 @@ def examples(
         if transaction in rated and review[ratings.TIME] >= rated[transaction][ratings.TIME]
     }
     of_subject: Counter[tuple[str, str]] = Counter()
-    seen: dict[str, str] = {}
+    originals: dict[str, str] = {}
 
     def order(rating: ratings.Record) -> tuple[bool, str, str]:
         transaction = rating[ratings.TRANSACTION]
@@ -231,14 +235,14 @@ def examples(
             if shares(example):
                 raise Rejected("held_out", "it is in the held-out set, or has a part of it")
             content = json.dumps(example, sort_keys=True)
-            if content in seen:
-                raise Rejected("duplicate", f"the same as {seen[content]}")
+            if content in originals:
+                raise Rejected("duplicate", f"the same as {originals[content]}")
             if of_subject[each.subject] >= most:
                 raise Rejected("cap", f"more than {most} of one subject")
         except Rejected as rejected:
             yield transaction, rejected
             continue
-        seen[content] = transaction
+        originals[content] = transaction
         of_subject[each.subject] += 1
         yield transaction, example
 
@@ -257,7 +261,7 @@ def export(arguments: argparse.Namespace) -> int:
     until = arguments.until or datetime.now(UTC).isoformat()
     if arguments.out.exists():
         raise exits.Refusal(f"--out is {arguments.out}, which is there: name a new folder")
-    found, rejects = [], []
+    records, rejects = [], []
     span = arguments.since, until
     for transaction, each in examples(
         arguments.journal, arguments.kind, *span, arguments.per_subject, shares
@@ -265,13 +269,13 @@ def export(arguments: argparse.Namespace) -> int:
         if isinstance(each, Rejected):
             rejects.append({"id": transaction, "rule": each.rule, "reason": each.reason})
         else:
-            found.append({"id": transaction, **each})
-    if not found:
+            records.append({"id": transaction, **each})
+    if not records:
         counts = dict(Counter(each["rule"] for each in rejects))
         raise exits.Refusal(
             f"no rating since {arguments.since} is an example for {arguments.kind}: {counts or 'there are none'}"
         )
-    write_export(arguments.out, arguments.kind, found, rejects, {"since": arguments.since, "until": until})
+    write_export(arguments.out, arguments.kind, records, rejects, {"since": arguments.since, "until": until})
     return exits.DONE
 
 
@@ -283,17 +287,17 @@ def lines_of(rows: list[dict[str, Any]]) -> str:
 def write_export(
     out: Path,
     kind: str,
-    found: list[Example],
+    records: list[Example],
     rejects: list[dict[str, Any]],
-    told: dict[str, Any],
+    details: dict[str, Any],
     **more: list[dict[str, Any]],
 ) -> None:
     """Write examples, rejects, `more` lists by name, and a report into a new folder, and print the report."""
-    data = lines_of(found)
+    data = lines_of(records)
     report = {
         "kind": kind,
-        **told,
-        "examples": len(found),
+        **details,
+        "examples": len(records),
         "rejected": dict(sorted(Counter(each["rule"] for each in rejects).items())),
         "sha256": hashlib.sha256(data.encode()).hexdigest(),
     }

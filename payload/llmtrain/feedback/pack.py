@@ -24,9 +24,9 @@ SHARD = 4096  # rows
 Messages = list[dict[str, str]]
 
 
-def answer(chat: Chat, prompt: Messages, said: Messages, mark: int) -> Piece:
+def answer(chat: Chat, prompt: Messages, reply: Messages, mark: int) -> Piece:
     """Prompt and answer as tokens, of which those of the last turn have the mark; raises NotLearnable."""
-    ids, learned = chat.tokens([*prompt, *said])
+    ids, learned = chat.tokens([*prompt, *reply])
     flags = numpy.array(learned, numpy.uint8)
     end = int(numpy.flatnonzero(flags)[-1]) + 1
     before = numpy.flatnonzero(flags[:end] == 0)

@@ -24,8 +24,8 @@ def written(path: Path, text: str) -> None:
 def without(path: Path, ids: set[str]) -> tuple[str, int]:
     """The lines of a file but those of these exchanges, and how many those were."""
     lines = list(StringIO(path.read_text(encoding="utf-8")))  # splitlines would split at U+2028 in a text
-    kept = [line for line in lines if json.loads(line)["id"] not in ids]
-    return "".join(kept), len(lines) - len(kept)
+    remaining = [line for line in lines if json.loads(line)["id"] not in ids]
+    return "".join(remaining), len(lines) - len(remaining)
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -78,6 +78,6 @@ def remove(arguments: argparse.Namespace) -> int:
         report_of(folder)
     for folder in arguments.exports:
         removed = from_export(folder, ids)
-        left = sum(without(path, ids)[1] for path in folder.glob("*.jsonl"))
-        print(f"removed {removed} lines from {folder}; {left} are left")
+        remaining = sum(without(path, ids)[1] for path in folder.glob("*.jsonl"))
+        print(f"removed {removed} lines from {folder}; {remaining} are left")
     return exits.DONE
