@@ -60,15 +60,19 @@ class Batch:
         Logits are computed only at positions that count in some row. Without a mask and a cache, transformers separates
         documents by `position_ids`.
         """
-        wanted = (self.labels != IGNORED).any(0).nonzero().flatten()
-        if not len(wanted):  # nothing counts, but the other ranks wait for the collectives of a forward pass
-            wanted = torch.zeros(1, dtype=torch.long, device=self.labels.device)
+        positions = (self.labels != IGNORED).any(0).nonzero().flatten()
+        # Where nothing counts, the other ranks still wait for the collectives of a forward pass.
+        if not len(positions):
+            positions = torch.zeros(1, dtype=torch.long, device=self.labels.device)
         logits = model(
-            input_ids=self.input_ids, position_ids=self.position_ids, use_cache=False, logits_to_keep=wanted
+            input_ids=self.input_ids,
+            position_ids=self.position_ids,
+            use_cache=False,
+            logits_to_keep=positions,
         ).logits
         return torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1),
-            self.labels[:, wanted].flatten(),
+            self.labels[:, positions].flatten(),
             ignore_index=IGNORED,
             reduction="sum",
         )
@@ -93,7 +97,7 @@ def batch(rows: list[tuple[Row, bool]], device: Any) -> Batch:
 
 def made_of(rows: Rows) -> Make:
     """Makes a batch of row numbers, each with whether its positions count, and a device."""
-    return lambda taken, device: batch([(rows[number], counts) for number, counts in taken], device)
+    return lambda selection, device: batch([(rows[number], counts) for number, counts in selection], device)
 
 
 def step_batches(
@@ -113,20 +117,20 @@ def step_batches(
     Places at or past `end` are filled with rows that do not count, so that every step has the same shape. `make`: see `made_of`.
     """
     make = make or made_of(rows)
-    found = []
+    batches = []
     for part in range(accumulate):
         first = cursor + (part * world_size + rank) * micro_batch
-        taken = [(place, place < end) for place in range(first, first + micro_batch)]
-        found.append(
+        places = [(place, place < end) for place in range(first, first + micro_batch)]
+        batches.append(
             make(
                 [
                     (row_number(place if counts else cursor, len(rows), seed), counts)
-                    for place, counts in taken
+                    for place, counts in places
                 ],
                 device,
             )
         )
-    return found
+    return batches
 
 
 def evaluation_batches(

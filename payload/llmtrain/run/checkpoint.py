@@ -122,10 +122,10 @@ class Checkpoints:
             raise
         # Sealed on all nodes: from here on the save survives anything.
         displaced = aside.with_suffix(".old")
-        told = self._together(lambda: self._put(aside, folder, displaced))
+        saves_by_rank = self._together(lambda: self._put(aside, folder, displaced))
         self._together(lambda: self._remember(step, begun[0][0]))
         if self.first:
-            self._prune([saves for saves in told if saves is not None], step)
+            self._prune([saves for saves in saves_by_rank if saves is not None], step)
         return folder
 
     def latest_good(self) -> Checkpoint | None:
@@ -134,21 +134,21 @@ class Checkpoints:
         No file of a checkpoint is opened before it is verified. Defects of newer saves are logged. Raises Refusal (ALTERED)
         if there are saves but none is good: starting over is the operator's decision.
         """
-        found, bad = self._found() if self.first else ({}, {})
-        told = gathered((self.node, list(found), bad, self._placed()) if self.first else None)
-        nodes = [each for each in told if each is not None]
+        local_saves, bad = self._found() if self.first else ({}, {})
+        reports = gathered((self.node, list(local_saves), bad, self._placed()) if self.first else None)
+        nodes = [each for each in reports if each is not None]
         common = set.intersection(*(set(map(tuple, saves)) for _, saves, _, _ in nodes))
         for node, _, problems, _ in nodes:
-            for name, said in problems.items():
-                self._say(f"checkpoint {name} of node {node} is not good: {said}")
+            for name, defect in problems.items():
+                self._say(f"checkpoint {name} of node {node} is not good: {defect}")
         for step, save in sorted(common, reverse=True):
-            problem = self._problem(*found[step, save]) if self.first else None
-            wrong = {rank: said for rank, said in enumerate(gathered(problem)) if said}
+            problem = self._problem(*local_saves[step, save]) if self.first else None
+            wrong = {rank: defect for rank, defect in enumerate(gathered(problem)) if defect}
             for rank, reason in wrong.items():
                 self._say(f"checkpoint of step {step}, verified by rank {rank}, is not good: {reason}")
             if not wrong:
                 self._compare_with_remembered(step, save)
-                return self._resumed(step, found.get((step, save)))
+                return self._resumed(step, local_saves.get((step, save)))
         if any(placed for *_, placed in nodes):
             have = "; ".join(f"node {node} has {', '.join(placed) or 'none'}" for node, _, _, placed in nodes)
             raise Refusal(
@@ -163,8 +163,8 @@ class Checkpoints:
     def _remember(self, step: int, save: str) -> None:
         """Record the newest save in `newest`: a line of JSON, and a line with its HMAC."""
         if self.first and self.newest:
-            told = json.dumps({"step": step, "save": save})
-            write_aside(self.newest, f"{told}\n{self._mac(told.encode()).decode()}\n")
+            line = json.dumps({"step": step, "save": save})
+            write_aside(self.newest, f"{line}\n{self._mac(line.encode()).decode()}\n")
 
     def _mac(self, content: bytes) -> bytes:
         """The HMAC of such a record, in hex; the prefix keeps it apart from the HMAC of a manifest."""
@@ -174,14 +174,14 @@ class Checkpoints:
         """The record of this node's newest save; None if there is none, or if it is not authentic, which is logged."""
         if not (self.first and self.newest and self.newest.exists()):
             return None
-        told, _, mac = self.newest.read_bytes().partition(b"\n")
-        if not hmac.compare_digest(self._mac(told), mac.strip()):
+        line, _, mac = self.newest.read_bytes().partition(b"\n")
+        if not hmac.compare_digest(self._mac(line), mac.strip()):
             log.warning(
                 "%s was altered, or authenticated with another key: cannot tell whether an older save was restored",
                 self.newest,
             )
             return None
-        remembered: dict[str, Any] = json.loads(told)
+        remembered: dict[str, Any] = json.loads(line)
         return remembered
 
     def _compare_with_remembered(self, step: int | str, save: str) -> None:
@@ -193,13 +193,13 @@ class Checkpoints:
                     f"of step {step}. Unless a message above explains this, older files were restored: find out by whom"
                 )
 
-    def _resumed(self, step: int, found: tuple[Path, dict[str, Any]] | None) -> Checkpoint:
+    def _resumed(self, step: int, own_save: tuple[Path, dict[str, Any]] | None) -> Checkpoint:
         """The checkpoint that all nodes agreed on, under its final name, after partial saves are deleted."""
         folder = self.directory / f"step-{step:08d}"
-        self._together(lambda: self._name(*found, folder) if found else None)
-        told = gathered((self.node, found[1] if found else None))
+        self._together(lambda: self._name(*own_save, folder) if own_save else None)
+        manifests = gathered((self.node, own_save[1] if own_save else None))
         self._clean()
-        manifest = next(said for node, said in told if node == self.node and said)
+        manifest = next(entry for node, entry in manifests if node == self.node and entry)
         return Checkpoint(step, folder, manifest["state"], manifest["world_size"], manifest["nodes"])
 
     def _name(self, aside: Path, manifest: dict[str, Any], folder: Path) -> None:
@@ -229,13 +229,13 @@ class Checkpoints:
                 problem = (str(caught), NO_SPACE)
             else:
                 caught, problem = error, (f"{name}: {error}", FAILED)
-        told = gathered((value, problem))
+        outcomes = gathered((value, problem))
         if caught:
             raise caught
-        for rank, (_, problem) in enumerate(told):
+        for rank, (_, problem) in enumerate(outcomes):
             if problem:
                 raise Refusal(f"rank {rank} could not save: {problem[0]}", problem[1])
-        return [value for value, _ in told]
+        return [value for value, _ in outcomes]
 
     def _make(self) -> None:
         """Create the directory durably; raises Refusal if others could change it."""
@@ -321,7 +321,7 @@ class Checkpoints:
 
     def _found(self) -> tuple[dict[tuple[int, str], tuple[Path, dict[str, Any]]], dict[str, str]]:
         """Authentic saves by step and id, their hashes not yet checked; and the defects of the others, by name."""
-        found, bad = {}, {}
+        saves, bad = {}, {}
         for path in sorted(self.directory.iterdir()):
             if not (match := NAME.fullmatch(path.name)):
                 continue
@@ -338,8 +338,8 @@ class Checkpoints:
                 if path.name.startswith("step-"):  # a partial save may be incomplete
                     bad[path.name] = str(error)
             else:
-                found[manifest["step"], manifest["save"]] = path, manifest
-        return found, bad
+                saves[manifest["step"], manifest["save"]] = path, manifest
+        return saves, bad
 
     def _problem(self, folder: Path, manifest: dict[str, Any]) -> str | None:
         """Check the hashes of a save; return what is wrong, or None."""
@@ -376,15 +376,15 @@ class Checkpoints:
     def _needed(self) -> int:
         """Bytes that one more save needs: the size of the last one, or `expected`."""
         if not self.expected:
-            found, _ = self._found()
+            saves, _ = self._found()
             sizes = {
                 each: sum(file["size"] for file in manifest["files"].values())
-                for each, (_, manifest) in found.items()
+                for each, (_, manifest) in saves.items()
             }
             self.expected = sizes[max(sizes)] if sizes else 0
         return self.expected + SPARE
 
     def _is_full(self, error: Exception) -> bool:
         """Whether a save failed because the disk is full, which torch and safetensors report in their own ways or not at all."""
-        told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return told or os.strerror(errno.ENOSPC) in str(error) or self._free() < SPARE // 4
+        by_errno = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return by_errno or os.strerror(errno.ENOSPC) in str(error) or self._free() < SPARE // 4

@@ -21,15 +21,15 @@ def process_group() -> Any:
 def gathered(value: Any) -> list[Any]:
     """The values of all ranks, by rank, after a round trip through JSON: tuples are lists. All ranks call it; without a
     process group, there is one rank. Raises ValueError for more than MOST bytes, and for a peer's bytes that are no JSON."""
-    told = json.dumps(value).encode()
+    content = json.dumps(value).encode()
     group = process_group()
     if group is None:
-        return [json.loads(told)]
+        return [json.loads(content)]
     import torch
 
     device = torch.device("cuda", torch.cuda.current_device()) if group.get_backend() == "nccl" else "cpu"
     sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(group.get_world_size())]
-    group.all_gather(sizes, torch.tensor([len(told)], device=device))
+    group.all_gather(sizes, torch.tensor([len(content)], device=device))
     lengths = [int(size) for size in sizes]
     for rank, length in enumerate(lengths):
         if not 0 < length <= MOST:
@@ -37,7 +37,7 @@ def gathered(value: Any) -> list[Any]:
                 f"rank {rank} announces {length} bytes, at most {MOST} are taken: check its host"
             )
     longest = max(lengths)
-    mine = torch.frombuffer(bytearray(told.ljust(longest)), dtype=torch.uint8).to(device)
+    mine = torch.frombuffer(bytearray(content.ljust(longest)), dtype=torch.uint8).to(device)
     parts = [torch.empty_like(mine) for _ in lengths]
     group.all_gather(parts, mine)
     values = []

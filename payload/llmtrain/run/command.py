@@ -73,12 +73,12 @@ def run_command(options: argparse.Namespace) -> int:
         return slurm.submit(options, job, nodes)
     from llmtrain.run.setup import job_digest, set_up
 
-    if (done := job.output / "training.json").is_file() and not options.dry_run:
-        if json.loads(done.read_text())["job_digest"] != job_digest(job):
+    if (result_file := job.output / "training.json").is_file() and not options.dry_run:
+        if json.loads(result_file.read_text())["job_digest"] != job_digest(job):
             raise Refusal(
-                f"{done.parent} belongs to another job: give this one an output of its own, or move it away"
+                f"{result_file.parent} belongs to another job: give this one an output of its own, or move it away"
             )
-        print(f"llm-train: {done} exists: this job is done", file=sys.stderr)
+        print(f"llm-train: {result_file} exists: this job is done", file=sys.stderr)
         return DONE
     if options.prepare and (code := prepare(options.prepare)):
         return code

@@ -68,16 +68,16 @@ class Norms:
 
     def vanishing(self) -> list[str]:
         """The layers whose gradient vanishes, compared with layers of the same kind in other blocks."""
-        found = []
+        layers = []
         for kind in self.kinds:
             blocks = {block: norm for (each, block), norm in self.cells.items() if each == kind}
             usual = median(blocks.values())
             weak = [str(block) for block, norm in blocks.items() if norm < VANISHING * usual]
             if weak:
-                found.append(f"{kind} of block {', '.join(weak)} of {len(blocks)}")
+                layers.append(f"{kind} of block {', '.join(weak)} of {len(blocks)}")
             elif usual < VANISHING**2 * self.total:
-                found.append(f"{kind} everywhere")
-        return found
+                layers.append(f"{kind} everywhere")
+        return layers
 
 
 def kind_of(name: str) -> str:
@@ -173,7 +173,7 @@ class Health:
         self.lowest = math.inf
         self.scales: list[tuple[int, float]] = []  # (step, scale) at each change
         self.skipped = self.exploded = 0
-        self.said: dict[str, int] = {}
+        self.last_steps: dict[str, int] = {}
 
     def speed(self, tokens: float, seconds: float) -> dict[str, float | None]:
         """Metrics of a step in which all ranks processed `tokens`; mfu is model FLOPs utilization, 0 to 1, or None."""
@@ -201,8 +201,8 @@ class Health:
             *self._vanishing(where, norms),
             *self._loss(where, loss),
         ]
-        news = [each for each in findings if step - self.said.get(each.rule, -AGAIN) >= AGAIN]
-        self.said |= {each.rule: step for each in news}
+        news = [each for each in findings if step - self.last_steps.get(each.rule, -AGAIN) >= AGAIN]
+        self.last_steps |= {each.rule: step for each in news}
         return Verdict(findings, news)
 
     def _not_finite(self, where: str, loss: float, norm: float, scale: float | None) -> Iterable[Finding]:
@@ -262,10 +262,10 @@ class Health:
                 f"{where} all gradients are 0: the weights do not change; check that rows have positions where the loss counts",
             )  # fmt: skip
             return
-        if found := norms.vanishing():
+        if layers := norms.vanishing():
             yield Finding(
                 "vanishing", "warn",
-                f"{where} gradients vanish in {'; '.join(found)}: these layers do not change; check that their weights are not "
+                f"{where} gradients vanish in {'; '.join(layers)}: these layers do not change; check that their weights are not "
                 "0, and use bf16 or fp32 if this is fp16",
             )  # fmt: skip
 

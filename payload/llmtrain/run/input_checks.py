@@ -75,14 +75,17 @@ def stop_tokens(model: Path) -> set[int]:
     """The tokens that end an answer, by the model's configuration, generation configuration and tokenizer."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    told: list[Any] = [
+    tokens: list[Any] = [
         AutoConfig.from_pretrained(str(model), local_files_only=True, trust_remote_code=False).eos_token_id
     ]
     if (model / "generation_config.json").is_file():
-        told.append(GenerationConfig.from_pretrained(str(model), local_files_only=True).eos_token_id)
-    told.append(
+        tokens.append(GenerationConfig.from_pretrained(str(model), local_files_only=True).eos_token_id)
+    tokens.append(
         AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False).eos_token_id
     )
     return {
-        token for each in told for token in (each if isinstance(each, list) else [each]) if token is not None
+        token
+        for each in tokens
+        for token in (each if isinstance(each, list) else [each])
+        if token is not None
     }

@@ -85,8 +85,8 @@ def do_without_libuv() -> None:
 
     with_libuv = distributed.TCPStore.__init__
 
-    def without_libuv(self: Any, *arguments: Any, **named: Any) -> None:
-        with_libuv(self, *arguments, **{**named, "use_libuv": False})
+    def without_libuv(self: Any, *arguments: Any, **kwargs: Any) -> None:
+        with_libuv(self, *arguments, **{**kwargs, "use_libuv": False})
 
     store = types.new_class(
         "TCPStore", (distributed.TCPStore,), {}, lambda body: body.update(__init__=without_libuv)

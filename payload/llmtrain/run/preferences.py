@@ -23,10 +23,10 @@ GOOD, BAD, OTHER = 1, 2, 3  # answers, by `Row.learned`
 
 def kinds(row: Row) -> NDArray[numpy.int64]:
     """Of each document of a row whether it is GOOD, BAD or OTHER; shape (documents,)."""
-    found = numpy.zeros(int(row.document.max(initial=0)), numpy.int64)
+    classes = numpy.zeros(int(row.document.max(initial=0)), numpy.int64)
     marked = row.learned > 0
-    found[row.document[marked] - 1] = row.learned[marked]
-    return found
+    classes[row.document[marked] - 1] = row.learned[marked]
+    return classes
 
 
 def summed(values: torch.Tensor, document: torch.Tensor, documents: int) -> torch.Tensor:
@@ -48,17 +48,20 @@ class Compared(Batch, ABC):
 
     def log_probabilities(self, model: Any) -> torch.Tensor:
         """The summed log-probability of each answer, in fp32; shape (rows, documents)."""
-        wanted = (self.labels != IGNORED).any(0).nonzero().flatten()
-        if not len(wanted):  # the other ranks wait for the collectives of a forward pass
-            wanted = torch.zeros(1, dtype=torch.long, device=self.labels.device)
+        positions = (self.labels != IGNORED).any(0).nonzero().flatten()
+        if not len(positions):  # the other ranks wait for the collectives of a forward pass
+            positions = torch.zeros(1, dtype=torch.long, device=self.labels.device)
         logits = model(
-            input_ids=self.input_ids, position_ids=self.position_ids, use_cache=False, logits_to_keep=wanted
+            input_ids=self.input_ids,
+            position_ids=self.position_ids,
+            use_cache=False,
+            logits_to_keep=positions,
         ).logits.float()
-        labels = self.labels[:, wanted]
+        labels = self.labels[:, positions]
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
         ).view(labels.shape)
-        return summed(-losses, self.document[:, wanted], self.kind.shape[1])
+        return summed(-losses, self.document[:, positions], self.kind.shape[1])
 
     def loss(self, model: Any) -> torch.Tensor:
         """The summed loss of all pairs (DPO) or answers (KTO)."""
@@ -118,9 +121,9 @@ class Preferences:
         self.documents = int(rows.index["documents_a_row"])
         self.reference: NDArray[numpy.float32] = numpy.zeros((len(rows), self.documents), numpy.float32)
 
-    def batch(self, taken: list[tuple[int, bool]], device: Any) -> Compared:
+    def batch(self, selection: list[tuple[int, bool]], device: Any) -> Compared:
         """A batch of rows by number; in those with False, no answer counts."""
-        rows = [(self.rows[number], counts) for number, counts in taken]
+        rows = [(self.rows[number], counts) for number, counts in selection]
         plain = batch(rows, device)
 
         def tensor(arrays: list[NDArray[Any]]) -> torch.Tensor:
@@ -129,14 +132,14 @@ class Preferences:
         kind = numpy.zeros((len(rows), self.documents), numpy.int64)
         for place, (row, counts) in enumerate(rows):
             if counts:
-                found = kinds(row)
-                kind[place, : len(found)] = found
+                classes = kinds(row)
+                kind[place, : len(classes)] = classes
         fields: dict[str, Any] = {
             **vars(plain),
             "document": tensor([row.document.astype(numpy.int64) for row, _ in rows])
             * (plain.labels != IGNORED),
             "kind": torch.from_numpy(kind).to(device),
-            "reference": tensor([self.reference[number] for number, _ in taken]),
+            "reference": tensor([self.reference[number] for number, _ in selection]),
             "options": self.options,
         }
         if self.rows.objective == "kto":
@@ -155,13 +158,13 @@ class Preferences:
         """Ask the model, which has not learned yet, for the log-probability of each answer; every rank asks for its share."""
         for first in range(0, len(self.rows), micro_batch * world_size):
             own = range(first + rank * micro_batch, first + (rank + 1) * micro_batch)
-            asked = self.batch(
+            answers = self.batch(
                 [(min(each, len(self.rows) - 1), each < len(self.rows)) for each in own], device
             )
-            found = log_probabilities(asked).cpu().numpy()
+            values = log_probabilities(answers).cpu().numpy()
             for place, number in enumerate(own):
                 if number < len(self.rows):
-                    self.reference[number] = found[place]
+                    self.reference[number] = values[place]
         self.reference = added_up(torch.from_numpy(self.reference)).numpy()
 
 

@@ -51,14 +51,14 @@ class Report:
         if not self.speaks or (step % self.every and step != of):
             return
         self.event(step=step, of=of, **facts)
-        left = (time.monotonic() - self.stepping) / (step - self.done_before) * (of - step)
+        remaining = (time.monotonic() - self.stepping) / (step - self.done_before) * (of - step)
         scale = f"  scale {facts['loss_scale']:g}" if facts.get("loss_scale") else ""
         self.say(
             f"step {step}/{of}  loss {facts['loss']:.4f}  lr {facts['lr']:.2e}  grad {facts['grad_norm']:.3g}{scale}  "
-            f"{facts['tokens_per_second']:.0f} tokens/s  {facts['memory_gb']:.2f} GB  left {timedelta(seconds=round(left))}"
+            f"{facts['tokens_per_second']:.0f} tokens/s  {facts['memory_gb']:.2f} GB  left {timedelta(seconds=round(remaining))}"
         )
         if self.prometheus:
-            self.expose({"step": step, "steps": of, "seconds_left": left, **facts})
+            self.expose({"step": step, "steps": of, "seconds_left": remaining, **facts})
 
     def expose(self, facts: dict[str, Any]) -> None:
         """Replace the Prometheus file with the numbers as gauges `llm_train_…{job}`."""

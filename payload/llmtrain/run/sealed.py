@@ -64,12 +64,12 @@ def hashes(sizes: dict[Path, int]) -> Iterator[tuple[Path, list[str]]]:
 
 def _hash(path: Path, at: int) -> str:
     """The sha256 of the piece at offset `at`, in hex."""
-    digest, buffer, left = hashlib.sha256(), memoryview(bytearray(1 << 20)), PIECE
+    digest, buffer, remaining = hashlib.sha256(), memoryview(bytearray(1 << 20)), PIECE
     with path.open("rb", buffering=0) as file:
         file.seek(at)
-        while left and (count := file.readinto(buffer)):
+        while remaining and (count := file.readinto(buffer)):
             digest.update(buffer[:count])
-            left -= count
+            remaining -= count
     return digest.hexdigest()
 
 
@@ -110,16 +110,16 @@ def authentic(folder: Path, key: bytes) -> dict[str, Any]:
 
     Only the manifest and its HMAC are opened.
     """
-    found = {}
+    sizes = {}
     for path, status in walk(folder):
         if changeable(status):
             raise NotGood(
                 f"{path.name} is writable by others (owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o})"
             )
         if stat.S_ISREG(status.st_mode):
-            found[str(path.relative_to(folder))] = status.st_size
+            sizes[str(path.relative_to(folder))] = status.st_size
     for name in (MANIFEST, MAC):
-        if found.pop(name, None) is None:
+        if sizes.pop(name, None) is None:
             raise NotGood(f"it has no {name}")
     content = (folder / MANIFEST).read_bytes()
     if not hmac.compare_digest(
@@ -129,24 +129,24 @@ def authentic(folder: Path, key: bytes) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads(content)
     if manifest["format"] != FORMAT:
         raise NotGood(f"its manifest has format {manifest['format']}, but this program reads {FORMAT}")
-    wanted: dict[str, int] = {name: file["size"] for name, file in manifest["files"].items()}
-    if missing := sorted(wanted.keys() - found.keys()):
+    expected: dict[str, int] = {name: file["size"] for name, file in manifest["files"].items()}
+    if missing := sorted(expected.keys() - sizes.keys()):
         raise NotGood(f"{missing[0]} is missing ({len(missing)} in all)")
-    if extra := sorted(found.keys() - wanted.keys()):
+    if extra := sorted(sizes.keys() - expected.keys()):
         raise NotGood(f"{extra[0]} is not in its manifest ({len(extra)} in all)")
-    for name, size in wanted.items():
-        if found[name] != size:
-            raise NotGood(f"{name} has {found[name]} bytes, but its manifest says {size}")
+    for name, size in expected.items():
+        if sizes[name] != size:
+            raise NotGood(f"{name} has {sizes[name]} bytes, but its manifest says {size}")
     return manifest
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
     """Check the hash of every file against an authentic manifest; raises NotGood."""
     files = {folder / name: file for name, file in manifest["files"].items()}
-    for path, seen in hashes({path: file["size"] for path, file in files.items()}):
-        for number, (piece, wanted) in enumerate(zip(seen, files[path]["sha256"], strict=True)):
-            if piece != wanted:
+    for path, digests in hashes({path: file["size"] for path, file in files.items()}):
+        for number, (piece, expected) in enumerate(zip(digests, files[path]["sha256"], strict=True)):
+            if piece != expected:
                 raise NotGood(
-                    f"{path.name} was altered: its piece {number} of {len(seen)} has sha256 {piece}, not {wanted} "
+                    f"{path.name} was altered: its piece {number} of {len(digests)} has sha256 {piece}, not {expected} "
                     "as its manifest says"
                 )

@@ -91,9 +91,9 @@ def kind(job: Job) -> str:
 
 def job_digest(job: Job) -> str:
     """The sha256 of the sections in MATTERS, in hex."""
-    told = {
+    sections = {
         name: value
         for name, value in job.model_dump(mode="json").items()
         if name in MATTERS and value is not None
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()

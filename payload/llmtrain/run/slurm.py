@@ -93,14 +93,14 @@ def submit(options: argparse.Namespace, job: Job, nodes: int) -> int:
 def hand_over(job: Job, command: list[str], text: str) -> str:
     """Hand a script to Slurm; returns the job's number. Raises Refusal."""
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise Refusal(
             "there is no sbatch here: submit on a node of Slurm's (role slurm_node), or omit --launcher"
         ) from error
-    if done.returncode:
-        raise Refusal(f"Slurm did not take {job.name}: {done.stderr.strip()}", FAILED)
-    return done.stdout.strip().partition(";")[0]
+    if process.returncode:
+        raise Refusal(f"Slurm did not take {job.name}: {process.stderr.strip()}", FAILED)
+    return process.stdout.strip().partition(";")[0]
 
 
 def message(job: Job, number: str) -> str:

@@ -105,10 +105,10 @@ class Step:
 
 def versions() -> dict[str, str]:
     """The installed versions of what computes."""
-    found = {"torch": torch.__version__}
+    by_package = {"torch": torch.__version__}
     for name in ("transformers", "peft", "deepspeed", "bitsandbytes", "safetensors"):
         try:
-            found[name] = version(name)
+            by_package[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return by_package

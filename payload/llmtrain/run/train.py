@@ -44,13 +44,13 @@ from llmtrain.run.strategies.zero import Zero
 WAIT = timedelta(minutes=10)  # for the other ranks in a collective
 
 
-def learning_rate(optim: Optim, done: float, after: float) -> float:
-    """The learning rate of a step that starts at the share `done` of the job's rows and ends at `after`, each from 0 to 1."""
+def learning_rate(optim: Optim, before: float, after: float) -> float:
+    """The learning rate of a step that starts at the share `before` of the job's rows and ends at `after`, each from 0 to 1."""
     if after < optim.warmup:
         return optim.lr * after / optim.warmup
     if optim.schedule == "constant" or optim.warmup == 1:
         return optim.lr
-    past = max(0.0, (done - optim.warmup) / (1 - optim.warmup))
+    past = max(0.0, (before - optim.warmup) / (1 - optim.warmup))
     return optim.lr * ((1 + math.cos(math.pi * past)) / 2 if optim.schedule == "cosine" else 1 - past)
 
 
@@ -228,26 +228,26 @@ def drift(training: Training, batches: Iterable[Batch]) -> float:
 def resume(training: Training) -> None:
     """Restore the newest good checkpoint, if there is one; raises Refusal if it belongs to another job or other data."""
     job, state = training.job, training.state
-    found = training.checkpoints.latest_good()
-    if found is None:
+    checkpoint = training.checkpoints.latest_good()
+    if checkpoint is None:
         return
-    saved = TrainingState(**found.state)
+    saved = TrainingState(**checkpoint.state)
     for name, differs in (
         ("job_digest", saved.job_digest != state.job_digest),
         ("data", saved.data != state.data),
     ):
         if differs:
             raise Refusal(
-                f"{found.folder} belongs to another job or other data ({name}): give this job an output of its "
+                f"{checkpoint.folder} belongs to another job or other data ({name}): give this job an output of its "
                 "own, or move it away"
             )
-    lost = training.strategy.read(found.folder, found.world_size)
+    lost = training.strategy.read(checkpoint.folder, checkpoint.world_size)
     saved.world_size = state.world_size
-    saved.resumed.append({"step": found.step, "world_size": state.world_size, "lost": lost})
+    saved.resumed.append({"step": checkpoint.step, "world_size": state.world_size, "lost": lost})
     training.state = saved
-    training.report.event(event="resumed", step=found.step, lost=lost)
+    training.report.event(event="resumed", step=checkpoint.step, lost=lost)
     training.report.say(
-        f"{job.name}: resumes after step {found.step}, saved by {found.world_size} rank(s)"
+        f"{job.name}: resumes after step {checkpoint.step}, saved by {checkpoint.world_size} rank(s)"
         + (f"; LOST, as {state.world_size} run now: {lost}" if lost else "")
     )
 
@@ -292,8 +292,8 @@ def train_step(training: Training, asked_to_stop: list[int]) -> Step:
     look = partial(measure, strategy, norms) if looks else lambda: None
     own_loss, norm = strategy.learn(batches, max(1, int(learned)), lr, look)
     due = strategy.rank == 0 and time.monotonic() - training.saved_at > 60 * job.keep.every_minutes
-    told = torch.tensor([float(own_loss), bool(asked_to_stop), due], dtype=torch.float64)
-    summed_loss, stopping, save_due = added_up(told, training.device).tolist()
+    local_sums = torch.tensor([float(own_loss), bool(asked_to_stop), due], dtype=torch.float64)
+    summed_loss, stopping, save_due = added_up(local_sums, training.device).tolist()
     loss = summed_loss / max(1, learned)
     state.step, state.cursor = state.step + 1, after
     if state.step % job.watch.log_every == 0 or state.step == 1 or after == training.end:
@@ -383,11 +383,11 @@ def finish(training: Training) -> None:
 
 def refuse_differences(mine: list[Any]) -> None:
     """Raise Refusal unless all ranks have the same job, model and data, as nodes share no disk."""
-    told = gathered(mine)
-    for rank, each in enumerate(told):
-        if each != told[0]:
+    facts = gathered(mine)
+    for rank, each in enumerate(facts):
+        if each != facts[0]:
             raise Refusal(
-                f"rank {rank} has another job, model or data than rank 0 ({each} there, {told[0]} here): copy the files of one "
+                f"rank {rank} has another job, model or data than rank 0 ({each} there, {facts[0]} here): copy the files of one "
                 "node to all of them"
             )
 

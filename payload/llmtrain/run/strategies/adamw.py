@@ -63,16 +63,16 @@ class AdamW:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """This rank's part of the weights and moments, `NAME/weight` and `NAME/exp_avg`, on the CPU."""
-        found = {}
+        tensors = {}
         for name, parameter in self.trainable.items():
-            found[f"{name}/weight"] = local(parameter)
+            tensors[f"{name}/weight"] = local(parameter)
             for moment in MOMENTS:
                 if parameter in self.optimizer.state:
-                    found[f"{name}/{moment}"] = local(self.optimizer.state[parameter][moment])
+                    tensors[f"{name}/{moment}"] = local(self.optimizer.state[parameter][moment])
         if self.scaler.is_enabled():
             state = self.scaler.state_dict()
-            found["scaler"] = torch.tensor([state["scale"], float(state["_growth_tracker"])])
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+            tensors["scaler"] = torch.tensor([state["scale"], float(state["_growth_tracker"])])
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def rows(self) -> dict[str, int]:
         """The length of the first dimension, before it is cut, of each of `tensors` that may be cut."""
@@ -124,7 +124,7 @@ def like(parameter: Any, shard: torch.Tensor) -> Any:
     return DTensor.from_local(shard, *where, shape=parameter.shape, stride=parameter.stride())
 
 
-def held(module: Any, model: Any) -> dict[str, Any]:
+def evidence_of(module: Any, model: Any) -> dict[str, Any]:
     """Evidence: the class that runs, and how many of the model's parameters this rank holds."""
     return {
         "engine": type(module).__name__,

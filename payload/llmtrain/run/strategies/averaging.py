@@ -10,7 +10,7 @@ import torch.distributed as distributed
 
 from llmtrain.job import Optim
 from llmtrain.run.batches import Batch
-from llmtrain.run.strategies.adamw import AdamW, held, unsharded
+from llmtrain.run.strategies.adamw import AdamW, evidence_of, unsharded
 from llmtrain.run.strategies.protocol import gather
 
 
@@ -50,8 +50,8 @@ class Averaging(ABC):
     def scale(self) -> float | None:
         return self.adamw.scale
 
-    def gathered(self, wanted: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
-        return gather(self.model, wanted, unsharded)
+    def gathered(self, predicate: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
+        return gather(self.model, predicate, unsharded)
 
     def evidence(self) -> dict[str, Any]:
-        return held(self.module, self.model)
+        return evidence_of(self.module, self.model)

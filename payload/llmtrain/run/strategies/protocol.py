@@ -58,7 +58,7 @@ class Strategy(Protocol):
         """
         ...
 
-    def gathered(self, wanted: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
+    def gathered(self, predicate: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
         """The wanted parameters by name, unsharded, in the memory of rank 0; {} on the other ranks."""
         ...
 
@@ -73,14 +73,14 @@ class Strategy(Protocol):
 
 def proven(strategy: Strategy) -> dict[str, Any]:
     """The evidence of all ranks; raises Refusal unless every rank runs the strategy that was asked for."""
-    told = gathered(strategy.evidence())
-    for rank, evidence in enumerate(told):
+    all_evidence = gathered(strategy.evidence())
+    for rank, evidence in enumerate(all_evidence):
         if not strategy.right(evidence):
             raise Refusal(
                 f"scale.strategy is {strategy.name}, but rank {rank} runs {evidence}; nothing was trained",
                 FAILED,
             )
-    return {"strategy": strategy.name, "world_size": strategy.world_size, "ranks": told}
+    return {"strategy": strategy.name, "world_size": strategy.world_size, "ranks": all_evidence}
 
 
 def is_a_part(evidence: dict[str, Any], world_size: int) -> bool:
@@ -90,13 +90,13 @@ def is_a_part(evidence: dict[str, Any], world_size: int) -> bool:
 
 
 def gather(
-    model: Any, wanted: Callable[[Any], bool], unsharded: Callable[[Any], torch.Tensor]
+    model: Any, predicate: Callable[[Any], bool], unsharded: Callable[[Any], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """The wanted parameters, each through `unsharded`, on rank 0; {} on the other ranks, which call it, too."""
-    found = {}
+    tensors = {}
     for name, parameter in model.named_parameters():
-        if wanted(parameter):
+        if predicate(parameter):
             tensor = unsharded(parameter)
             if distributed.get_rank() == 0:
-                found[name] = tensor
-    return found
+                tensors[name] = tensor
+    return tensors

@@ -72,8 +72,8 @@ class Zero:
         self.state.read(folder, world_size)
         return read_random_state(folder, self.device, world_size)
 
-    def gathered(self, wanted: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
-        return gather(self.model, wanted, self.unsharded)
+    def gathered(self, predicate: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
+        return gather(self.model, predicate, self.unsharded)
 
     def unsharded(self, parameter: Any) -> torch.Tensor:
         """A copy of the whole parameter on the CPU of rank 0; empty on the other ranks."""
@@ -86,30 +86,30 @@ class Zero:
         parameters = list(self.model.parameters())
         optimizer = self.engine.optimizer
         if self.stage == 3:
-            held, of = (
+            local_count, of = (
                 sum(each.ds_tensor.numel() for each in parameters),
                 sum(each.ds_numel for each in parameters),
             )
-            kept = sum(each.numel() for each in optimizer.fp32_partitioned_groups_flat)
+            optimizer_count = sum(each.numel() for each in optimizer.fp32_partitioned_groups_flat)
             learning = sum(each.ds_numel for each in parameters if each.requires_grad)
         else:
-            held = of = sum(each.numel() for each in parameters)
-            kept = sum(each.numel() for each in optimizer.single_partition_of_fp32_groups)
+            local_count = of = sum(each.numel() for each in parameters)
+            optimizer_count = sum(each.numel() for each in optimizer.single_partition_of_fp32_groups)
             learning = sum(each.numel() for each in parameters if each.requires_grad)
         return {
             "engine": type(self.engine).__name__,
             "stage": int(self.engine.zero_optimization_stage()),
-            "parameters": held,
+            "parameters": local_count,
             "of": of,
-            "optimized": kept,
+            "optimized": optimizer_count,
             "optimized_of": learning,
         }
 
     def right(self, evidence: dict[str, Any]) -> bool:
-        kept = {"parameters": evidence["optimized"], "of": evidence["optimized_of"]}
+        share = {"parameters": evidence["optimized"], "of": evidence["optimized_of"]}
         whole_or_part = (
             is_a_part(evidence, self.world_size)
             if self.stage == 3
             else evidence["parameters"] == evidence["of"]
         )
-        return bool(evidence["stage"] == self.stage and whole_or_part and is_a_part(kept, self.world_size))
+        return bool(evidence["stage"] == self.stage and whole_or_part and is_a_part(share, self.world_size))

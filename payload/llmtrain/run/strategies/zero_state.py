@@ -71,8 +71,8 @@ class ZeroState:
         """Write this rank's file of a checkpoint."""
         tensors, starts = {}, {}
         for each in self.fragments:
-            held = {"weight": each.flat, **{key: self.states[each.flat].get(key) for key in MOMENTS}}
-            for key, flat in held.items():
+            states = {"weight": each.flat, **{key: self.states[each.flat].get(key) for key in MOMENTS}}
+            for key, flat in states.items():
                 if flat is not None:
                     tensors[f"{each.name}/{key}"] = each.cut(flat)
                     starts[f"{each.name}/{key}"] = each.start
