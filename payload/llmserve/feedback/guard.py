@@ -278,9 +278,8 @@ class Guard:
             log.error("the policy is not read", extra={"fields": {"error.message": str(error)}})
             return
         self.file_stamp = now
-        if (
-            experiments != self.experiments
-        ):  # their lines were passed over, or judged otherwise: read all anew
+        # Their lines were passed over, or judged otherwise: read all anew.
+        if experiments != self.experiments:
             self.begin()
         self.experiments = experiments
 
