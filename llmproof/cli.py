@@ -47,7 +47,7 @@ def add_commands(
         help="the writer is at work: measure the tail until now, not to its end",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.set_defaults(run=told(run_verify))
+    parser.set_defaults(run=as_command(run_verify))
     parser = commands.add_parser(
         "verify-report", help="prove a report, and print its results", description=__doc__
     )
@@ -56,7 +56,7 @@ def add_commands(
         "--verifier", required=True, help="the verifier key of the control node's record, or a file with it"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.set_defaults(run=told(run_verify_report))
+    parser.set_defaults(run=as_command(run_verify_report))
     parser = commands.add_parser(
         "verify-sbom", help="prove an SBOM of hosts, and print it", description=__doc__
     )
@@ -64,7 +64,7 @@ def add_commands(
     parser.add_argument(
         "--verifier", required=True, help="the verifier key of the control node's record, or a file with it"
     )
-    parser.set_defaults(run=told(run_verify_sbom))
+    parser.set_defaults(run=as_command(run_verify_sbom))
     parser = commands.add_parser("show", help="the records, one a line; only reads")
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
     parser.add_argument("--subject", help="user.id or user.name")
@@ -75,7 +75,7 @@ def add_commands(
     )
     parser.add_argument("--until", type=moment, help="likewise")
     parser.add_argument("--json", action="store_true", help="the records' own lines")
-    parser.set_defaults(run=told(run_show))
+    parser.set_defaults(run=as_command(run_show))
 
 
 def moment(text: str) -> str:
@@ -311,14 +311,14 @@ def parser() -> argparse.ArgumentParser:
     )
     # By the environment, a unit file may set what the release that it still starts does not know.
     serve.set_defaults(
-        run=told(run_serve),
+        run=as_command(run_serve),
         **{name: os.environ[variable] for name, variable in SETTINGS.items() if variable in os.environ},
     )
     add_commands(commands)
     return top
 
 
-def told(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def as_command(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """COMMAND with refusals turned into a message and exit code 1."""
 
     def run(options: argparse.Namespace) -> int:
