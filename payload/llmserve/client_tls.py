@@ -21,8 +21,8 @@ class ClientContext:
     def get(self) -> ssl.SSLContext:
         """The context of the files as they are now; raises ConfigError if they are unusable."""
         try:
-            seen = [file.stat().st_mtime_ns for file in self.files]
-            if self.context and seen == self.loaded:
+            times = [file.stat().st_mtime_ns for file in self.files]
+            if self.context and times == self.loaded:
                 return self.context
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -36,9 +36,9 @@ class ClientContext:
                 context.load_verify_locations(self.tls.crl)
                 context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
         except OSError as error:
-            named = ", ".join(map(str, self.files))
+            names = ", ".join(map(str, self.files))
             raise ConfigError(
-                f"cannot use the certificates for {self.server} ({error.strerror}): check {named}"
+                f"cannot use the certificates for {self.server} ({error.strerror}): check {names}"
             ) from None
-        self.context, self.loaded = context, seen
+        self.context, self.loaded = context, times
         return context

@@ -54,7 +54,7 @@ class Response:
         self.has_head = self.is_whole = False
         self.enough = False  # the caller needs no more of the body
         self.pieces: list[bytes] = []  # of the body, not yet taken
-        self.held = 0  # bytes of the pieces
+        self.pending_bytes = 0  # bytes of the pieces
         self.take: Callable[[bytes], bool] | None = None
         self.error: Exception | None = None
         self.waiter: asyncio.Future[None] | None = None
@@ -90,8 +90,8 @@ class Response:
                 self.wake()
             return
         self.pieces.append(data)
-        self.held += len(data)
-        if self.held > HELD_BYTES:
+        self.pending_bytes += len(data)
+        if self.pending_bytes > HELD_BYTES:
             self.connection.pause()
         self.wake()
 
@@ -114,7 +114,7 @@ class Response:
             if self.pieces:
                 data = b"".join(self.pieces)
                 self.pieces.clear()
-                self.held = 0
+                self.pending_bytes = 0
                 self.connection.resume()
                 yield data
             elif self.is_whole:

@@ -57,10 +57,10 @@ class AllowEverything:
 @contextmanager
 def free_port() -> Iterator[int]:
     """A TCP port of 127.0.0.1 that is reserved within the block; a server that sets SO_REUSEADDR can listen on it."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield int(held.getsockname()[1])
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        yield int(reservation.getsockname()[1])
 
 
 def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> int:

@@ -96,8 +96,8 @@ class EngineGauges(Collector):
         def gauge(name: str, text: str, value: Callable[[EngineState], float | None]) -> Metric:
             family = GaugeMetricFamily(name, text, labels=["model"])
             for state in states:
-                if (known := value(state)) is not None:
-                    family.add_metric([state.model], known)
+                if (measurement := value(state)) is not None:
+                    family.add_metric([state.model], measurement)
             return family
 
         gpus = GaugeMetricFamily(

@@ -332,8 +332,8 @@ def bad_request(error: ValidationError) -> ApiError:
         return unsupported([where])
     if mistake["type"] == "unsupported_field":
         return unsupported([f"{where}.{name}" for name in mistake["ctx"]["names"]])
-    seen = shorten(mistake["input"])
-    return ApiError(400, "invalid_value", f"'{where}' is {seen}: {mistake['msg']}", where)
+    value = shorten(mistake["input"])
+    return ApiError(400, "invalid_value", f"'{where}' is {value}: {mistake['msg']}", where)
 
 
 def bad_value(name: str, error: ValidationError) -> ApiError:
@@ -404,8 +404,10 @@ def refuse_large(used: dict[str, object]) -> None:
             if not level or parts > MAX_VALUES:
                 break
         if level or parts > MAX_VALUES:
-            seen = f"more than {MAX_VALUES} values" if parts > MAX_VALUES else f"more than {MAX_DEPTH} levels"
-            raise ApiError(400, "invalid_value", f"'{name}' has {seen}: send a smaller one", name)
+            excess = (
+                f"more than {MAX_VALUES} values" if parts > MAX_VALUES else f"more than {MAX_DEPTH} levels"
+            )
+            raise ApiError(400, "invalid_value", f"'{name}' has {excess}: send a smaller one", name)
 
 
 def same(value: object, neutral: object) -> bool:
@@ -439,7 +441,7 @@ def refuse_undeclared(
     if not (bad := undeclared(generate, hello)):
         return
     listed = ", ".join(f"'{name[:80]}'" for name in bad[:NAMED_FIELDS])
-    able = [f"'{name}'" for name, known in others().items() if not undeclared(generate, known)]
+    able = [f"'{name}'" for name, other in others().items() if not undeclared(generate, other)]
     way_out = (
         f"ask {' or '.join(able[:NAMED_FIELDS])}, or remove it" if able else "remove it from the request"
     )
@@ -447,21 +449,21 @@ def refuse_undeclared(
     raise ApiError(400, "unsupported_field", message, bad[0][:80])
 
 
-def answer_length(asked: int | None, granted: int, name: str = "max_tokens") -> tuple[int, bool]:
+def answer_length(tokens: int | None, granted: int, name: str = "max_tokens") -> tuple[int, bool]:
     """Most tokens of the answer, and whether the client set none; raises ApiError 400 or 403.
 
-    `asked`: the value of the client's field `name`. `granted`: the policy's limit.
+    `tokens`: the value of the client's field `name`. `granted`: the policy's limit.
     """
-    if asked is None and not granted:
+    if tokens is None and not granted:
         raise ApiError(
             403, "denied", "the policy lets your roles generate no tokens: ask for a role that may"
         )
-    if asked is None:
+    if tokens is None:
         return granted, True
-    if asked > granted:
-        message = f"'{name}' is {asked}: the limit is {granted}, by the policy for your roles; ask for less"
+    if tokens > granted:
+        message = f"'{name}' is {tokens}: the limit is {granted}, by the policy for your roles; ask for less"
         raise ApiError(400, "invalid_value", message, name)
-    return asked, False
+    return tokens, False
 
 
 def refuse_beyond_context(generate: Generate, model: str, context: int) -> None:
@@ -477,11 +479,11 @@ def refuse_beyond_context(generate: Generate, model: str, context: int) -> None:
         raise ApiError(400, "context_length_exceeded", message, name)
 
 
-def sampling(request: Sampling, asked: int | None, granted: int, name: str = "max_tokens") -> Generate:
+def sampling(request: Sampling, tokens: int | None, granted: int, name: str = "max_tokens") -> Generate:
     """The engine's request for either of OpenAI's endpoints, without the prompt; raises ApiError 400. The others are as for
     `answer_length`.
     """
-    length, clip = answer_length(asked, granted, name)
+    length, clip = answer_length(tokens, granted, name)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if request.stream_options and not request.stream:
         raise ApiError(
@@ -560,8 +562,8 @@ def embedding_call(request: EmbeddingBody) -> Call:
     return Call(request.model, generate, dimensions=request.dimensions)
 
 
-def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = None) -> None:
-    """Raise ApiError 404 if a text model should embed, or the reverse, and 400 for other `asked` than the model's
+def refuse_other_work(generate: Generate, dimensions: int, size: int | None = None) -> None:
+    """Raise ApiError 404 if a text model should embed, or the reverse, and 400 for another `size` than the model's
     `dimensions`.
     """
     if generate.inputs is None and dimensions:
@@ -573,6 +575,6 @@ def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = N
             "this model computes no embeddings: GET /v1/models lists those that do",
             "model",
         )
-    if asked is not None and asked != dimensions:
-        message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, omit the field"
+    if size is not None and size != dimensions:
+        message = f"'dimensions' is {size}: the model's vectors have {dimensions}, omit the field"
         raise ApiError(400, "invalid_value", message, "dimensions")

@@ -14,12 +14,12 @@ END = b"data: [DONE]\n\n"
 DATA = re.compile(rb"^data: ?(\{.*\})\r?$", re.MULTILINE)  # of an upstream's event
 
 
-def usage(done: Done) -> dict[str, int]:
+def usage(frame: Done) -> dict[str, int]:
     """Token counts in OpenAI's format."""
     return {
-        "prompt_tokens": done.prompt_tokens,
-        "completion_tokens": done.completion_tokens,
-        "total_tokens": done.prompt_tokens + done.completion_tokens,
+        "prompt_tokens": frame.prompt_tokens,
+        "completion_tokens": frame.completion_tokens,
+        "total_tokens": frame.prompt_tokens + frame.completion_tokens,
     }
 
 
@@ -31,7 +31,7 @@ def event(content: object) -> bytes:
 class Rendering(Protocol):
     """How an endpoint renders an answer."""
 
-    def whole(self, done: Done) -> bytes:
+    def whole(self, frame: Done) -> bytes:
         """The body of an answer that is not streamed."""
 
     def first(self) -> bytes:
@@ -46,7 +46,7 @@ class Rendering(Protocol):
     def event(self, passed: Event) -> bytes:
         """An upstream's event, in place of `piece`; its stream has no `first`."""
 
-    def last(self, done: Done) -> bytes:
+    def last(self, frame: Done) -> bytes:
         """What a stream sends after the last piece, including [DONE]."""
 
     def error(self, error: ApiError) -> bytes:
@@ -81,17 +81,17 @@ class OpenAiRendering:
         }
         self.before = self.after = b""
 
-    def whole(self, done: Done) -> bytes:
+    def whole(self, frame: Done) -> bytes:
         """An upstream's body passes through unchanged, unless it must not tell its model."""
-        if done.passed is not None:
-            passed = done.passed.encode()
+        if frame.passed is not None:
+            passed = frame.passed.encode()
             return self.undisclosed(passed) if self.blind else passed
-        choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": done.finish_reason}
+        choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": frame.finish_reason}
         if self.chat:
-            choice["message"] = {"role": "assistant", "content": done.text, "refusal": None}
+            choice["message"] = {"role": "assistant", "content": frame.text, "refusal": None}
         else:
-            choice["text"] = done.text
-        return to_json({**self.head, "choices": done.choices or [choice], "usage": usage(done)})
+            choice["text"] = frame.text
+        return to_json({**self.head, "choices": frame.choices or [choice], "usage": usage(frame)})
 
     def chunk(
         self, choices: list[dict[str, object]], used: dict[str, int] | None = None
@@ -127,8 +127,8 @@ class OpenAiRendering:
         self.passing = True
         if passed.usage and not self.include_usage:
             return b""
-        found = DATA.search(passed.data) if self.blind else None
-        return b"data: " + self.undisclosed(found[1]) + b"\n\n" if found else passed.data
+        match = DATA.search(passed.data) if self.blind else None
+        return b"data: " + self.undisclosed(match[1]) + b"\n\n" if match else passed.data
 
     def undisclosed(self, passed: bytes) -> bytes:
         """An upstream's object with the model and fingerprint that this rendering gives."""
@@ -136,13 +136,13 @@ class OpenAiRendering:
         content |= {name: self.head[name] for name in ("model", "system_fingerprint")}
         return json.dumps(content).encode()
 
-    def last(self, done: Done) -> bytes:
+    def last(self, frame: Done) -> bytes:
         """Finish reason, usage if requested, and [DONE]; an upstream has sent the first two already, choices the first."""
         if self.passing:
             return END
-        frames = b"" if self.finished else event(self.chunk([self.choice({}, reason=done.finish_reason)]))
+        frames = b"" if self.finished else event(self.chunk([self.choice({}, reason=frame.finish_reason)]))
         if self.include_usage:
-            frames += event(self.chunk([], usage(done)))
+            frames += event(self.chunk([], usage(frame)))
         return frames + END
 
     def error(self, error: ApiError) -> bytes:
@@ -156,8 +156,8 @@ class GenerateRendering:
         self.identifier = identifier
         self.model = model
 
-    def whole(self, done: Done) -> bytes:
-        return to_json(self.body(done.text, done))
+    def whole(self, frame: Done) -> bytes:
+        return to_json(self.body(frame.text, frame))
 
     def first(self) -> bytes:
         return b""
@@ -173,22 +173,22 @@ class GenerateRendering:
         """Its text, in the format of /generate."""
         return self.piece(passed.text) if passed.text else b""
 
-    def last(self, done: Done) -> bytes:
-        return event(self.body("", done)) + END
+    def last(self, frame: Done) -> bytes:
+        return event(self.body("", frame)) + END
 
     def error(self, error: ApiError) -> bytes:
         return b"data: " + error.body() + b"\n\n"
 
-    def body(self, text: str, done: Done) -> dict[str, object]:
-        return {"response": text, "id": self.identifier, "model": self.model, "usage": usage(done)}
+    def body(self, text: str, frame: Done) -> dict[str, object]:
+        return {"response": text, "id": self.identifier, "model": self.model, "usage": usage(frame)}
 
 
 class EmbeddingRendering(GenerateRendering):
     """/v1/embeddings: the engine provides the list `data`, this adds the rest of the body. There are no streams."""
 
-    def whole(self, done: Done) -> bytes:
-        if done.passed is not None:
-            return done.passed.encode()
-        used = {"prompt_tokens": done.prompt_tokens, "total_tokens": done.prompt_tokens}
+    def whole(self, frame: Done) -> bytes:
+        if frame.passed is not None:
+            return frame.passed.encode()
+        used = {"prompt_tokens": frame.prompt_tokens, "total_tokens": frame.prompt_tokens}
         around = json.dumps({"object": "list", "model": self.model, "usage": used})
-        return f'{around[:-1]}, "data": {done.text}}}'.encode()
+        return f'{around[:-1]}, "data": {frame.text}}}'.encode()

@@ -69,14 +69,15 @@ class ResponsesRendering:
             **repeated,
         }
 
-    def whole(self, done: Done) -> bytes:
+    def whole(self, last_frame: Done) -> bytes:
         """The response object; raises ApiError 503 if the upstream's answer is not as OpenAI's API has it."""
-        answer = json.loads(self.chat.whole(done))  # unlike pydantic's, it takes halves of surrogate pairs
+        # Unlike pydantic's parser, json takes halves of surrogate pairs.
+        answer = json.loads(self.chat.whole(last_frame))
         self.usage = answer.get("usage")
         choice = answer["choices"][0]
         for _ in self.translated(choice.get("message"), choice.get("logprobs")):
             pass
-        for _ in self.ended(done):
+        for _ in self.ended(last_frame):
             pass
         return json.dumps(self.response).encode()
 
@@ -87,9 +88,9 @@ class ResponsesRendering:
     def piece(self, text: str) -> bytes:
         return b"".join(self.more_text(text, []))
 
-    def choices(self, made: Choices) -> bytes:
+    def choices(self, piece: Choices) -> bytes:
         """A piece of an answer that is more than text, made by an engine of ours."""
-        return self.opened() + b"".join(self.of_chunk({"choices": made.choices}))
+        return self.opened() + b"".join(self.of_chunk({"choices": piece.choices}))
 
     def event(self, passed: Event) -> bytes:
         """An upstream's chunk."""
@@ -97,9 +98,9 @@ class ResponsesRendering:
         match = DATA.search(passed.data)
         return opening + b"".join(self.of_chunk(json.loads(match[1]))) if match else opening
 
-    def last(self, done: Done) -> bytes:
+    def last(self, last_frame: Done) -> bytes:
         """The end of the item that still grows, and of the response."""
-        frames = [self.opened(), *self.ended(done)]
+        frames = [self.opened(), *self.ended(last_frame)]
         return b"".join(frames) + self.lifecycle(
             "incomplete" if self.response["incomplete_details"] else "completed"
         )
@@ -151,7 +152,7 @@ class ResponsesRendering:
             return
         if self.growing != "reasoning":
             yield from self.begin(
-                "reasoning", {"type": "reasoning", "id": self.named("rs"), "summary": [], "content": []}
+                "reasoning", {"type": "reasoning", "id": self.next_id("rs"), "summary": [], "content": []}
             )
             yield self.begin_part({"type": "reasoning_text", "text": ""})
         self.output[-1]["content"][0]["text"] += text
@@ -173,7 +174,7 @@ class ResponsesRendering:
         if self.growing != index:
             item = {
                 "type": "function_call",
-                "id": self.named("fc"),
+                "id": self.next_id("fc"),
                 "call_id": call["id"],
                 "name": called["name"],
             }
@@ -183,11 +184,11 @@ class ResponsesRendering:
             yield self.of_item("response.function_call_arguments.delta", delta=arguments)
 
     def begin_message(self) -> Iterator[bytes]:
-        item = {"type": "message", "id": self.named("msg"), "role": "assistant", "content": []}
+        item = {"type": "message", "id": self.next_id("msg"), "role": "assistant", "content": []}
         yield from self.begin("message", item)
         yield self.begin_part({"type": "output_text", "text": "", "annotations": [], "logprobs": []})
 
-    def named(self, prefix: str) -> str:
+    def next_id(self, prefix: str) -> str:
         """The id of the next item."""
         return f"{prefix}_{self.identifier}_{len(self.output)}"
 
@@ -224,14 +225,17 @@ class ResponsesRendering:
         yield self.typed("response.output_item.done", output_index=len(self.output) - 1, item=item)
         self.growing = None
 
-    def ended(self, done: Done) -> Iterator[bytes]:
+    def ended(self, last_frame: Done) -> Iterator[bytes]:
         """Complete the response object, whose output is never empty; the events that end its last item."""
         if not self.output:
             yield from self.begin_message()
-        reason = INCOMPLETE.get(done.finish_reason)
+        reason = INCOMPLETE.get(last_frame.finish_reason)
         status = "incomplete" if reason else "completed"
         yield from self.end_item(status)
-        counted = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens}
+        counted = {
+            "prompt_tokens": last_frame.prompt_tokens,
+            "completion_tokens": last_frame.completion_tokens,
+        }
         self.response |= {
             "status": status,
             "incomplete_details": {"reason": reason} if reason else None,

@@ -227,7 +227,7 @@ class SchemaFormat(Nested):
 
     type: Literal["json_schema"]
     name: Annotated[str, Field(min_length=1)]
-    wanted: dict[str, Any] = Field(alias="schema")
+    definition: dict[str, Any] = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
 

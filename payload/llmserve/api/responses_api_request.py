@@ -105,17 +105,17 @@ def optional_fields(request: ResponsesBody) -> dict[str, Any]:
 
 def function(tool: FunctionTool | FunctionChoice) -> dict[str, Any]:
     """A tool, or the choice of one, as chat requests have it: all but the `type` is one level further down."""
-    return {"type": "function", "function": sent(tool, "type")}
+    return {"type": "function", "function": client_fields(tool, "type")}
 
 
 def response_format(chosen: Format) -> dict[str, Any]:
     """`text.format` as chat requests have it."""
     if isinstance(chosen, SchemaFormat):
-        return {"type": "json_schema", "json_schema": sent(chosen, "type")}
+        return {"type": "json_schema", "json_schema": client_fields(chosen, "type")}
     return {"type": chosen.type}
 
 
-def sent(part: BaseModel, *without: str) -> dict[str, Any]:
+def client_fields(part: BaseModel, *without: str) -> dict[str, Any]:
     """The fields that the client has sent and that are not null."""
     return part.model_dump(by_alias=True, exclude_none=True, exclude=set(without))
 
@@ -187,9 +187,9 @@ def repeated(request: ResponsesBody) -> dict[str, object]:
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "reasoning": {"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
         "temperature": request.temperature,
-        "text": {"format": sent(chosen) if chosen else {"type": "text"}},
-        "tool_choice": choice if isinstance(choice, str) else sent(choice),
-        "tools": [sent(tool) for tool in request.tools or ()],
+        "text": {"format": client_fields(chosen) if chosen else {"type": "text"}},
+        "tool_choice": choice if isinstance(choice, str) else client_fields(choice),
+        "tools": [client_fields(tool) for tool in request.tools or ()],
         "top_logprobs": request.top_logprobs or 0,
         "top_p": request.top_p,
     }

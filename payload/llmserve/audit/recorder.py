@@ -20,16 +20,16 @@ def of_arm(assigned: Assigned) -> dict[str, object]:
     """What is recorded of an assignment to an arm. With `away` the control answered in the candidate's place: it says why.
     `shadow` is the transaction that a copy copies.
     """
-    told: dict[str, object] = {
+    fields: dict[str, object] = {
         "llmkeep.experiment.name": assigned.experiment,
         "llmkeep.experiment.arm": assigned.arm,
         "llmkeep.experiment.percent": assigned.percent,
     }
     if assigned.away:
-        told["llmkeep.experiment.away"] = assigned.away
+        fields["llmkeep.experiment.away"] = assigned.away
     if assigned.shadow:
-        told["llmkeep.experiment.shadow"] = assigned.shadow
-    return told
+        fields["llmkeep.experiment.shadow"] = assigned.shadow
+    return fields
 
 
 INTENT = phase("intent", "access", "unknown")

@@ -28,21 +28,21 @@ def scrubbed(content: object) -> object:
 class _Strings:
     """The strings of a JSON value, as far as they can get into the record."""
 
-    def __init__(self, left: int = 2 * LONGEST) -> None:
-        self.left = left  # characters
+    def __init__(self, remaining: int = 2 * LONGEST) -> None:
+        self.remaining = remaining  # characters
 
     def redacted(self, value: object) -> object:
         if isinstance(value, str):
-            text, self.left = value[: self.left], max(0, self.left - len(value))
+            text, self.remaining = value[: self.remaining], max(0, self.remaining - len(value))
             return _redacted(text)
         if isinstance(value, dict):
             return {
                 _redacted(str(name)[:LONGEST]): self.redacted(each)
                 for name, each in value.items()
-                if self.left
+                if self.remaining
             }
         if isinstance(value, list):
-            return [self.redacted(each) for each in value if self.left]
+            return [self.redacted(each) for each in value if self.remaining]
         return value if isinstance(value, bool | None) else _redacted(str(value))
 
 

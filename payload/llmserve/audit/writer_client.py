@@ -28,14 +28,14 @@ ANSWER_BYTES = 64 * 1024  # a longer acknowledgement is invalid
 
 
 class Entry:
-    """A record on its way; `done` is a future only where a request waits for it."""
+    """A record on its way; `receipt` is a future only where a request waits for it."""
 
-    __slots__ = ("done", "line", "number", "since")
+    __slots__ = ("line", "number", "receipt", "since")
 
-    def __init__(self, line: bytes, done: asyncio.Future[None] | None) -> None:
+    def __init__(self, line: bytes, receipt: asyncio.Future[None] | None) -> None:
         """`line`: the event as JSON."""
         self.line = line
-        self.done = done
+        self.receipt = receipt
         self.number = 0
         self.since = time.monotonic()
 
@@ -81,7 +81,7 @@ class AuditClient:
         """Nothing is sent until `keep_connected` runs."""
         self.socket = socket
         self.metrics = metrics
-        self.sent: deque[Entry] = deque()  # sent but not acknowledged, by number
+        self.unacknowledged: deque[Entry] = deque()  # sent but not acknowledged, by number
         self.waiting: deque[Entry] = deque()  # not yet sent
         self.suppressed = 0
         self.number = 0
@@ -100,23 +100,23 @@ class AuditClient:
         if self.transport is None and time.monotonic() - self.away_since > INTENT_SECONDS:
             raise audit_unavailable()
         loop = asyncio.get_running_loop()
-        done = loop.create_future()
-        self.waiting.append(Entry(to_json(event), done))
+        receipt = loop.create_future()
+        self.waiting.append(Entry(to_json(event), receipt))
         if not self.flushing:
             self.flushing = True
             loop.call_soon(self.flush)
-        await done  # `end_overdue` bounds the wait
+        await receipt  # `end_overdue` bounds the wait
 
     def end_overdue(self) -> None:
         """Fail records that wait too long for the disk; called every second, which is cheaper than a timer per
         record.
         """
         before = time.monotonic() - INTENT_SECONDS
-        for entry in (*self.sent, *self.waiting):
+        for entry in (*self.unacknowledged, *self.waiting):
             if entry.since > before:
                 break
-            if entry.done and not entry.done.done():
-                entry.done.set_exception(audit_unavailable())
+            if entry.receipt and not entry.receipt.done():
+                entry.receipt.set_exception(audit_unavailable())
         if self.transport is None:
             self.forget_refused()
 
@@ -124,12 +124,14 @@ class AuditClient:
         """Drop intents that have failed, since nothing was done; while the writer is away, they would accumulate
         without bound.
         """
-        self.sent = deque(entry for entry in self.sent if not (entry.done and entry.done.done()))
-        self.waiting = deque(entry for entry in self.waiting if not (entry.done and entry.done.done()))
+        self.unacknowledged = deque(
+            entry for entry in self.unacknowledged if not (entry.receipt and entry.receipt.done())
+        )
+        self.waiting = deque(entry for entry in self.waiting if not (entry.receipt and entry.receipt.done()))
 
     def note(self, event: dict[str, object], refusal: bool = False) -> None:
         """Send `event` without waiting. Excess refusals are only counted, and the next one carries the count."""
-        if len(self.waiting) + len(self.sent) >= (KEPT // 10 if refusal else KEPT):
+        if len(self.waiting) + len(self.unacknowledged) >= (KEPT // 10 if refusal else KEPT):
             self.suppressed += 1
             self.metrics.audit_suppressed.inc()
             return
@@ -156,17 +158,17 @@ class AuditClient:
             self.number += 1
             entry.number = self.number
             lines.append(b'{"n":%d,"event":%b}\n' % (entry.number, entry.line))
-        self.sent.extend(self.waiting)
+        self.unacknowledged.extend(self.waiting)
         self.waiting.clear()
         self.transport.write(b"".join(lines))
 
     async def settled(self, seconds: float = 3.0) -> None:
         """Wait until everything is acknowledged, for at most `seconds`: this process stops."""
         end = asyncio.get_running_loop().time() + seconds
-        while (self.waiting or self.sent) and asyncio.get_running_loop().time() < end:
+        while (self.waiting or self.unacknowledged) and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.01)
-        if self.waiting or self.sent:
-            lost = {"records": len(self.waiting) + len(self.sent)}
+        if self.waiting or self.unacknowledged:
+            lost = {"records": len(self.waiting) + len(self.unacknowledged)}
             log.error("stopping with unrecorded outcomes", extra={"fields": lost})
 
     async def keep_connected(self) -> None:
@@ -179,9 +181,9 @@ class AuditClient:
         while True:
             began = time.monotonic()
             try:
-                made = partial(Connection, self)
+                factory = partial(Connection, self)
                 transport, connection = await asyncio.get_running_loop().create_unix_connection(
-                    made, str(self.socket)
+                    factory, str(self.socket)
                 )
             except OSError as error:
                 trouble = f"{type(error).__name__}: {error}"
@@ -202,8 +204,8 @@ class AuditClient:
         """Send unacknowledged records first; so a record may be written twice, but is never lost."""
         self.transport, self.number = transport, 0
         self.metrics.audit_up.set(1)
-        self.waiting.extendleft(reversed(self.sent))
-        self.sent.clear()
+        self.waiting.extendleft(reversed(self.unacknowledged))
+        self.unacknowledged.clear()
         self.flush()
 
     def end(self) -> None:
@@ -216,14 +218,14 @@ class AuditClient:
         """`17`: all records up to 17 are on disk; `!17 reason`: record 17 was rejected for good."""
         refused = line.startswith(b"!")
         number = int(line.removeprefix(b"!").split(maxsplit=1)[0])
-        while self.sent and self.sent[0].number <= number:
-            entry = self.sent.popleft()
-            if entry.done is None or entry.done.done():
+        while self.unacknowledged and self.unacknowledged[0].number <= number:
+            entry = self.unacknowledged.popleft()
+            if entry.receipt is None or entry.receipt.done():
                 continue
             if refused and entry.number == number:
-                entry.done.set_exception(audit_unavailable())
+                entry.receipt.set_exception(audit_unavailable())
             else:
-                entry.done.set_result(None)
+                entry.receipt.set_result(None)
         if refused:
             log.error(
                 "the audit writer rejected a record", extra={"fields": {"reason": line.decode().strip()}}

@@ -85,7 +85,7 @@ class Kept:
     stored: float
 
     @property
-    def done(self) -> Done:
+    def frame(self) -> Done:
         """The frame of an answer that is not streamed."""
         tokens = self.prompt_tokens, self.completion_tokens
         return Done(0, "".join(self.pieces), self.finish_reason, *tokens)
@@ -126,13 +126,13 @@ class ExactCache:
             self.metrics.cache_by["error"].inc()
         return None
 
-    async def put(self, key: str, pieces: list[str], done: Done) -> None:
+    async def put(self, key: str, pieces: list[str], frame: Done) -> None:
         """Cache an answer; a failure is only counted."""
         content = {
             "pieces": pieces,
-            "finish_reason": done.finish_reason,
-            "prompt_tokens": done.prompt_tokens,
-            "completion_tokens": done.completion_tokens,
+            "finish_reason": frame.finish_reason,
+            "prompt_tokens": frame.prompt_tokens,
+            "completion_tokens": frame.completion_tokens,
             "stored": time.time(),
         }
         value = to_json(content)

@@ -217,16 +217,16 @@ def remove_command(options: argparse.Namespace) -> int:
     """A removal is on record before it begins."""
     missing = 0
     with collection(options) as (documents, config, _):
-        known = {document.id: document for document in documents.documents()}
+        by_id = {document.id: document for document in documents.documents()}
         for name in options.ids:
-            if name not in known:
+            if name not in by_id:
                 print(
                     f"llm-serve: there is no document {name!r}: `llm-serve documents list` shows ids",
                     file=sys.stderr,
                 )
                 missing += 1
                 continue
-            on_record(config, "document.removed", about(options, known[name]))
+            on_record(config, "document.removed", about(options, by_id[name]))
             try:
                 documents.remove(name)
             except CollectionError as error:
@@ -262,10 +262,10 @@ def reindex_command(options: argparse.Namespace) -> int:
     """The switch is on record before it happens. 2 where it did not: the old index then serves on."""
     last = time.monotonic()
 
-    def progress(done: int, total: int) -> None:
+    def progress(count: int, total: int) -> None:
         nonlocal last
         if (now := time.monotonic()) - last >= PROGRESS_SECONDS:
-            print(f"{done} of {total} passages", file=sys.stderr, flush=True)
+            print(f"{count} of {total} passages", file=sys.stderr, flush=True)
             last = now
 
     with index(options) as (client, config, settings):

@@ -258,8 +258,10 @@ class DocumentCollection:
         if not self.stored(document).revisions:
             return False
         self.delete(document)
-        if left := self.stored(document).revisions:
-            raise CollectionError(f"{sum(left.values())} passages of {document} are left: run this again")
+        if remaining := self.stored(document).revisions:
+            raise CollectionError(
+                f"{sum(remaining.values())} passages of {document} are left: run this again"
+            )
         return True
 
     def documents(self) -> list[Document]:

@@ -65,9 +65,9 @@ def text_in(file: Path, content: IO[bytes]) -> str:
         raise UnreadableFile(f"{file} has more than {most >> 20} MiB: divide it")
     if suffix in FORMATS:
         return PAGE_BREAK.join(pages_of(file, content.fileno(), [*PARSER, FORMATS[suffix]]))
-    taken = content.read(most)
+    raw_text = content.read(most)
     try:
-        return taken.decode("utf-8-sig")
+        return raw_text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableFile(
             f"{file} is no UTF-8 (byte {error.start}): convert it, by iconv for example"
@@ -114,8 +114,8 @@ def _output(process: "subprocess.Popen[bytes]", pipe: int, seconds: float) -> by
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     while True:
-        left = end - monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        remaining = end - monotonic()
+        if remaining <= 0 or not poll.poll(remaining * 1000):
             process.kill()
             raise TimeoutError
         chunk = os.read(pipe, CHUNK)

@@ -77,9 +77,9 @@ def spaced(text: str) -> str:
 class Grounding:
     """The passages of one answer, numbered from 1."""
 
-    def __init__(self, hits: Sequence[Hit], asked: str) -> None:
+    def __init__(self, hits: Sequence[Hit], query: str) -> None:
         self.hits = hits
-        self.language = language(asked)
+        self.language = language(query)
 
     @property
     def absent(self) -> str:

@@ -92,13 +92,13 @@ class Reindexing:
     def delete_others(self) -> None:
         """Delete what runs for other models have left: indices with the alias of a run."""
         aliases = self.client.indices.get_alias(index=f"{self.alias}-*")
-        left = [
+        orphans = [
             name
             for name, each in aliases.items()
             if self.runs(each["aliases"]) and name not in {self.before, self.after}
         ]
-        if left:
-            self.change([{"remove_index": {"index": name}} for name in left])
+        if orphans:
+            self.change([{"remove_index": {"index": name}} for name in orphans])
 
     def runs(self, aliases: Iterable[str]) -> list[str]:
         """Those of these aliases by which runs write."""
@@ -157,12 +157,12 @@ class Reindexing:
     def compare(self) -> int:
         """Copy what the new index lacks, and delete what the old one has no more; how many passages that were."""
         changed, total = 0, self.count(self.before)
-        done = self.count(self.after)
+        passages = self.count(self.after)
         for batch in batched(self.differences(), TEXTS, strict=False):
             self.apply(batch)
             changed += len(batch)
-            done += sum(1 if kind == "copy" else -1 for kind, _ in batch)
-            self.progress(done, total)
+            passages += sum(1 if kind == "copy" else -1 for kind, _ in batch)
+            self.progress(passages, total)
         self.client.indices.refresh(index=self.after)
         return changed
 

@@ -23,8 +23,8 @@ class GroundedRendering(OpenAiRendering):
         self.grounding = grounding
         self.text: list[str] = []
 
-    def whole(self, done: Done) -> bytes:
-        body = json.loads(super().whole(done)) | {"documents": self.grounding.report(done.text)}
+    def whole(self, frame: Done) -> bytes:
+        body = json.loads(super().whole(frame)) | {"documents": self.grounding.report(frame.text)}
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
     def piece(self, text: str) -> bytes:
@@ -39,7 +39,7 @@ class GroundedRendering(OpenAiRendering):
         self.text.append(passed.text)
         return super().event(passed)
 
-    def last(self, done: Done) -> bytes:
+    def last(self, frame: Done) -> bytes:
         """The passages come before the finish reason of our engines, and after that of an upstream."""
         report = {"documents": self.grounding.report("".join(self.text))}
-        return event(self.chunk([]) | report) + super().last(done)
+        return event(self.chunk([]) | report) + super().last(frame)

@@ -47,8 +47,8 @@ class EchoDriver(Steady):
             elif count % 64 == 63:
                 await asyncio.sleep(0)  # let other tasks run, and cancellation take effect
             count += 1
-            if shown := stops.push(word):
-                emit(shown)
+            if piece := stops.push(word):
+                emit(piece)
             if stops.stopped:
                 break
         else:

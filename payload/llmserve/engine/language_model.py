@@ -47,7 +47,7 @@ class Detokenizer:
         self.decode = decode
         self.ids: list[int] = []
         self.start = 0  # decoding starts here: the last emitted piece is the context for spaces
-        self.shown = 0
+        self.end = 0
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that is final now."""
@@ -55,12 +55,12 @@ class Detokenizer:
         text = self.pending()
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
-        self.start, self.shown = self.shown, len(self.ids)
+        self.start, self.end = self.end, len(self.ids)
         return text
 
     def pending(self) -> str:
         """Text of the tokens that are not emitted yet."""
-        before = self.decode(self.ids[self.start : self.shown])
+        before = self.decode(self.ids[self.start : self.end])
         return self.decode(self.ids[self.start :])[len(before) :]
 
 
@@ -180,14 +180,14 @@ class LanguageModel:
         if not request.extra.keys() & {*next_token.FIELDS, *next_token.BY_GRAMMAR, "tools"}:
             return None
         offered = Tools.of(request)
-        named = [name for name in next_token.BY_GRAMMAR if name in request.extra] + ["tools"] * bool(offered)
-        if len(named) > 1:
-            raise ApiError(400, "invalid_value", f"set {' or '.join(map(repr, named))}, not both", named[0])
+        fields = [name for name in next_token.BY_GRAMMAR if name in request.extra] + ["tools"] * bool(offered)
+        if len(fields) > 1:
+            raise ApiError(400, "invalid_value", f"set {' or '.join(map(repr, fields))}, not both", fields[0])
         matcher = None
         if offered and offered.forced:
             matcher = self.grammars.matcher(offered.grammar(), "tools")
-        elif named and not offered:
-            matcher = self.grammars.matcher(next_token.grammar_of(request, named[0]), named[0])
+        elif fields and not offered:
+            matcher = self.grammars.matcher(next_token.grammar_of(request, fields[0]), fields[0])
         if matcher is None and not request.extra.keys() & {*next_token.FIELDS}:
             return None  # tools that the model may leave alone
         temperature, _ = self.sampling(request)

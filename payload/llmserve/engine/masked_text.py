@@ -24,8 +24,8 @@ class MaskedText:
         present = sorted({control for text in texts for control in pattern.findall(text)})
         if not present:
             return
-        taken = {ord(character) for text in texts for character in text if ord(character) >= FREE}
-        free = (chr(code) for code in range(FREE, LAST) if code not in taken)
+        codes = {ord(character) for text in texts for character in text if ord(character) >= FREE}
+        free = (chr(code) for code in range(FREE, LAST) if code not in codes)
         self.mark = dict(zip(present, free, strict=False))
         self.messages, self.tools = (
             replaced(each, lambda text: pattern.sub(lambda match: self.mark[match[0]], text))

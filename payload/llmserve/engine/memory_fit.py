@@ -74,8 +74,8 @@ class Config:
         self.content = content
         self.model_type = content.get("model_type")
         if self.model_type not in DENSE + LATENT:
-            known = ", ".join(DENSE + LATENT)
-            raise ConfigError(f"config.json has model_type {self.model_type!r}: fit supports {known}")
+            architectures = ", ".join(DENSE + LATENT)
+            raise ConfigError(f"config.json has model_type {self.model_type!r}: fit supports {architectures}")
 
     def number(self, name: str, default: int | None = None) -> int:
         """A non-negative integer; raises ConfigError if it is missing or invalid."""
@@ -262,12 +262,12 @@ def report(
     if quantization not in (None, *CHANGED):
         raise ConfigError(f"--quantization is {quantization}: it is counted with --hosts, as vLLM serves it")
     size = parse_memory(memory)
-    found = modes(model, size, gpus, length)
-    fits = any(each.fits for each in found if quantization in (None, each.quantization))
+    candidates = modes(model, size, gpus, length)
+    fits = any(each.fits for each in candidates if quantization in (None, each.quantization))
     if as_json:
         head = {**asdict(model), "context": length, "memory": size, "gpus": gpus}
-        return json.dumps({**head, "modes": [asdict(each) for each in found]}), fits
+        return json.dumps({**head, "modes": [asdict(each) for each in candidates]}), fits
     cards = f"{gpus} × {gib(size)}; the cache takes {model.cache_bytes_per_token} bytes per token"
     lines = [f"{model.model_type}, {model.parameters / 1e9:.2f} G parameters, on {cards}"]
-    lines += [f"{each.quantization:5} {gib(each.weight_bytes):>10}  {each.verdict}" for each in found]
+    lines += [f"{each.quantization:5} {gib(each.weight_bytes):>10}  {each.verdict}" for each in candidates]
     return "\n".join(lines), fits

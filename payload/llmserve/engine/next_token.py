@@ -70,17 +70,17 @@ def logprobs_of(request: Generate) -> int | None:
 
     Raises ApiError 400.
     """
-    asked, top = request.extra.get("logprobs"), request.extra.get("top_logprobs")
+    logprobs, top = request.extra.get("logprobs"), request.extra.get("top_logprobs")
     if request.messages is None:
-        if asked is True:
+        if logprobs is True:
             raise ApiError(
                 400, "invalid_value", "'logprobs' is true: it is a number at /v1/completions", "logprobs"
             )
-        return asked
-    if asked not in (None, True) or (top is not None and not asked):
+        return logprobs
+    if logprobs not in (None, True) or (top is not None and not logprobs):
         message = "set 'logprobs' to true, and 'top_logprobs' to the number of the likeliest tokens"
         raise ApiError(400, "invalid_value", message, "logprobs")
-    return top or 0 if asked else None
+    return top or 0 if logprobs else None
 
 
 class Grammars:
@@ -98,13 +98,13 @@ class Grammars:
         """
         fault = self.trial.fault(grammar)
         if not fault:
-            made = LLMatcher(self.tokens, grammar, limits=LIMITS, log_level=0)
-            fault = made.get_error() if made.is_error() else ""
+            matcher = LLMatcher(self.tokens, grammar, limits=LIMITS, log_level=0)
+            fault = matcher.get_error() if matcher.is_error() else ""
         if fault:
             raise ApiError(
                 400, "invalid_value", f"'{name}' cannot be followed: {fault.splitlines()[0][:300]}", name
             )
-        return made
+        return matcher
 
 
 def unfollowable(matcher: LLMatcher) -> ApiError:
@@ -173,8 +173,10 @@ class NextToken:
             self.take(token)
         self.position = len(answer)
         if self.repetition != 1:
-            known = self.prompted | (self.counts > 0)
-            row = torch.where(known, torch.where(row > 0, row / self.repetition, row * self.repetition), row)
+            present = self.prompted | (self.counts > 0)
+            row = torch.where(
+                present, torch.where(row > 0, row / self.repetition, row * self.repetition), row
+            )
         row -= self.frequency * self.counts + self.presence * (self.counts > 0)
         row[self.bias[0]] += self.bias[1]
         if self.allowed is not None:

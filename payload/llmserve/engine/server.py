@@ -252,7 +252,7 @@ class EngineServer:
                     f"this engine has no adapter '{request.adapter}': GET /v1/models lists what is served",
                 )
             async with deadline, self.slots:
-                done = await (self.choices if request.extra.keys() & MORE_THAN_TEXT else self.text)(
+                frame = await (self.choices if request.extra.keys() & MORE_THAN_TEXT else self.text)(
                     request, say
                 )
         except ApiError as error:
@@ -268,7 +268,7 @@ class EngineServer:
                 )
             say(Failed(request.id, refused.status, refused.code, refused.message))
         else:
-            say(done)
+            say(frame)
         finally:
             self.pending -= 1
             self.step()
@@ -308,7 +308,7 @@ class EngineServer:
                 say(choice.last(finish.reason, finish.calls, finish.chances))
             answered.append((choice, finish))
         first, finish = answered[0]
-        done = Done(
+        frame = Done(
             request.id,
             "",
             finish.reason,
@@ -316,9 +316,9 @@ class EngineServer:
             sum(each.completion_tokens for _, each in answered),
         )
         if not request.stream:
-            done.text = "".join(first.pieces)
-            done.choices = [choice.whole(how.reason, how.calls, how.chances) for choice, how in answered]
-        return done
+            frame.text = "".join(first.pieces)
+            frame.choices = [choice.whole(how.reason, how.calls, how.chances) for choice, how in answered]
+        return frame
 
 
 async def serve(

@@ -9,7 +9,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         """`stops`: non-empty strings."""
         self.stops = tuple(stops)
-        self.held = ""
+        self.tail = ""
         self.stopped = False
         self.after = ""  # what the piece with the stop string had besides, beginning with it
 
@@ -19,26 +19,26 @@ class StopStrings:
             return ""
         if not self.stops:
             return text
-        self.held += text
-        cuts = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        self.tail += text
+        cuts = [at for stop in self.stops if (at := self.tail.find(stop)) >= 0]
         if cuts:
             self.stopped = True
-            shown, self.after, self.held = self.held[: min(cuts)], self.held[min(cuts) :], ""
-            return shown
+            piece, self.after, self.tail = self.tail[: min(cuts)], self.tail[min(cuts) :], ""
+            return piece
         keep = self.longest_beginning()
-        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return shown
+        piece, self.tail = self.tail[: len(self.tail) - keep], self.tail[len(self.tail) - keep :]
+        return piece
 
     def flush(self) -> str:
         """At the end of the text, return what was held back, which is no stop string after all."""
-        shown, self.held = self.held, ""
-        return shown
+        piece, self.tail = self.tail, ""
+        return piece
 
     def longest_beginning(self) -> int:
-        """Length of the longest suffix of `held` that is a proper prefix of a stop string."""
-        longest = min(len(self.held), max(len(stop) for stop in self.stops) - 1)
+        """Length of the longest suffix of `tail` that is a proper prefix of a stop string."""
+        longest = min(len(self.tail), max(len(stop) for stop in self.stops) - 1)
         for size in range(longest, 0, -1):
-            end = self.held[-size:]
+            end = self.tail[-size:]
             if any(stop.startswith(end) for stop in self.stops):
                 return size
         return 0

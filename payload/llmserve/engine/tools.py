@@ -137,29 +137,31 @@ def call_of(call: Any) -> dict[str, Any]:
 
 def in_words(messages: list[dict[str, Any]], described: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with functions, calls and results in their contents."""
-    shown: list[dict[str, Any]] = []
+    conversation: list[dict[str, Any]] = []
     for message in messages:
         text = message["content"] or ""
         if message["role"] == "tool":
             result = f"<tool_response>{text}</tool_response>"
-            if shown and shown[-1].get("results"):
-                shown[-1]["content"] += f"\n{result}"
+            if conversation and conversation[-1].get("results"):
+                conversation[-1]["content"] += f"\n{result}"
             else:
-                shown.append({"role": "user", "content": result, "results": True})
+                conversation.append({"role": "user", "content": result, "results": True})
             continue
         calls = [
             f"{BEGIN}{json.dumps(call_of(call), ensure_ascii=False)}{END}"
             for call in message.get("tool_calls", ())
         ]
-        shown.append({"role": message["role"], "content": "\n".join([*([text] if text else []), *calls])})
+        conversation.append(
+            {"role": message["role"], "content": "\n".join([*([text] if text else []), *calls])}
+        )
     if described:
         lines = "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in described)
         intro = IN_WORDS.format(functions=lines)
-        if shown[0]["role"] == "system":
-            shown[0]["content"] += f"\n\n{intro}"
+        if conversation[0]["role"] == "system":
+            conversation[0]["content"] += f"\n\n{intro}"
         else:
-            shown.insert(0, {"role": "system", "content": intro})
-    return shown
+            conversation.insert(0, {"role": "system", "content": intro})
+    return conversation
 
 
 class CallReader:
@@ -169,28 +171,28 @@ class CallReader:
         self.tools = tools
         self.emit = emit
         self.before = StopStrings([BEGIN])
-        self.held = ""  # a call, and all that follows it
+        self.rest = ""  # a call, and all that follows it
         self.calls: list[dict[str, Any]] = []  # as in OpenAI's messages
 
     def push(self, text: str) -> None:
         """Add a piece; something is always emitted, as a sign of progress."""
         if self.tools.forced or self.before.stopped:
-            self.held += text
+            self.rest += text
         else:
             self.emit(self.before.push(text))
-            self.held = self.before.after
+            self.rest = self.before.after
             return
         self.emit("")
 
     def end(self) -> None:
         """Emit what turned out to be no call."""
         if self.tools.forced:
-            if found := FORCED.match(self.held):
-                name, arguments = found.groups()
-                whole = is_json(self.held)
+            if match := FORCED.match(self.rest):
+                name, arguments = match.groups()
+                whole = is_json(self.rest)
                 self.calls.append(new_call(name, arguments[:-1] if whole else arguments))
             return
-        for text in CALL.findall(self.held):
+        for text in CALL.findall(self.rest):
             try:
                 call = json.loads(text)
                 arguments = json.dumps(call["arguments"], ensure_ascii=False)
@@ -201,7 +203,7 @@ class CallReader:
         if not self.tools.parallel:
             del self.calls[1:]
         if not self.calls:
-            self.emit(self.before.flush() or self.held)
+            self.emit(self.before.flush() or self.rest)
 
 
 def is_json(text: str) -> bool:

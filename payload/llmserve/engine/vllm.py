@@ -47,13 +47,13 @@ OTHERS = 0o007  # the socket is its user's and its group's, which the gateway is
 def gpus() -> int:
     """GPUs that CUDA has in this container; ConfigError if there is none."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", COUNT], capture_output=True, text=True, check=False, timeout=COUNT_SECONDS
         )
-        reason = done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+        reason = process.stderr.strip().rpartition("\n")[2] if process.returncode else ""
     except subprocess.TimeoutExpired:
         reason = f"CUDA did not start within {COUNT_SECONDS} s"
-    if not reason and (count := int(done.stdout)):
+    if not reason and (count := int(process.stdout)):
         return count
     raise ConfigError(
         f"no GPU: {reason or 'CUDA starts and finds none'}. vLLM needs one: ask for nvidia.com/gpu and the runtime class of "
@@ -63,11 +63,11 @@ def gpus() -> int:
 
 def require_gpus(model: VllmModel) -> None:
     """ConfigError unless there are as many GPUs as the model is divided over."""
-    wanted, count = model.tensor_parallel * model.pipeline_parallel, gpus()
-    if count < wanted:
+    demand, count = model.tensor_parallel * model.pipeline_parallel, gpus()
+    if count < demand:
         raise ConfigError(
-            f"tensor_parallel {model.tensor_parallel} times pipeline_parallel {model.pipeline_parallel} takes {wanted} GPUs, and "
-            f"this container has {count}: ask for {wanted} nvidia.com/gpu, or divide the model over fewer"
+            f"tensor_parallel {model.tensor_parallel} times pipeline_parallel {model.pipeline_parallel} takes {demand} GPUs, and "
+            f"this container has {count}: ask for {demand} nvidia.com/gpu, or divide the model over fewer"
         )
 
 

@@ -28,7 +28,7 @@ def text_only(request: Generate, hello: Hello) -> bool:
 
 
 class AnswerSource:
-    """The source of one answer. Call `kept` first, then `begin`, and `close` in any case."""
+    """The source of one answer. Call `cached_answer` first, then `begin`, and `close` in any case."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class AnswerSource:
             0,
         )  # once closed: prompt and completion tokens that count against this request's quota
 
-    async def kept(
+    async def cached_answer(
         self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], str]
     ) -> Kept | None:
         """The cached answer, if the client may have it and `wish` permits it."""
@@ -71,11 +71,11 @@ class AnswerSource:
             self.metrics.cache_by["bypass"].inc()
             return None
         where = key()
-        kept = await cache.get(where, wish.max_age) if wish.read else None
-        if kept:
+        answer = await cache.get(where, wish.max_age) if wish.read else None
+        if answer:
             self.exchange.cache = b"hit"
             self.metrics.cache_by["hit"].inc()
-            return kept
+            return answer
         self.join = partial(
             shared.join, where, place=self.place, routed=self.routed, cache=cache, fresh=not wish.read
         )
@@ -128,11 +128,11 @@ class AnswerSource:
 
     def close(self) -> None:
         """Stop listening, and the engine's work if no one else listens; sets `usage`. Calling it again changes nothing."""
-        if self.leave is not gone:
+        if self.leave is not no_op:
             self.usage = self.spent()
             self.answer.take = None
             self.leave()
-            self.leave = gone
+            self.leave = no_op
 
     def spent(self) -> tuple[int, int]:
         """Prompt and completion tokens. An answer that ends early costs its prompt and every token that was generated; one that
@@ -157,5 +157,5 @@ class AnswerSource:
         ) * request.answers
 
 
-def gone() -> None:
+def no_op() -> None:
     """The `leave` of a source that is closed."""

@@ -75,9 +75,9 @@ def blind(scope: Scope) -> bool:
     return scope["llm"].assigned is not None
 
 
-def blinded(error: ApiError, model: str, asked: str) -> ApiError:
+def blinded(error: ApiError, model: str, client_name: str) -> ApiError:
     """The error with the name that the client asked for in place of the arm's."""
-    return replace(error, message=error.message.replace(model, asked))
+    return replace(error, message=error.message.replace(model, client_name))
 
 
 class Completions:
@@ -89,10 +89,10 @@ class Completions:
         self.shadows = Shadows(state)
         self.search = Search(state)
 
-    def parse(self, scope: Scope, read: Read, sent: bytes) -> ParsedRequest:
+    def parse(self, scope: Scope, read: Read, body: bytes) -> ParsedRequest:
         exchange: Exchange = scope["llm"]
         granted = exchange.decision.max_tokens if exchange.decision else 0
-        return self.parser.read(scope["llm"].identity.tenant, read, granted, sent)
+        return self.parser.read(scope["llm"].identity.tenant, read, granted, body)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
@@ -129,13 +129,13 @@ class Completions:
             return
         exchange: Exchange = scope["llm"]
         await self.state.recorder.intent(exchange, None, parsed.content, parsed.proof, about)
-        done = Done(0, grounding.absent, "stop", 0, 0)
+        frame = Done(0, grounding.absent, "stop", 0, 0)
         if not call.generate.stream:
-            await respond(send, 200, rendering.whole(done))
+            await respond(send, 200, rendering.whole(frame))
             return
         exchange.streaming = True
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-        body = rendering.first() + rendering.piece(done.text) + rendering.last(done)
+        body = rendering.first() + rendering.piece(frame.text) + rendering.last(frame)
         await send({"type": "http.response.body", "body": body})
 
     async def responses(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,17 +176,19 @@ class Completions:
         Also what the client is told of the model, which is as it asked where it is an arm of an experiment.
         """
         visible = self.state.visible(scope["llm"])
-        asked = call.model
-        if asked is None:
-            asked = DEFAULT if DEFAULT in scope["llm"].decision.aliases else next(iter(visible), "")
-        name = self.state.resolve(scope["llm"], asked)
-        if not call.collections and self.state.collections(scope["llm"], asked):
-            message = f"'{asked}' answers from documents: use /v1/chat/completions, or the model '{name}'"
+        client_name = call.model
+        if client_name is None:
+            client_name = DEFAULT if DEFAULT in scope["llm"].decision.aliases else next(iter(visible), "")
+        name = self.state.resolve(scope["llm"], client_name)
+        if not call.collections and self.state.collections(scope["llm"], client_name):
+            message = (
+                f"'{client_name}' answers from documents: use /v1/chat/completions, or the model '{name}'"
+            )
             raise ApiError(404, "wrong_endpoint", message, "model")
         if name not in visible:
             if name in self.state.instances:  # not the client's own words, and not for its eyes
                 scope["llm"].fields["gen_ai.request.model"] = name
-            raise no_such_model(name, visible, asked)
+            raise no_such_model(name, visible, client_name)
         routed = self.of_arm(scope["llm"], name, call.generate)
         if routed is None:
             if name not in self.state.instances:  # the name of an experiment, where vectors are wanted
@@ -290,9 +292,9 @@ class Completions:
             with self.state.in_flight.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
                 wish = cache_wish(header(scope, b"cache-control"))
                 key = partial(parsed.key, identity.tenant, decision.revision, routed.hello)
-                kept = await source.kept(self.state.cache, self.state.shared, wish, key)
-                if kept:
-                    await self.replay(exchange, send, call, routed, rendering, kept)
+                hit = await source.cached_answer(self.state.cache, self.state.shared, wish, key)
+                if hit:
+                    await self.replay(exchange, send, call, routed, rendering, hit)
                 elif call.generate.stream:
                     await self.stream(exchange, send, scope["peer"], routed, rendering, source)
                 else:
@@ -327,21 +329,21 @@ class Completions:
         call: Call,
         routed: RoutedRequest,
         rendering: Rendering,
-        kept: Kept,
+        hit: Kept,
     ) -> None:
         """Send a cached answer; a stream gets the same pieces that the engine produced."""
-        done = kept.done
-        self.count(exchange, routed, done)
-        collect(exchange, done.text)
-        age = (b"age", b"%d" % kept.age())
+        frame = hit.frame
+        self.count(exchange, routed, frame)
+        collect(exchange, frame.text)
+        age = (b"age", b"%d" % hit.age())
         if not call.generate.stream:
-            await respond(send, 200, rendering.whole(done), [age])
+            await respond(send, 200, rendering.whole(frame), [age])
             return
         exchange.streaming = True
         await send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, age]})
         self.state.metrics.of(routed.model).first_token.observe(time.monotonic() - exchange.started)
         opening = rendering.first()
-        body = b"".join([opening, *map(rendering.piece, kept.pieces), rendering.last(done)])
+        body = b"".join([opening, *map(rendering.piece, hit.pieces), rendering.last(frame)])
         await send({"type": "http.response.body", "body": body})
 
     async def whole(
@@ -431,11 +433,11 @@ class Completions:
         self.count(exchange, routed, frame)
         await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
 
-    def count(self, exchange: Exchange, routed: RoutedRequest, done: Done) -> None:
+    def count(self, exchange: Exchange, routed: RoutedRequest, frame: Done) -> None:
         """Record token counts for metrics and the access log."""
         series = self.state.metrics.of(routed.model)
-        series.prompt_tokens.inc(done.prompt_tokens)
-        series.completion_tokens.inc(done.completion_tokens)
-        exchange.fields["gen_ai.usage.input_tokens"] = done.prompt_tokens
-        exchange.fields["gen_ai.usage.output_tokens"] = done.completion_tokens
-        exchange.fields["llm.finish_reason"] = done.finish_reason
+        series.prompt_tokens.inc(frame.prompt_tokens)
+        series.completion_tokens.inc(frame.completion_tokens)
+        exchange.fields["gen_ai.usage.input_tokens"] = frame.prompt_tokens
+        exchange.fields["gen_ai.usage.output_tokens"] = frame.completion_tokens
+        exchange.fields["llm.finish_reason"] = frame.finish_reason

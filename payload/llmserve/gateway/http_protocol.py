@@ -21,13 +21,13 @@ class Peer:
 
     def __init__(self, protocol: "BoundedHttp | None" = None) -> None:
         self.protocol = protocol
-        self.gone = False
+        self.is_closed = False
         self.tell: Callable[[], None] | None = None
 
     def when_gone(self, tell: Callable[[], None]) -> None:
         """Call `tell` once the client has disconnected, or now if it already has."""
         self.tell = tell
-        if self.gone:
+        if self.is_closed:
             tell()
 
     def stays(self) -> None:
@@ -36,7 +36,7 @@ class Peer:
 
     def leave(self) -> None:
         """The connection is closed."""
-        self.gone, self.protocol = True, None
+        self.is_closed, self.protocol = True, None
         if self.tell:
             self.tell()
 
@@ -46,8 +46,8 @@ class BoundedHttp(HttpToolsProtocol):
     head_bytes = 0  # since the request began, or since the last part of its body
     read_bytes = 0  # by the last read
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.peer = Peer(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

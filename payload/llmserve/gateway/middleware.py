@@ -27,9 +27,9 @@ BODIES_BYTES = 64 * 1024 * 1024
 HEALTH = frozenset({"/livez", "/readyz", "/health", "/drainz"})  # polled every second, so not logged
 
 
-def trace(given: bytes) -> tuple[bytes, bool] | None:
+def trace(value: bytes) -> tuple[bytes, bool] | None:
     """Trace id and sampled flag of a `traceparent`, or None if it is invalid (https://www.w3.org/TR/trace-context/)."""
-    match = TRACEPARENT.fullmatch(given)
+    match = TRACEPARENT.fullmatch(value)
     if match is None:
         return None
     version, trace_id, parent, flags, more = match.groups()
@@ -47,30 +47,30 @@ class RequestContext:
 
     def begin(self, scope: Scope) -> Exchange:
         """Take request id and trace from the headers, or generate them; the identity is not known yet."""
-        given = parent = address = None
+        client_id = parent = address = None
         for name, value in scope["headers"]:
             if name == b"x-request-id":
-                given = value
+                client_id = value
             elif name == b"traceparent":
                 parent = value
             elif name == b"x-forwarded-for":  # the edge sets it, and only the edge reaches this socket
                 address = value
         fresh = secrets.token_hex(16).encode()
-        known = given if given and REQUEST_ID.fullmatch(given) else fresh
+        request_id = client_id if client_id and REQUEST_ID.fullmatch(client_id) else fresh
         traced = trace(parent) if parent else None
-        exchange = Exchange(known, *(traced or (fresh, False)), time.monotonic())
+        exchange = Exchange(request_id, *(traced or (fresh, False)), time.monotonic())
         if address:
             exchange.address = address[:64].decode("latin-1")
         return exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = scope["llm"] = self.begin(scope)
-        held: Message | None = None
+        pending: Message | None = None
 
-        async def named(message: Message) -> None:
-            nonlocal held
-            if held is not None:
-                start, held = held, None
+        async def send_with_headers(message: Message) -> None:
+            nonlocal pending
+            if pending is not None:
+                start, pending = pending, None
                 client: BoundedHttp | None = scope["peer"].protocol
                 if client and client.respond(scope, start["headers"], message["body"]):
                     return
@@ -87,19 +87,19 @@ class RequestContext:
                 if exchange.response_id:
                     headers.append((b"x-llm-response-id", exchange.response_id.encode()))
                 if exchange.model:
-                    told = exchange.assigned.model if exchange.assigned else exchange.model
-                    headers.append((b"x-llm-model", told.encode()))
+                    model = exchange.assigned.model if exchange.assigned else exchange.model
+                    headers.append((b"x-llm-model", model.encode()))
                 if exchange.alias:
                     headers.extend(exchange.alias.headers)
                 if exchange.cache:
                     headers.append((b"x-llm-cache", exchange.cache))
                     self.metrics.overhead_by[exchange.cache].observe(overhead)
                 if message.get("whole") and message["status"] == 200 and "peer" in scope:
-                    held = message
+                    pending = message
                     return
             await send(message)
 
-        await self.app(scope, receive, named)
+        await self.app(scope, receive, send_with_headers)
 
 
 class AccessLog:
@@ -201,7 +201,7 @@ class BodyLimit:
         self.limit = limit
         self.streamed = streamed
         self.streamed_limit = streamed_limit
-        self.held = 0
+        self.total = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(self.streamed):
@@ -210,31 +210,31 @@ class BodyLimit:
             return
         limit = self.limit()
         refuse_larger(int(header(scope, b"content-length") or 0), limit)
-        seen = 0
+        length = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal length
             message = await receive()
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
-                seen += size
-                self.held += size
-                refuse_larger(seen, limit)
-                if self.held > BODIES_BYTES:
-                    reason = f"the bodies of all requests have {self.held} bytes, the limit is {BODIES_BYTES}: retry later"
+                length += size
+                self.total += size
+                refuse_larger(length, limit)
+                if self.total > BODIES_BYTES:
+                    reason = f"the bodies of all requests have {self.total} bytes, the limit is {BODIES_BYTES}: retry later"
                     raise unavailable("overloaded", reason, retry_after=2)
             return message
 
         try:
             await self.app(scope, counted, send)
         finally:
-            self.held -= seen
+            self.total -= length
 
 
-def refuse_larger(seen: int, limit: int) -> None:
-    """Raise ApiError 413 for a body of at least `seen` bytes beyond the limit."""
-    if seen > limit:
-        message = f"the body has at least {seen} bytes, the limit is {limit}: send less"
+def refuse_larger(size: int, limit: int) -> None:
+    """Raise ApiError 413 for a body of at least `size` bytes beyond the limit."""
+    if size > limit:
+        message = f"the body has at least {size} bytes, the limit is {limit}: send less"
         raise ApiError(413, "body_too_large", message, headers=[(b"connection", b"close")])
 
 

@@ -81,7 +81,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute]) -> dict[str, Any]:
         for operation in operations.values():
             operation["responses"].pop("422", None)
 
-    def known(model: type[BaseModel]) -> dict[str, Any]:
+    def add_schema(model: type[BaseModel]) -> dict[str, Any]:
         """The schema of `model`, which is added to the components."""
         schema = model.model_json_schema(ref_template=SCHEMAS + "{model}")
         schemas.update(schema.pop("$defs", {}))
@@ -89,7 +89,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute]) -> dict[str, Any]:
         return schema
 
     for route in plain:
-        known(route.answer)
+        add_schema(route.answer)
         answered: dict[str, Any] = {"application/json": {"schema": {"$ref": SCHEMAS + route.answer.__name__}}}
         if route.body is None:
             fine = {"description": "Success", "headers": EVERY_ANSWER, "content": answered}
@@ -100,7 +100,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute]) -> dict[str, Any]:
             answered["text/event-stream"] = {"schema": EVENT}
             described += "; server-sent events if 'stream' is true"
         fine = {"description": described, "headers": TEXT_ANSWER, "content": answered}
-        schema = known(route.body)
+        schema = add_schema(route.body)
         paths[route.path] = {
             method.lower(): asking(method, route.body, schema) | {"responses": {"200": fine}}
             for method in route.methods

@@ -59,8 +59,8 @@ def seconds_allowed(scope: Scope, limit: float) -> float:
         return limit
     if not re.fullmatch(rb"[1-9][0-9]{0,8}", requested):
         name = "x-llm-deadline-ms"
-        seen = requested[:20].decode("latin-1")
-        message = f"the header '{name}' is {seen!r}: send milliseconds as a positive integer"
+        value = requested[:20].decode("latin-1")
+        message = f"the header '{name}' is {value!r}: send milliseconds as a positive integer"
         raise ApiError(400, "invalid_value", message, name)
     return min(limit, int(requested) / 1000)
 
@@ -120,24 +120,24 @@ class ParsedRequest:
     text: str
     proof: str
     secret: bytes = field(repr=False)
-    sent: Generate | None = field(default=None, repr=False)
+    original: Generate | None = field(default=None, repr=False)
     keyed: tuple[tuple[str, int, Hello], str] | None = field(default=None, repr=False)
 
     @property
     def content(self) -> object:
         """The prompt, messages or inputs of the client, for the audit record."""
-        return content_of(self.sent or self.call.generate)
+        return content_of(self.original or self.call.generate)
 
     def grounded(self, grounding: Grounding) -> "ParsedRequest":
         """The request with passages, and with a grammar that allows no citation but of these."""
         generate = self.call.generate
-        asked = replace(
+        request = replace(
             generate,
             messages=grounding.messages(generate.messages or ()),
             extra=generate.extra | {"structured_outputs": grounding.grammar},
         )
-        call = replace(self.call, generate=asked)
-        return ParsedRequest(call, text_of(asked), self.proof, self.secret, sent=generate)
+        call = replace(self.call, generate=request)
+        return ParsedRequest(call, text_of(request), self.proof, self.secret, original=generate)
 
     def key(self, tenant: str, revision: int, hello: Hello) -> str:
         """Its name in the cache; `revision` is that of the policy."""
@@ -154,18 +154,18 @@ class ParsedRequests:
         """`proof` computes the audit record's hash of a text. `secret`: of names in the cache."""
         self.proof = proof
         self.secret = secret
-        self.kept: dict[tuple[str, Read, int, bytes], ParsedRequest] = {}
+        self.cache: dict[tuple[str, Read, int, bytes], ParsedRequest] = {}
 
-    def read(self, tenant: str, read: Read, granted: int, sent: bytes) -> ParsedRequest:
-        """Parse `sent`; raises ApiError 400. `granted`: tokens of an answer, by the policy."""
-        key = tenant, read, granted, sent
-        parsed = self.kept.get(key)
+    def read(self, tenant: str, read: Read, granted: int, body: bytes) -> ParsedRequest:
+        """Parse `body`; raises ApiError 400. `granted`: tokens of an answer, by the policy."""
+        key = tenant, read, granted, body
+        parsed = self.cache.get(key)
         if parsed is None:
-            call = read(sent, granted)
+            call = read(body, granted)
             text = text_of(call.generate)
             parsed = ParsedRequest(call, text, self.proof(text), self.secret)
-            if len(sent) <= KEPT_BYTES and call.generate.temperature == 0:
-                if len(self.kept) >= KEPT:
-                    del self.kept[next(iter(self.kept))]  # the oldest
-                self.kept[key] = parsed
+            if len(body) <= KEPT_BYTES and call.generate.temperature == 0:
+                if len(self.cache) >= KEPT:
+                    del self.cache[next(iter(self.cache))]  # the oldest
+                self.cache[key] = parsed
         return parsed

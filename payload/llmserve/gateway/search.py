@@ -61,9 +61,9 @@ class Passages(Shape):
     data: list[MatchedPassage]
 
 
-def readable_collections(asked: Iterable[str], decision: Decision) -> frozenset[str]:
+def readable_collections(collections: Iterable[str], decision: Decision) -> frozenset[str]:
     """The collections of a request; raises ApiError 404. One that the caller may not read looks like one that does not exist."""
-    names = frozenset(asked)
+    names = frozenset(collections)
     for name in sorted(names - decision.collections):
         listed = ", ".join(f"'{each}'" for each in sorted(decision.collections)) or "none"
         message = f"there is no collection '{name}': you may read {listed}"
@@ -121,20 +121,20 @@ class Search:
                 f"'{own[0]}' does not go with 'collections', which set the form of the answer: leave one out"
             )
             raise ApiError(400, "invalid_value", message, own[0])
-        asked = question(call.generate.messages or ())
+        query = question(call.generate.messages or ())
         result, least = await self.results(
-            scope, documents, names, asked[-QUERY_LETTERS:], len(call.collections) * 8
+            scope, documents, names, query[-QUERY_LETTERS:], len(call.collections) * 8
         )
         near = result.similarity is None or result.similarity >= least
         # Half of the context is the conversation's and the answer's.
         hits = room(result.hits, routed.hello.context // 2) if near else []
-        return Grounding(hits, asked), on_record(names, hits)
+        return Grounding(hits, query), on_record(names, hits)
 
-    def permitted(self, exchange: Exchange, asked: Iterable[str]) -> tuple[Retrieval, frozenset[str]]:
+    def permitted(self, exchange: Exchange, collections: Iterable[str]) -> tuple[Retrieval, frozenset[str]]:
         """The index and the collections to search; raises ApiError 404."""
         if exchange.decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
-        names = readable_collections(asked, exchange.decision)
+        names = readable_collections(collections, exchange.decision)
         if self.state.documents is None:
             message = "this gateway has no documents: ask its operator"
             raise ApiError(404, "collection_not_found", message, "collections")

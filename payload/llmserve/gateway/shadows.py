@@ -105,11 +105,11 @@ class Shadows:
             if copy.code not in NO_ROOM:
                 self.state.ratings.ended(copy, error)
 
-    def answered(self, copy: Exchange, done: Done | None) -> None:
+    def answered(self, copy: Exchange, frame: Done | None) -> None:
         """Note length, finish reason and opening of the answer, and drop it."""
-        if done is None:
+        if frame is None:
             raise RuntimeError("a piece of a stream in an answer that is not streamed")
-        copy.fields["gen_ai.usage.input_tokens"] = done.prompt_tokens
-        copy.fields["gen_ai.usage.output_tokens"] = done.completion_tokens
-        copy.fields["llm.finish_reason"] = done.finish_reason
-        copy.opening = done.text.lstrip()[:OPENING]
+        copy.fields["gen_ai.usage.input_tokens"] = frame.prompt_tokens
+        copy.fields["gen_ai.usage.output_tokens"] = frame.completion_tokens
+        copy.fields["llm.finish_reason"] = frame.finish_reason
+        copy.opening = frame.text.lstrip()[:OPENING]

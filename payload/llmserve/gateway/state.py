@@ -62,8 +62,10 @@ class State:
         decision = exchange.decision
         if decision is None:
             return []
-        named = [each.model for each in decision.experiments if each.control in self.instances]
-        return [name for name in dict.fromkeys([*self.instances, *named]) if decision.permits(name)]
+        experiment_names = [each.model for each in decision.experiments if each.control in self.instances]
+        return [
+            name for name in dict.fromkeys([*self.instances, *experiment_names]) if decision.permits(name)
+        ]
 
     def aliases(self, exchange: Exchange) -> dict[str, Alias]:
         """The aliases that lead to one of the models of `visible`. A served model goes before an alias of its name."""
@@ -99,13 +101,13 @@ class State:
 
     def declared(self, names: list[str]) -> dict[str, Hello]:
         """What each of these models declares, but for those that are not up."""
-        known = ((name, self.instances[name].hello) for name in names if name in self.instances)
-        return {name: hello for name, hello in known if hello}
+        hellos = ((name, self.instances[name].hello) for name in names if name in self.instances)
+        return {name: hello for name, hello in hellos if hello}
 
 
-def no_such_model(name: str, visible: list[str], asked: str | None = None) -> ApiError:
-    """404. A model that the caller may not use looks like one that does not exist. `asked`: the client's name for it."""
+def no_such_model(name: str, visible: list[str], client_name: str | None = None) -> ApiError:
+    """404. A model that the caller may not use looks like one that does not exist. `client_name`: as the client calls it."""
     listed = ", ".join(f"'{model}'" for model in visible) or "none"
-    alias = f", to which the alias '{asked}' leads" if asked not in (None, name) else ""
+    alias = f", to which the alias '{client_name}' leads" if client_name not in (None, name) else ""
     message = f"there is no model '{name[:80]}'{alias}: you may use {listed}"
     return ApiError(404, "model_not_found", message, "model")

@@ -217,12 +217,12 @@ class Admission:
 
     def within_share(self, place: Place, holder: str | tuple[str, str], share: float) -> bool:
         """Whether `holder` has no more than `share` of the engine once `place` runs, too."""
-        held = self.running.of(holder)
-        if not held.requests:
+        load = self.running.of(holder)
+        if not load.requests:
             return True
-        if held.requests + 1 > share * self.slots:
+        if load.requests + 1 > share * self.slots:
             return False
-        return not self.tokens or held.tokens + place.tokens <= share * self.tokens
+        return not self.tokens or load.tokens + place.tokens <= share * self.tokens
 
     def make_room(self, place: Place) -> None:
         """Make sure that `place` may wait, evicting requests of lower priority; raises ApiError 429 or 503."""
@@ -237,14 +237,14 @@ class Admission:
 
     def refuse_beyond(self, place: Place, holder: str | tuple[str, str], factor: int, who: str) -> None:
         """Raise ApiError 429 if `holder` would have more than `factor` times what is then free of the queue."""
-        held, total, room = self.waiting.of(holder), self.waiting.total, self.room
-        if not held.requests:
+        queue, total, room = self.waiting.of(holder), self.waiting.total, self.room
+        if not queue.requests:
             return
         if (
-            held.requests + 1 > factor * (room.requests - total.requests - 1)
-            or held.tokens + place.tokens > factor * (room.capacity - total.tokens - place.tokens)
+            queue.requests + 1 > factor * (room.requests - total.requests - 1)
+            or queue.tokens + place.tokens > factor * (room.capacity - total.tokens - place.tokens)
         ):  # fmt: skip
-            message = f"{who} {held.requests} requests waiting with {held.tokens} tokens: retry later"
+            message = f"{who} {queue.requests} requests waiting with {queue.tokens} tokens: retry later"
             raise ApiError(429, "too_many_waiting", message, headers=[(b"retry-after", b"2")])
 
     def full(self, place: Place) -> bool:

@@ -83,18 +83,18 @@ class EngineClient:
         self.socket = Path(str(address))
         self.identity = identity or str(address)
         self.hello: Hello | None = None
-        self.left: Hello | None = None  # the departed engine's, until it is back
+        self.last_hello: Hello | None = None  # the departed engine's, until it is back
         self.on_return: Callable[[], None] = lambda: None  # called when the engine has come back
         self.trouble = "not connected yet"
-        self.held = ""  # why its GPUs are quarantined on this host, if they are
+        self.quarantine_reason = ""  # why its GPUs are quarantined on this host, if they are
         self.sick_there = False  # whether its own host says so
         self.admission = Admission(waiting)
         self.beat = Beat(stalled=False)
         self.others = 0  # requests of other gateways, by the last beat
-        self.heard = 0.0  # time.monotonic() of the last frame
+        self.last_frame = 0.0  # time.monotonic() of the last frame
         self.answers: dict[int, tuple[Answer, Place]] = {}
         self.writer: asyncio.StreamWriter | None = None
-        self.sent: dict[int, asyncio.StreamWriter] = {}  # the connection of each request
+        self.connections: dict[int, asyncio.StreamWriter] = {}  # the connection of each request
         self.former: set[asyncio.Task[None]] = set()  # connections that were replaced and have requests
 
     async def keep_connected(self) -> None:
@@ -158,8 +158,8 @@ class EngineClient:
     def lose(self, writer: asyncio.StreamWriter | None) -> None:
         """Fail the requests of a connection that has ended, and those that were never sent."""
         for number in list(self.answers):
-            if self.sent.get(number) in (None, writer):
-                self.sent.pop(number, None)
+            if self.connections.get(number) in (None, writer):
+                self.connections.pop(number, None)
                 if answer := self.end(number):
                     answer.put(Failed(number, 503, "engine_lost", self.lost()))
 
@@ -177,12 +177,12 @@ class EngineClient:
         """As `read`."""
         while line := await reader.readline():
             frame = decode(line)
-            self.heard = time.monotonic()
+            self.last_frame = time.monotonic()
             if isinstance(frame, Delta):
                 if waiting := self.answers.get(frame.id):
                     waiting[0].put(frame)
             elif isinstance(frame, Done | Failed):
-                self.sent.pop(frame.id, None)
+                self.connections.pop(frame.id, None)
                 if answer := self.end(frame.id, frame):
                     answer.put(frame)
             elif isinstance(frame, Beat):
@@ -191,25 +191,25 @@ class EngineClient:
                 if frame.leaving and self.hello:
                     self.say_goodbye(self.hello)
             elif isinstance(frame, Hello):
-                known, self.hello, self.left = self.hello, self.introduced(frame), None
+                previous, self.hello, self.last_hello = self.hello, self.introduced(frame), None
                 self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
                 self.admission.room.context = frame.context
                 self.beat, self.others = Beat(stalled=False), 0
-                if not known:
+                if not previous:
                     fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
                     log.info("engine connected", extra={"fields": fields})
                     self.on_return()
-            if self.left and not self.answers:
+            if self.last_hello and not self.answers:
                 self.trouble = "it has stopped as requested"
                 return  # the engine waits for this connection to close
-            if writer is not self.writer and writer not in self.sent.values():
+            if writer is not self.writer and writer not in self.connections.values():
                 return  # replaced, and at its end
 
     def say_goodbye(self, hello: Hello) -> None:
         """The engine leaves: it finishes its requests, and those in its queue move to another instance or wait until
         it is back.
         """
-        self.hello, self.left = None, hello
+        self.hello, self.last_hello = None, hello
         log.info("engine leaving", extra={"fields": {"model": self.model, "running": len(self.answers)}})
         self.send_away()
 
@@ -221,7 +221,7 @@ class EngineClient:
     @property
     def returning(self) -> Hello | None:
         """The Hello of an engine that has left and is expected back, or None."""
-        return self.left if time.monotonic() - self.heard < RETURN_SECONDS else None
+        return self.last_hello if time.monotonic() - self.last_frame < RETURN_SECONDS else None
 
     def introduced(self, hello: Hello) -> Hello:
         """The Hello under this client's model name, which is the engine's model or one of its adapters. Raises
@@ -237,7 +237,9 @@ class EngineClient:
     @property
     def stalled(self) -> bool:
         """Whether work is pending while the engine reports no progress, or is silent."""
-        return self.beat.stalled or (bool(self.answers) and time.monotonic() - self.heard > SILENCE_SECONDS)
+        return self.beat.stalled or (
+            bool(self.answers) and time.monotonic() - self.last_frame > SILENCE_SECONDS
+        )
 
     def state(self) -> EngineState:
         running, waiting, beat = self.admission.running.total, self.admission.waiting.total, self.beat
@@ -304,12 +306,12 @@ class EngineClient:
         # Written to a closed transport, uvloop raises RuntimeError; asyncio's own loop logs a warning.
         if self.writer and self.hello and not self.writer.is_closing():
             request.adapter = self.model if self.hello.parent else ""
-            self.sent[request.id] = self.writer
+            self.connections[request.id] = self.writer
             self.writer.write(encode(request))
 
     def stop(self, number: int) -> None:
         """Tell the engine to stop working on request `number`."""
-        writer = self.sent.pop(number, None)
+        writer = self.connections.pop(number, None)
         if writer and not writer.is_closing():
             writer.write(encode(Cancel(number)))
 
@@ -321,7 +323,7 @@ class EngineClient:
     @property
     def quarantined(self) -> bool:
         """Whether it runs on GPUs that are quarantined, so that other instances are preferred."""
-        return bool(self.held) or self.sick_there
+        return bool(self.quarantine_reason) or self.sick_there
 
     @property
     def load(self) -> int:

@@ -113,10 +113,10 @@ class OpenAiClient(EngineClient):
             if hello != self.hello:
                 fields = {"model": self.model, "revision": hello.revision, "context": hello.context}
                 log.info("upstream connected", extra={"fields": fields})
-            known, self.hello = self.hello, hello
+            previous, self.hello = self.hello, hello
             self.admission.slots = hello.slots
             self.admission.room.context = hello.context
-            if not known:
+            if not previous:
                 self.on_return()
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
@@ -412,10 +412,10 @@ def first_choice(
         raise BadAnswer("its answer has no choice") from None
     if text is not None and not isinstance(text, str):
         raise BadAnswer("its answer's text is not a string")
-    known: FinishReason = (
+    finish_reason: FinishReason = (
         before if reason is None else reason if reason in ("length", "content_filter") else "stop"
     )
-    return text or "", known
+    return text or "", finish_reason
 
 
 def usage_of(parsed: dict[str, Any]) -> tuple[int, int]:

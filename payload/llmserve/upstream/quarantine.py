@@ -52,7 +52,7 @@ class Quarantine:
     trouble: dict[str, str] = field(default_factory=dict)  # by source; logged once
     entries: Mapping[str, Entry] = field(default_factory=dict)  # of this host, by socket
     elsewhere: dict[str, Mapping[str, Entry]] = field(default_factory=dict)  # by host, then by socket there
-    told: dict[EngineClient, str] = field(default_factory=dict)  # last action on the record
+    actions: dict[EngineClient, str] = field(default_factory=dict)  # last action on the record
 
     async def watch(self) -> None:
         """Look again and again; runs until cancelled."""
@@ -104,7 +104,7 @@ class Quarantine:
         for each in self.instances:
             for engine in each.engines:
                 entry = self.entry(engine)
-                engine.held = entry.reason if entry else ""
+                engine.quarantine_reason = entry.reason if entry else ""
             for engine in each.engines:
                 self.apply(each, engine)
 
@@ -118,8 +118,8 @@ class Quarantine:
     def apply(self, instances: Instances, engine: EngineClient) -> None:
         """Close or open the admission of one instance; who else is quarantined is known by now."""
         entry = self.entry(engine)
-        known = self.told.get(engine)
-        before = known or OPENED
+        previous = self.actions.get(engine)
+        before = previous or OPENED
         if entry is None:
             action = OPENED
         elif not any(other.up and not other.quarantined for other in instances.engines):
@@ -131,17 +131,17 @@ class Quarantine:
         else:
             action = CLOSED
             engine.send_away()
-        if action != known:
+        if action != previous:
             self.show(engine, action)
         if action != before:
             self.tell(engine, action, entry)
 
     def show(self, engine: EngineClient, action: str) -> None:
         socket = str(engine.socket)
-        if known := self.told.get(engine):
-            self.admission.remove(socket, known.removeprefix("gpu."))
+        if previous := self.actions.get(engine):
+            self.admission.remove(socket, previous.removeprefix("gpu."))
         self.admission.labels(socket, action.removeprefix("gpu.")).set(1)
-        self.told[engine] = action
+        self.actions[engine] = action
 
     def tell(self, engine: EngineClient, action: str, entry: Entry | None) -> None:
         fields: dict[str, object] = {

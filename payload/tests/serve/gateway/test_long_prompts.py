@@ -191,7 +191,7 @@ def test_bodies_in_progress_are_bounded_together(monkeypatch: pytest.MonkeyPatch
         assert "have 300 bytes, the limit is 250" in refused.value.message
         ends.set()
         await asyncio.gather(*running)
-        assert limited.held == 0, "one that was refused holds nothing either"
+        assert limited.total == 0, "one that was refused holds nothing either"
         await limited(scope, receive, send)
 
     asyncio.run(scenario())

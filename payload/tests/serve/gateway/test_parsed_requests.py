@@ -65,7 +65,7 @@ def test_a_sampled_request_is_not_memoized(kept: ParsedRequests, reader: Reader)
     for _ in range(2):
         kept.read("research", reader, GRANTED, b"drawn")
     assert reader.seen == [b"drawn"] * 2
-    assert not kept.kept
+    assert not kept.cache
 
 
 def test_memoized_requests_are_bounded_in_number_and_length(kept: ParsedRequests, reader: Reader) -> None:
@@ -75,7 +75,7 @@ def test_memoized_requests_are_bounded_in_number_and_length(kept: ParsedRequests
     for sent in (long, long, b"1", b"0"):
         kept.read("research", reader, GRANTED, sent)
     assert reader.seen[KEPT + 1 :] == [long, long, b"0"], "the first one was evicted"
-    assert len(kept.kept) == KEPT
+    assert len(kept.cache) == KEPT
 
 
 @pytest.mark.parametrize(

@@ -240,13 +240,13 @@ def test_a_request_never_moves_to_another_revision_of_the_model() -> None:
 def leaves(engine: EngineClient) -> None:
     """The engine announces that it leaves."""
     assert engine.hello
-    engine.heard = time.monotonic()
+    engine.last_frame = time.monotonic()
     engine.say_goodbye(engine.hello)
 
 
 def comes_back(engine: EngineClient, revision: str = "r") -> None:
     """The engine is back."""
-    engine.hello, engine.left = Hello("m", revision, "echo", 4096, 8), None
+    engine.hello, engine.last_hello = Hello("m", revision, "echo", 4096, 8), None
     engine.on_return()
 
 
@@ -313,7 +313,7 @@ def test_requests_do_not_wait_for_an_engine_that_died_or_left_long_ago() -> None
     (engine,) = one.engines
     leaves(engine)
     assert one.route("t", conversation(1)).awaited
-    engine.heard -= RETURN_SECONDS
+    engine.last_frame -= RETURN_SECONDS
     with pytest.raises(ApiError, match="is unavailable"):
         one.route("t", conversation(1))
     comes_back(engine)
