@@ -90,6 +90,7 @@ class Edge:
             "edge_answer_seconds": 10,
             "edge_body_bytes": 1024,
             "__edge_chat_page": False,
+            "__edge_uploads": False,
             "edge_client_ca_file": "",
             "edge_connections": 64,
             "edge_connections_per_address": 64,
