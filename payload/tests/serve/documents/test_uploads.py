@@ -364,13 +364,13 @@ def test_without_what_the_unit_needs_nothing_is_added_and_a_sentence_says_so(
     if isinstance(documents := changes.get("documents"), dict):
         changes = {"documents": {**(service.documents or {}), **documents}}
     name = f"lacking-{number}.md"
-    kept = upload(service, "kept.md", b"A rule that is there.").json()["id"]
+    document = upload(service, "kept.md", b"A rule that is there.").json()["id"]
     with instead(service, number, changes), service.client() as client:
         answer = upload(service, name, b"A rule.")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "documents_unavailable")
         assert reason in answer.json()["error"]["message"]
         if "audit" in changes:
-            path = f"/v1/collections/handbook/documents?document={kept}"
+            path = f"/v1/collections/handbook/documents?document={document}"
             assert client.delete(path).status_code == 503
     assert name not in listed(service)
     assert "kept.md" in listed(service)

@@ -148,8 +148,8 @@ def test_the_same_bytes_are_never_promoted() -> None:
 
 def test_a_margin_of_null_is_told_and_not_judged() -> None:
     worse = answers(numpy.random.default_rng(0), 600, 0.8, 0.2, alike=0.9)
-    told = [Paired(each.name, each.old, each.new, None) for each in worse]
-    said, reasons, _ = verdict.judge(told, NO_PACE, QUICK, same=False)
+    pairs = [Paired(each.name, each.old, each.new, None) for each in worse]
+    said, reasons, _ = verdict.judge(pairs, NO_PACE, QUICK, same=False)
     assert said == "hold"
     assert reasons[1].endswith(": not judged")
 
@@ -158,10 +158,10 @@ def test_a_margin_of_null_is_told_and_not_judged() -> None:
 def test_latency_is_judged_by_the_same_prompts_in_turn(times: float, finding: str) -> None:
     random = numpy.random.default_rng(1)
     rounds = random.normal(1, 0.05, (2, 8, 4))
-    told = Pace(rounds[0], rounds[1] * times, 32).as_json(QUICK)
-    assert told["finding"] == finding
-    assert told["ratio"] == pytest.approx(times, rel=0.1)
-    assert told["old"]["tokens_per_second"] == pytest.approx(32, rel=0.1)
+    pace = Pace(rounds[0], rounds[1] * times, 32).as_json(QUICK)
+    assert pace["finding"] == finding
+    assert pace["ratio"] == pytest.approx(times, rel=0.1)
+    assert pace["old"]["tokens_per_second"] == pytest.approx(32, rel=0.1)
 
 
 def test_a_model_that_is_certainly_too_slow_is_rejected_and_the_rule_may_allow_it() -> None:

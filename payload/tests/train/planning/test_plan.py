@@ -58,25 +58,25 @@ def planned(known: Known, name: str, method: dict[str, Any], on: Hardware, **sec
 
 
 def test_lora_of_a_7b_model_fits_one_card_of_24_gb(known: Known) -> None:
-    found = planned(known, "7b", LORA, hardware_of("4090", 1))
-    assert (found.strategy, found.offload, found.precision) == ("ddp", "none", "bf16")
-    assert found.parts["weights"] == pytest.approx(6.91e9 * 2 / G, rel=0.01)
-    assert found.parts["optimizer"] == pytest.approx(7.86e6 * 8 / G, rel=0.01)
-    assert found.parts["logits"] == pytest.approx(
-        found.micro_batch * 4096 * 102400 * ONE_TOKEN_OF_LOSS / G, rel=0.01
+    layout = planned(known, "7b", LORA, hardware_of("4090", 1))
+    assert (layout.strategy, layout.offload, layout.precision) == ("ddp", "none", "bf16")
+    assert layout.parts["weights"] == pytest.approx(6.91e9 * 2 / G, rel=0.01)
+    assert layout.parts["optimizer"] == pytest.approx(7.86e6 * 8 / G, rel=0.01)
+    assert layout.parts["logits"] == pytest.approx(
+        layout.micro_batch * 4096 * 102400 * ONE_TOKEN_OF_LOSS / G, rel=0.01
     )
-    assert 16 < found.total < 24 * 0.95
+    assert 16 < layout.total < 24 * 0.95
 
 
 def test_a_7b_model_learns_whole_on_eight_a100_and_says_what_it_takes(known: Known) -> None:
-    found = planned(known, "7b", FULL, hardware_of("a100", 8))
-    assert found.offload == "none"
-    assert found.strategy in ("zero2", "zero3")
+    layout = planned(known, "7b", FULL, hardware_of("a100", 8))
+    assert layout.offload == "none"
+    assert layout.strategy in ("zero2", "zero3")
     # 16 bytes a parameter, 12 of which are divided by either.
-    assert found.parts["optimizer"] == pytest.approx(6.91e9 * 12 / 8 / G, rel=0.01)
-    assert found.total < 76
+    assert layout.parts["optimizer"] == pytest.approx(6.91e9 * 12 / 8 / G, rel=0.01)
+    assert layout.total < 76
     # 3,684 tokens/s a GPU were published for 6.7 G parameters and activation checkpointing, 4,641 without.
-    assert 8 * 3000 < (found.tokens_per_second or 0) < 8 * 5000
+    assert 8 * 3000 < (layout.tokens_per_second or 0) < 8 * 5000
 
 
 def test_a_7b_model_learns_whole_on_no_fewer_than_two_a100(known: Known) -> None:
@@ -93,9 +93,9 @@ def test_a_7b_model_learns_whole_on_no_fewer_than_two_a100(known: Known) -> None
 
 
 def test_a_7b_model_learns_whole_on_one_a100_with_the_optimizer_in_the_hosts_memory(known: Known) -> None:
-    found = planned(known, "7b", FULL, hardware_of("a100", 1))
-    assert (found.strategy, found.offload) == ("zero2", "optimizer")
-    assert (found.parts["gradients"], found.parts["optimizer"]) == (0, 0)
+    layout = planned(known, "7b", FULL, hardware_of("a100", 1))
+    assert (layout.strategy, layout.offload) == ("zero2", "optimizer")
+    assert (layout.parts["gradients"], layout.parts["optimizer"]) == (0, 0)
 
 
 def test_v2_lite_learns_by_lora_on_one_a100_and_whole_on_eight(known: Known) -> None:
@@ -108,25 +108,25 @@ def test_v2_lite_learns_by_lora_on_one_a100_and_whole_on_eight(known: Known) -> 
 
 
 def test_lora_of_v25_on_eight_a100_is_said_to_be_tight(known: Known) -> None:
-    found = planned(known, "v2.5", LORA, hardware_of("a100", 8))
-    assert (found.strategy, found.offload, found.micro_batch, found.checkpointing) == (
+    layout = planned(known, "v2.5", LORA, hardware_of("a100", 8))
+    assert (layout.strategy, layout.offload, layout.micro_batch, layout.checkpointing) == (
         "zero3",
         "none",
         1,
         True,
     )
-    assert found.parts["weights"] == pytest.approx(471e9 / 8 / G, rel=0.01)
-    assert found.parts["gather"] == pytest.approx(
+    assert layout.parts["weights"] == pytest.approx(471e9 / 8 / G, rel=0.01)
+    assert layout.parts["gather"] == pytest.approx(
         7.6e9 / G, rel=0.05
     )  # one layer, whole; 160 experts and 2 shared
-    assert 66 < found.total < 76
-    assert any(reason.startswith("tight: ") for reason in found.reasons)
+    assert 66 < layout.total < 76
+    assert any(reason.startswith("tight: ") for reason in layout.reasons)
 
 
 def test_lora_of_v25_on_sixteen_a100_is_not_tight_for_a_row_at_a_time(known: Known) -> None:
-    found = planned(known, "v2.5", LORA, hardware_of("a100", 8, nodes=2), scale={"micro_batch": 1})
-    assert found.total < 50
-    assert not any(reason.startswith("tight: ") for reason in found.reasons)
+    layout = planned(known, "v2.5", LORA, hardware_of("a100", 8, nodes=2), scale={"micro_batch": 1})
+    assert layout.total < 50
+    assert not any(reason.startswith("tight: ") for reason in layout.reasons)
 
 
 def test_v25_does_not_learn_whole_on_eight_a100(known: Known) -> None:
@@ -152,10 +152,10 @@ def test_v25_learns_whole_on_128_a100_without_offloading_and_not_on_48(known: Kn
 
 
 def test_a_70b_model_learns_by_lora_on_eight_h100_at_about_the_published_speed(known: Known) -> None:
-    found = planned(known, "70b", LORA, hardware_of("h100", 8))
-    assert found.strategy == "zero3"
-    assert found.parts["weights"] == pytest.approx(141e9 / 8 / G, rel=0.02)
-    assert (found.tokens_per_second or 0) / 8 == pytest.approx(608, rel=0.1)
+    layout = planned(known, "70b", LORA, hardware_of("h100", 8))
+    assert layout.strategy == "zero3"
+    assert layout.parts["weights"] == pytest.approx(141e9 / 8 / G, rel=0.02)
+    assert (layout.tokens_per_second or 0) / 8 == pytest.approx(608, rel=0.1)
 
 
 def test_a_70b_model_does_not_learn_whole_on_eight_h100_without_offloading(known: Known) -> None:
@@ -165,9 +165,9 @@ def test_a_70b_model_does_not_learn_whole_on_eight_h100_without_offloading(known
 
 
 def test_a_70b_model_in_four_bits_learns_by_lora_on_one_card(known: Known) -> None:
-    found = planned(known, "70b", {**LORA, "quantize": "nf4"}, hardware_of("a100", 1))
-    assert found.strategy == "ddp"
-    assert 35 < found.parts["weights"] < 48
+    layout = planned(known, "70b", {**LORA, "quantize": "nf4"}, hardware_of("a100", 1))
+    assert layout.strategy == "ddp"
+    assert 35 < layout.parts["weights"] < 48
 
 
 def test_four_bits_are_refused_where_they_would_hardly_change_a_weight(known: Known) -> None:
@@ -193,13 +193,13 @@ def test_a_step_that_cannot_be_divided_is_refused_with_what_can(
 
 @pytest.mark.parametrize("gpus", [1, 2, 8])
 def test_a_step_has_the_tokens_that_the_job_asks_for(known: Known, gpus: int) -> None:
-    found = planned(known, "7b", LORA, hardware_of("a100", gpus))
-    assert found.world_size * found.accumulation * found.micro_batch * 4096 == 524288
+    layout = planned(known, "7b", LORA, hardware_of("a100", gpus))
+    assert layout.world_size * layout.accumulation * layout.micro_batch * 4096 == 524288
 
 
 def test_hours_are_tokens_by_speed(known: Known) -> None:
-    found = planned(known, "7b", LORA, hardware_of("a100", 8), optim={"epochs": 2})
-    assert (found.hours or 0) * 3600 * (found.tokens_per_second or 0) == pytest.approx(2 * 100_000 * 4096)
+    layout = planned(known, "7b", LORA, hardware_of("a100", 8), optim={"epochs": 2})
+    assert (layout.hours or 0) * 3600 * (layout.tokens_per_second or 0) == pytest.approx(2 * 100_000 * 4096)
 
 
 @pytest.mark.parametrize(("gpu", "precision"), [("a100", "bf16"), ("v100", "fp16")])
@@ -215,8 +215,8 @@ def test_bf16_on_a_card_without_it_is_refused(known: Known) -> None:
 def test_a_cpu_computes_in_32_bit_and_nobody_says_how_fast(known: Known) -> None:
     path, architecture = known["tiny"]
     job = make_job(path, LORA, scale={"tokens_per_step": 4096})
-    found = plan(job, Hardware("cpu", 2, 4 * G, 8 * G), 512, 100, architecture)
-    assert (found.strategy, found.precision, found.tokens_per_second, found.hours) == (
+    layout = plan(job, Hardware("cpu", 2, 4 * G, 8 * G), 512, 100, architecture)
+    assert (layout.strategy, layout.precision, layout.tokens_per_second, layout.hours) == (
         "ddp",
         "fp32",
         None,
@@ -238,9 +238,9 @@ def test_weights_in_fp8_are_refused(known: Known) -> None:
 
 def test_what_the_job_asks_for_is_what_is_planned(known: Known) -> None:
     asked = {"strategy": "fsdp", "checkpointing": True, "micro_batch": 2, "offload": "none"}
-    found = planned(known, "7b", FULL, hardware_of("a100", 8), scale=asked)
-    assert (found.strategy, found.checkpointing, found.micro_batch) == ("fsdp", True, 2)
-    assert found.reasons[0] == "fsdp (the job asks for it)"
+    layout = planned(known, "7b", FULL, hardware_of("a100", 8), scale=asked)
+    assert (layout.strategy, layout.checkpointing, layout.micro_batch) == ("fsdp", True, 2)
+    assert layout.reasons[0] == "fsdp (the job asks for it)"
 
 
 def test_an_offload_that_a_strategy_has_not_is_refused(known: Known) -> None:
@@ -249,8 +249,8 @@ def test_an_offload_that_a_strategy_has_not_is_refused(known: Known) -> None:
 
 
 def test_offloading_alone_leaves_the_strategy_to_the_plan(known: Known) -> None:
-    found = planned(known, "7b", FULL, hardware_of("a100", 8), scale={"offload": "optimizer"})
-    assert (found.strategy, found.offload) == ("zero2", "optimizer")
+    layout = planned(known, "7b", FULL, hardware_of("a100", 8), scale={"offload": "optimizer"})
+    assert (layout.strategy, layout.offload) == ("zero2", "optimizer")
 
 
 def test_offloading_on_a_cpu_is_refused(known: Known) -> None:
@@ -284,14 +284,14 @@ SIZES = some.integers(min_value=1, max_value=64)
 @pytest.fixture(scope="module")
 def loads(known: Known) -> list[Load]:
     """Jobs that are planned except for the hardware."""
-    found = []
+    layout = []
     for name, method in (("7b", LORA), ("7b", FULL), ("v2.5", LORA), ("v2.5", FULL)):
         path, architecture = known[name]
         job = make_job(path, method)
-        found.append(
+        layout.append(
             Load(architecture, job, hardware_of("a100", 1), 4096, "bf16", counted(architecture, job, "bf16"))
         )
-    return found
+    return layout
 
 
 @settings(max_examples=60, deadline=None)
