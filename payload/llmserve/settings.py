@@ -24,6 +24,7 @@ MOST_CONTEXT = 2**24  # tokens; more than any model has, and a server that repor
 # (bench/serving/slow_body.py): that much for 131,072 tokens, or half for 262,144.
 BODY_BYTES_A_TOKEN = 12
 LEAST_BODY_BYTES, MOST_BODY_BYTES = 1024 * 1024, 12 * 131072
+MOST_UPLOAD_BYTES = 64 * 1024 * 1024
 
 
 def listed(value: object) -> object:
@@ -283,7 +284,7 @@ class Documents(Section):
     deadline_ms: Positive = 2000
     least_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     intake: Path | None = None
-    upload_bytes: Annotated[int, Field(gt=0, le=64 << 20)] = 64 << 20
+    upload_bytes: Annotated[int, Field(gt=0, le=MOST_UPLOAD_BYTES)] = MOST_UPLOAD_BYTES
 
     @model_validator(mode="after")
     def nothing_in_clear(self) -> "Documents":

@@ -13,12 +13,12 @@ from llmserve.asgi import App, Receive, Scope, Send
 from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.gateway.in_flight import InFlightRequests
-from llmserve.gateway.middleware import AccessLog, ErrorEnvelope, RequestContext
+from llmserve.gateway.middleware import AccessLog, BodyDrain, ErrorEnvelope, RequestContext
 from llmserve.gateway.process import listening, open_policy, server
 from llmserve.metrics import Metrics
 from llmserve.signals import StopSignals
 from llmweb.app import ROOT, Site
-from llmweb.chat import BELOW, Chat
+from llmweb.chat import BELOW, COLLECTIONS, Chat
 from llmweb.gateways import Gateways
 from llmweb.login import Logins
 from llmweb.monitors import open_monitors
@@ -86,7 +86,7 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
 
 def of_both(operator: Site, chat: Chat, metrics: Metrics) -> App:
     """Operator page and chat page; what the script of the latter asks is answered as the gateway would."""
-    asked = ErrorEnvelope(chat.pass_on, metrics)
+    asked = BodyDrain(ErrorEnvelope(chat.pass_on, metrics), f"{BELOW}{COLLECTIONS}")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]

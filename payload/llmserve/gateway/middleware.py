@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from llmcore import logs
 from llmserve.access.identity import Authenticator
@@ -17,6 +18,7 @@ from llmserve.api.errors import ApiError, unavailable
 from llmserve.asgi import App, Exchange, Message, Receive, Scope, Send, header, respond
 from llmserve.gateway.http_protocol import BoundedHttp
 from llmserve.metrics import Metrics
+from llmserve.settings import MOST_UPLOAD_BYTES
 
 log = logging.getLogger("llmserve.access")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -24,6 +26,9 @@ TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]
 # Of all requests in progress. Parsed, prompts take up to 11 times as much (docs/develop/figures.md), 704 MiB: the process stays
 # below the MemoryMax of its unit, 1 GiB, however many tenants send their longest prompts.
 BODIES_BYTES = 64 * 1024 * 1024
+# nginx's own times for the rest of a body whose request has been answered.
+DRAIN_SECONDS = 30.0
+STALL_SECONDS = 5.0
 HEALTH = frozenset({"/livez", "/readyz", "/health", "/drainz"})  # polled every second, so not logged
 
 
@@ -236,6 +241,49 @@ def refuse_larger(size: int, limit: int) -> None:
     if size > limit:
         message = f"the body has at least {size} bytes, the limit is {limit}: send less"
         raise ApiError(413, "body_too_large", message, headers=[(b"connection", b"close")])
+
+
+class BodyDrain:
+    """Sends the response to a request below `path` once its body is here, or MOST_UPLOAD_BYTES of it, or as much as has come in
+    DRAIN_SECONDS, and closes the connection of an unfinished one.
+
+    The edge passes such a body on as it comes. Were the response to overtake it, the edge would take no further request on the
+    client's connection, although its head says so, and lose a response that closes the gateway's.
+    """
+
+    def __init__(self, app: App, path: str) -> None:
+        self.app = app
+        self.path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].startswith(self.path):
+            await self.app(scope, receive, send)
+            return
+        length = 0
+        is_whole = False
+
+        async def counted() -> Message:
+            nonlocal length, is_whole
+            message = await receive()
+            length += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not is_whole and length <= MOST_UPLOAD_BYTES:
+                    async with asyncio.timeout(STALL_SECONDS):
+                        await counted()
+
+        async def send_after_body(message: Message) -> None:
+            if message["type"] == "http.response.start" and not is_whole:
+                with suppress(TimeoutError):
+                    await drain()
+                if not is_whole:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, counted, send_after_body)
 
 
 class Authentication:

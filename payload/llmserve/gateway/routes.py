@@ -14,7 +14,14 @@ from llmserve.api.responses_api_shapes import ResponseObject
 from llmserve.asgi import OTHER_ROUTE, App, Exchange, Receive, Scope, Send
 from llmserve.gateway.completions import Completions
 from llmserve.gateway.health import Health
-from llmserve.gateway.middleware import AccessLog, Authentication, BodyLimit, ErrorEnvelope, RequestContext
+from llmserve.gateway.middleware import (
+    AccessLog,
+    Authentication,
+    BodyDrain,
+    BodyLimit,
+    ErrorEnvelope,
+    RequestContext,
+)
 from llmserve.gateway.route import PlainRoute, Route
 from llmserve.gateway.search import Passages, Search, SearchBody
 from llmserve.gateway.state import State
@@ -130,7 +137,7 @@ class Router:
 
 
 def build_app(state: State) -> App:
-    """Request context → access log → error envelope → body limit → authentication → policy and quotas → handler."""
+    """Request context → access log → body drain → error envelope → body limit → authentication → policy and quotas → handler."""
     table = routing_table(state)
     state.metrics.expect([*(route.path for route in table), OTHER_ROUTE])
     public = frozenset(route.path for route in table if route.public)
@@ -142,4 +149,5 @@ def build_app(state: State) -> App:
     # Without documents no file is taken, and 404 says so.
     uploads = state.documents.settings.upload_bytes if state.documents else 0
     app = ErrorEnvelope(BodyLimit(app, limit, COLLECTIONS, uploads or MOST_BODY_BYTES), state.metrics)
+    app = BodyDrain(app, COLLECTIONS)
     return RequestContext(AccessLog(app, state.metrics, state.recorder.close), state.metrics)

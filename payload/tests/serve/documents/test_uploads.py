@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -220,20 +221,52 @@ def test_the_edge_passes_an_upload_on_as_it_comes_and_refuses_one_over_its_limit
         page = b"<p>A rule.</p><!--" + b"x" * (LIMIT // 2) + b"-->"
         added = client.post(path, content=page)
         assert added.status_code == 201, added.text
-        # A connection of its own: it ends with a refusal of a body that is on its way.
-        with edge.client(authorization=f"Bearer {service.key}") as other:
-            refused = other.post(path, content=b"x" * (2 * LIMIT + 1))
+        refused = client.post(path, content=b"x" * (2 * LIMIT + 1))
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
         assert f"larger than {2 * LIMIT} bytes" in refused.json()["error"]["message"]
         elsewhere = client.post("/v1/search", content=b"x" * 1001)
         assert "larger than 1000 bytes" in elsewhere.json()["error"]["message"]
         assert client.get("/v1/collections").json()["uploads"] is True
-        stranger = client.post(path, content=b"x", headers={"authorization": ""})
-        assert (stranger.status_code, stranger.json()["error"]["code"]) == (401, "missing_key")
         begun = edge.folder / "access.log"
         assert '"path":"/v1/collections/handbook/documents"' in begun.read_text()
         assert "large.html" not in begun.read_text()
         assert not list((edge.folder / "t1").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("size", "collection", "headers", "refusal"),
+    [
+        (LIMIT + 1, "handbook", {}, (413, "body_too_large")),
+        (LIMIT, "nothing", {}, (404, "collection_not_found")),
+        (LIMIT, "handbook", {"authorization": ""}, (401, "missing_key")),
+    ],
+    ids=["too large", "no such collection", "a stranger's"],
+)
+def test_a_large_file_that_is_refused_gets_the_refusal_and_its_connection_takes_more(
+    service: Service,
+    tmp_path: Path,
+    size: int,
+    collection: str,
+    headers: dict[str, str],
+    refusal: tuple[int, str],
+) -> None:
+    """Through the edge, which passes the body on while the gateway refuses it."""
+    limits = {"edge_upload_bytes": 2 * LIMIT, "__edge_uploads": True}
+    path = f"/v1/collections/{collection}/documents?name=large.md"
+    with (
+        in_front_of(service.folder / "http.sock", tmp_path / "nginx", **limits) as edge,
+        edge.client(authorization=f"Bearer {service.key}") as client,
+    ):
+        for _ in range(5):
+            answer = client.post(path, content=b"x" * size, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == refusal
+
+
+def test_a_refusal_waits_for_the_body_that_is_on_its_way(service: Service) -> None:
+    with half_sent(service, "no-key", "handbook", 0) as link:
+        assert not select.select([link], [], [], 0.5)[0]
+        link.sendall(b"e")
+        assert b" 401 " in link.recv(200)
 
 
 def half_sent(service: Service, key: str, collection: str, number: int) -> socket.socket:
