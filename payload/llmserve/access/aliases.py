@@ -1,4 +1,4 @@
-"""Aliases of the policy: further names of models, and the headers of answers to a retired one."""
+"""Model aliases from the policy, and the response headers for a retired alias."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -9,14 +9,14 @@ DEFAULT = "default"  # the alias of requests that name no model
 
 
 def midnight(day: date) -> datetime:
-    """Its begin in UTC."""
+    """The start of the day in UTC."""
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A further name of `model`, retired since `deprecated`; from `sunset` on it may be gone. Both are days in UTC. Chats with
-    this name are answered from documents in `collections`, where it has some.
+    """Another name for `model`, deprecated since `deprecated`; it may be removed on or after `sunset`. Both are days in UTC. If
+    `collections` is set, chats with this name are answered from the documents in them.
     """
 
     model: str
@@ -26,7 +26,7 @@ class Alias:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Of answers to a retired name: RFC 9745, RFC 8594, and the successor (RFC 5829)."""
+        """Response headers for a retired name: RFC 9745, RFC 8594, and the successor (RFC 5829)."""
         if self.deprecated is None:
             return []
         headers = [

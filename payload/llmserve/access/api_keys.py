@@ -1,7 +1,7 @@
 """API keys and client certificates: records in a file that the gateway watches. Secrets are never stored.
 
-A key has the form `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key), that of a certificate the SHA-256
-of its DER; both name the holder.
+A key has the form `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key); a certificate's record holds the SHA-256 of
+its DER. Both name the holder.
 """
 
 import fcntl
@@ -55,7 +55,7 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def has_its_proof(self) -> "Record":
-        """A key has a hash, a certificate its fingerprint, and neither has both."""
+        """A key has a hash and a certificate a fingerprint; no record has both."""
         is_key, is_certificate = self.hash is not None, self.fingerprint is not None
         if (is_key, is_certificate) != (self.kind == "api_key", self.kind == "certificate"):
             raise ValueError(f"the record {self.id} of kind {self.kind} has the wrong proof")
@@ -94,7 +94,7 @@ def check_pepper(pepper: bytes, source: str) -> bytes:
 
 
 def absent(path: Path) -> KeyFile:
-    """No records, for a file that never existed. Raises KeyFileError for one that is gone."""
+    """An empty file if there never was one. Raises KeyFileError if the file existed and is gone."""
     if marker(path).exists():
         raise missing_file(path) from None
     return KeyFile()
@@ -124,14 +124,14 @@ def unusable(path: Path, reason: str) -> KeyFileError:
 
 
 def marker(path: Path) -> Path:
-    """An empty file beside the keys file, which says that there was one: a missing one revokes nothing any more."""
+    """An empty file beside the keys file. It marks that a keys file existed: a missing keys file would revoke nothing."""
     return path.with_name(f".{path.name}.existed")
 
 
 def missing_file(path: Path) -> KeyFileError:
     return KeyFileError(
-        f"the keys file {path} existed and is gone: restore it from a backup. To begin anew, with every revoked token of an "
-        f"identity provider valid again, remove {marker(path)}, too"
+        f"the keys file {path} existed and is gone: restore it from a backup. To start over, which makes every revoked identity "
+        f"provider token valid again, remove {marker(path)}, too"
     )
 
 
@@ -139,8 +139,8 @@ def missing_file(path: Path) -> KeyFileError:
 def edited_file(path: Path) -> Iterator[KeyFile]:
     """Change the content in the block; the file is then replaced atomically. Concurrent editors wait for each other.
 
-    Root edits it in a directory of the gateway's, which may put a link in its place at any moment: so the file is opened and
-    replaced through the directory's descriptor, and never as what a link points at.
+    Root edits a file in the gateway's directory, and the gateway could put a link in its place at any moment. So the file is
+    opened and replaced through the directory's descriptor, and links are never followed.
     """
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -163,7 +163,7 @@ def read_in(folder: int, path: Path) -> KeyFile:
         raise unusable(path, str(error.strerror)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)  # a directory is none that fdopen() takes
-        raise unusable(path, "it is no regular file")
+        raise unusable(path, "it is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
         return parse(path, file)
 

@@ -248,7 +248,7 @@ def import_key(options: argparse.Namespace) -> int:
             if record.replaces in at and handover.replaced_expires:
                 old = records[at[record.replaces]]
                 if old.kind != "api_key":
-                    raise KeyFileError(f"{old.id} is a certificate here, which no key replaces")
+                    raise KeyFileError(f"{old.id} is a certificate here: a key cannot replace a certificate")
                 refuse_change_of_holder(old, record)
                 ends = min(old.expires or handover.replaced_expires, handover.replaced_expires)
                 records[at[old.id]] = old.model_copy(update={"expires": ends})

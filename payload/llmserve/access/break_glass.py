@@ -82,7 +82,7 @@ class BreakGlass:
             if not isinstance(claims.get("actions"), list) or not claims.get("reason"):
                 raise jwt.InvalidTokenError("it lacks actions or a reason")
             if not isinstance(claims.get("models", []), list):
-                raise jwt.InvalidTokenError("its models are no list")
+                raise jwt.InvalidTokenError("its models are not a list")
         except (jwt.InvalidTokenError, OSError, ValueError) as error:
             log.error(f"{self.path} is not a valid break-glass file ({error}): ignored")
         else:

@@ -10,7 +10,7 @@ from llmserve.access.experiments import OPENING, Experiment
 
 
 class PolicyUnavailable(Exception):
-    """The policy engine gave no valid decision; the message says why, for the log."""
+    """The policy engine gave no valid decision; the message gives the reason, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`models` None means all; `rule` names the rule that decided. `weight` is the tenant's, where an engine is full, and so is
-    `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from. `experiments`: those in which
-    the tenant takes part, or, for the page about experiments, all. `reviews`: tenants whose badly rated answers the subject's
-    tenant reviews. `roles`: the subject's, those of its groups included. `aliases`: by name, of models that it may use.
-    `collections`: whose documents it may read, `writes`: add, list and remove, all of the subject's own tenant.
+    """`models` None means all; `rule` names the rule that decided. `weight`: the tenant's share when an engine is full.
+    `keep_prompts`: the tenant's prompts, answers and ratings may be kept as training data. `experiments`: those that the tenant
+    takes part in, or all of them for the experiments page. `reviews`: tenants whose badly rated answers the subject's tenant
+    reviews. `roles`: the subject's, including those of its groups. `aliases`: by name, for models that it may use. `collections`:
+    collections that it may read; `writes`: collections in which it may add, list and remove documents. Both belong to its tenant.
     `id` identifies this evaluation in the audit record.
     """
 
@@ -56,7 +56,7 @@ class Decision:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
-        """Whether this model may be used, or its existence revealed."""
+        """Whether this model may be used, and its existence revealed."""
         return self.models is None or model in self.models
 
     def experiment(self, model: str) -> Experiment | None:
@@ -91,7 +91,7 @@ def parse_experiment(content: object) -> Experiment:
         )
     refusals = content.get("refusals")
     if not isinstance(refusals, list) or not all(isinstance(each, str) and each for each in refusals):
-        raise PolicyUnavailable("an experiment's refusals are not a list of what refusals begin with")
+        raise PolicyUnavailable("an experiment's refusals are not a list of texts with which refusals begin")
     return Experiment(
         text(content, "name"),
         text(content, "model"),

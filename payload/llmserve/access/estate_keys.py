@@ -1,10 +1,9 @@
-"""The estate's keys: made on the control node, the same on all hosts, and sealed on each.
+"""The estate's keys: created on the control node, identical on all hosts, and sealed on each.
 
-What another host's gateway, page or model server has to know again derives from them: ids of answers, tenants' cache salts, the
-seal of sessions, which have a credential in them; nothing that gives access by itself, since root on one host would have it on
-all. Each line of the credential is `STATE HEX`. The
-`current` key issues; `next` and `former` are accepted too, so that a rotation (playbooks/rotate-estate-keys.yml) leaves answers
-ratable, and ends no session.
+Everything that another host's gateway, page or model server must recognize derives from them: answer ids, tenants' cache salts,
+and the seal of sessions, which contain a credential. Nothing that grants access by itself does, since root on one host would have
+it on all. Each line of the credential is `STATE HEX`. The `current` key issues; `next` and `former` are accepted too, so that a
+rotation (playbooks/rotate-estate-keys.yml) keeps answers ratable and ends no session.
 """
 
 import hmac
@@ -21,7 +20,7 @@ type Ring = tuple[bytes, ...]  # the first one issues
 
 
 def estate_keys(pepper: bytes) -> Ring:
-    """The keys of this unit's credentials. Without them the pepper stands for one, as in pods, whose replicas share it.
+    """The keys from this unit's credentials. Without them the pepper takes their place, as in pods, whose replicas share it.
 
     Raises KeyFileError.
     """
@@ -31,7 +30,7 @@ def estate_keys(pepper: bytes) -> Ring:
 
 
 def ring(text: str) -> Ring:
-    """The keys of a credential's text; raises KeyFileError, whose message holds none of them."""
+    """Parse the keys of a credential; raises KeyFileError, whose message contains no key."""
     lines = [line.split(" ") for line in text.splitlines()]
     try:
         keys = {state: bytes.fromhex(digits) for state, digits in lines}
@@ -39,16 +38,17 @@ def ring(text: str) -> Ring:
         keys = {}
     if "current" not in keys or len(keys) < len(lines) or not keys.keys() <= set(STATES):
         raise KeyFileError(
-            f"the credential {CREDENTIAL} is not one line each of {', '.join(STATES)}, with a key in hexadecimal, of which "
-            "'current' is there: run site.yml, which hands this host the control node's"
+            f"the credential {CREDENTIAL} is not one line for each of {', '.join(STATES)} with a hexadecimal key, 'current' "
+            f"included: run site.yml, which copies the control node's keys to this host"
         )
     if short := [state for state, key in keys.items() if len(key) < KEY_BYTES]:
         raise KeyFileError(
-            f"the credential {CREDENTIAL} has {len(keys[short[0]])} bytes as '{short[0]}': it needs {KEY_BYTES}; run site.yml"
+            f"the credential {CREDENTIAL} has a '{short[0]}' key of {len(keys[short[0]])} bytes: {KEY_BYTES} are needed; run "
+            f"site.yml"
         )
     return tuple(keys[state] for state in STATES if state in keys)
 
 
 def derived(keys: Ring, purpose: str) -> Ring:
-    """Keys for one purpose, of which none says anything about those for another."""
+    """Keys for one purpose; they reveal nothing about the keys for another."""
     return tuple(hmac.digest(key, f"llmkeep {purpose}".encode(), "sha256") for key in keys)

@@ -1,8 +1,8 @@
-"""Experiments of the policy: which of two models answers a request for a name.
+"""Experiments of the policy: choose which of two models answers a request for a name.
 
-A unit's arm is an HMAC keyed by the experiment's salt, which the signed policy brings to every host: the same on all of them and
-after each restart. The number that it gives is compared with the percentage, so a unit that has the candidate keeps it when the
-percentage grows.
+A unit's arm is an HMAC keyed by the experiment's salt, which the signed policy brings to every host, so it is the same on all
+hosts and after each restart. The resulting number is compared with the percentage, so a unit that has the candidate keeps it when
+the percentage grows.
 """
 
 import hmac
@@ -21,8 +21,8 @@ OPENING = 40  # characters of an answer, by which it may be a refusal
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The arm of one request. `unit`: a pseudonym of what is assigned, the same on all hosts; `rater`: of the subject, whose
-    ratings are not independent, whatever is assigned.
+    """The arm of one request. `unit`: a pseudonym of the assigned unit, the same on all hosts; `rater`: a pseudonym of the
+    subject, whose ratings are not independent, whatever the unit is.
 
     `away`: why the control answers in the candidate's place: its engine is down, the experiment was halted on this host, or
     nothing watches it there.
@@ -42,12 +42,12 @@ class Assigned:
 
     @property
     def compares(self) -> bool:
-        """Whether there is another arm, or are copies, to compare with."""
+        """Whether there is another arm, or a shadow copy, to compare with."""
         return 0 < self.percent < 100 or self.shadowed
 
     @property
     def counts(self) -> bool:
-        """Whether the request is an outcome of its arm, and compares with something."""
+        """Whether the request is an outcome of its arm that can be compared."""
         return not self.away and self.compares
 
 
@@ -55,7 +55,7 @@ class Assigned:
 class Experiment:
     """`percent` of the units that ask for `model` are answered by `candidate`, the others by `control`.
 
-    `refusals`: what a refusal begins with, in lower case.
+    `refusals`: texts with which a refusal begins, in lower case.
     """
 
     name: str

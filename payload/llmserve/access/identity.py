@@ -126,7 +126,7 @@ class Authenticator:
         return self.used(self.keys.certificate_holder(fingerprint))
 
     def used(self, record: Record) -> Identity:
-        """The identity of a record, whose use is noted."""
+        """The identity of a record; also notes that the record was used."""
         self.last_used.touch(record.id)
         return of_record(record)
 

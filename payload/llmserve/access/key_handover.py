@@ -14,7 +14,7 @@ from llmserve.access.client_certificates import read_certificate
 Id = Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
 Name = Annotated[str, Field(pattern=f"^(?:{NAME.pattern})$")]
 SECRET = {"key", "certificate"}  # fields whose values are in no message
-PROOFS = "an api_key has a key, a certificate has a certificate or its fingerprint"
+PROOFS = "an api_key needs a key; a certificate needs a certificate or its fingerprint"
 
 
 class Handover(BaseModel):
@@ -78,7 +78,7 @@ class Handover(BaseModel):
 
 
 def read_handover(content: bytes) -> Handover:
-    """Raises KeyFileError, with the field and its value, but never with a key."""
+    """Raises KeyFileError, which names the field and its value, but never contains a key."""
     try:
         return Handover.model_validate_json(content)
     except ValidationError as error:

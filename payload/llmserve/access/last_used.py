@@ -82,7 +82,7 @@ class LastUsed:
                 raise
         except OSError as error:
             log.warning(
-                f"cannot write {self.path} ({error.strerror}): `keys list` shows outdated times until then"
+                f"cannot write {self.path} ({error.strerror}): until that succeeds, `keys list` shows outdated times"
             )
         else:
             self.unwritten = False

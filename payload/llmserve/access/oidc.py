@@ -77,7 +77,7 @@ class SigningKey:
 
 
 def refused(code: str, what: str) -> ApiError:
-    """401; quotes nothing of the token."""
+    """A 401 whose message quotes nothing from the token."""
     return unauthenticated(code, f"{what}: get a new one from your identity provider")
 
 
@@ -144,7 +144,7 @@ def claim(claims: dict[str, Any], name: str) -> Any:
 
 
 def is_group(value: object) -> bool:
-    """Any text that is on one line: names of groups have spaces, slashes and letters of all scripts."""
+    """Whether it is a single line of text: group names contain spaces, slashes and letters of all scripts."""
     return isinstance(value, str) and 0 < len(value) <= GROUP_LETTERS and value.isprintable()
 
 
@@ -152,7 +152,7 @@ class Issuer:
     """The identity provider whose tokens are accepted."""
 
     def __init__(self, config: Oidc) -> None:
-        """Reads its keys. Without them, each token is answered with 503."""
+        """Reads its keys. Without keys, every token is answered with 503."""
         self.config = config
         self.keys: list[SigningKey] | None = None
         self.verified: dict[bytes, tuple[Token, float]] = {}  # by SHA-256, with expiry as time.monotonic()
@@ -206,7 +206,7 @@ class Issuer:
         if token.expires + self.config.leeway_seconds <= time.time():
             return refused("expired_token", "the token has expired")
         if all(key.thumbprint != token.signer for key in self.keys):
-            return refused("revoked_token", "the key that signed the token was withdrawn")
+            return refused("revoked_token", "the key that signed the token has been withdrawn")
         return None
 
     def verify(self, text: str, digest: str) -> Token:

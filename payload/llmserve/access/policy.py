@@ -132,7 +132,7 @@ class Policy:
             await asyncio.sleep(seconds)
 
     async def probe(self) -> None:
-        """Check that the engine decides, and by which revision."""
+        """Check that the engine decides, and which revision it uses."""
         try:
             await self.ask(PROBE)
         except PolicyUnavailable as error:

@@ -1,14 +1,14 @@
 """Quotas: what one subject may use per minute and day, by its rate class. They are counted only here.
 
-Counters are in Redis, per calendar minute and UTC day: each host that shares it writes its own, and reads those of the
-others, so what a host can free is what it counted itself. A process leases part of the remaining quota and spends it
-locally, so that most requests do not need Redis; a lease that is unspent at the end of the period is lost to the others
-(at most 1/LEASES of the limit per process). Without Redis each process counts on its
-own, and allows AWAY_SHARE of the limit, or one request within the whole limit.
+Counters are in Redis, per calendar minute and UTC day: each host that shares it writes its own counters and reads those of the
+others, so a host can only free what it counted itself. A process leases part of the remaining quota and spends it locally, so
+that most requests do not need Redis; a lease that is unspent at the end of the period is lost to the others (at most 1/LEASES of
+the limit per process). Without Redis each process counts on its own, and allows AWAY_SHARE of the limit, or one request within
+the whole limit.
 
-Before an answer its prompt and probable length are reserved, and afterwards its usage is charged. Answers that turn out
-longer can use more than a minute allows: by their lengths beyond the reservation, so at most by those of as many answers
-as the class allows requests. That is a debt, which the next periods pay first; the average never exceeds the class.
+Before an answer, its prompt and probable length are reserved; afterwards its actual usage is charged. Answers that turn out
+longer than reserved can use more than a minute allows. The excess is bounded by the number of requests that the class allows. It
+is a debt, which the following periods pay first; the average never exceeds the class.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Window:
     fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def debt(self) -> int:
-        """Usage that was not allowed: of answers that were longer than reserved. Requests that wait for a lease are not."""
+        """Usage beyond the limit, by answers that were longer than reserved. Requests that wait for a lease do not count."""
         return 0 if self.fetching.locked() else max(0, self.used - max(self.leased, self.alone))
 
 
@@ -61,9 +61,7 @@ class Account:
         self.answer = float(ANSWER_TOKENS)
 
     def window(self, kind: str, limit: int, seconds: int, now: float) -> Window:
-        """The current window, which begins with what the one before owes; a limit that the policy has changed applies at
-        once.
-        """
+        """The current window, which starts with the debt of the previous one; a limit changed by the policy applies at once."""
         window = self.windows.get(kind)
         if window is None or now >= window.ends:
             period = int(now // seconds)
@@ -97,7 +95,7 @@ class Reservation:
     tokens: int
 
     def settle(self, tokens: int, answer: int = 0) -> None:
-        """The request used `tokens`: return the surplus to its windows, or charge the excess to those of now.
+        """The request used `tokens`: return the surplus to its windows, or charge the excess to the current ones.
 
         `answer`: tokens of each of its answers, 0 if there is none to learn from.
         """
@@ -239,10 +237,10 @@ class Quotas:
 
 
 def digits(key: str) -> Command:
-    """Reads a counter: no more of it than a number has, since another host wrote it."""
+    """Reads at most the length of a number from a counter, since another host wrote it."""
     return "GETRANGE", key, 0, MOST_DIGITS - 1
 
 
 def counted(count: bytes) -> int:
-    """A host's counter; 0 where it is no number, or a negative one, which would free what others counted."""
+    """A host's counter; 0 if it is not a number, or negative, which would free what others counted."""
     return int(count) if count.isdigit() else 0

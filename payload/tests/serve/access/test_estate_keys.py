@@ -64,7 +64,7 @@ def test_a_credential_that_is_no_ring_is_refused_without_showing_it(text: str) -
 
 
 def test_a_short_key_is_refused_with_its_length() -> None:
-    with pytest.raises(KeyFileError, match="has 31 bytes as 'next': it needs 32"):
+    with pytest.raises(KeyFileError, match="has a 'next' key of 31 bytes: 32 are needed"):
         ring(f"{ONE}next {NEW.hex()[:-2]}")
 
 

@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path) -> 
     path.mkdir()
     with pytest.raises(KeyFileError, match="Is a directory"):
         read_keys(path)
-    with pytest.raises(KeyFileError, match="it is no regular file"), edited_file(path):
+    with pytest.raises(KeyFileError, match="it is not a regular file"), edited_file(path):
         pass
     path.rmdir()
     path.symlink_to("loop")

@@ -299,7 +299,7 @@ def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Se
         "too long",
         "for something else",
         "no tenant",
-        "models that are no list",
+        "models that are not a list",
         "no reason",
         "no actions",
         "unsigned",
