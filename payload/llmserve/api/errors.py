@@ -30,17 +30,17 @@ class ApiError(Exception):
 
 
 def unauthenticated(code: str, message: str) -> ApiError:
-    """401 with the header that RFC 9110 requires."""
+    """A 401 with the header that RFC 9110 requires."""
     return ApiError(401, code, message, headers=[(b"www-authenticate", b'Bearer realm="llm"')])
 
 
 def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:
-    """503 with `retry-after` in seconds."""
+    """A 503 with `retry-after` in seconds."""
     return ApiError(503, code, message, headers=[(b"retry-after", str(retry_after).encode())])
 
 
 def deadline_exceeded(seconds: float) -> ApiError:
-    """503 for the gateway's own deadline, or one set by the client."""
+    """A 503 for the gateway's own deadline, or one set by the client."""
     return unavailable(
         "deadline_exceeded",
         f"the answer was not complete within {seconds:g} s: request fewer tokens, or retry later",

@@ -35,7 +35,7 @@ def whole(value: object) -> object:
 
 Tokens = Annotated[
     int,
-    Field(gt=0, description="Limited by the policy for the caller's roles, and by the model's context"),
+    Field(gt=0, description="Limited by the policy for the caller's roles and by the model's context"),
     BeforeValidator(whole),
 ]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -78,11 +78,11 @@ class Strict(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The schema: any other field may only be null, but for the optional ones at a model that takes them."""
+        """The schema: every other field must be null, except optional ones for a model that takes them."""
         reference = handler(core_schema)
         schema = handler.resolve_ref_schema(reference)
         schema["additionalProperties"] = {"type": "null"}
-        dropped = {"description": "Accepted and dropped, for it has no influence on the answer"}
+        dropped = {"description": "Accepted and dropped, because it does not affect the answer"}
         schema["properties"] |= dict.fromkeys(sorted(cls.no_influence), dropped)
         optional = {name: row for name, row in PASSED.items() if cls.endpoint in row.endpoints}
         if optional:
@@ -216,7 +216,7 @@ Collections = Annotated[
         fail_fast=True,
         min_length=1,
         max_length=16,
-        description="Collections of documents, of which the policy lets the caller read each",
+        description="Document collections, all of which the policy must let the caller read",
     ),
 ]
 
@@ -262,8 +262,8 @@ class EmbeddingBody(Strict):
 
 @dataclass(slots=True)
 class Call:
-    """A validated request: the model, the engine's request, and what the client wants in the response. `collections`: of
-    documents, from which alone it is to be answered.
+    """A validated request: the model, the engine's request, and what the client wants in the response. `collections`: document
+    collections; if set, the answer must come from them alone.
     """
 
     model: str | None
@@ -287,8 +287,8 @@ def parse_body[T: BaseModel](kind: type[T], body: bytes) -> T:
 
 
 def bare_bytes(body: bytes) -> int:
-    """Bytes of JSON that are outside of strings: brackets, commas, numbers, spaces. Of very many strings, which have as many
-    separators, their number.
+    """Bytes of JSON outside of strings: brackets, commas, numbers, spaces. For very many strings, which have as many separators,
+    their number.
     """
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
     strings = plain.count(b'"') // 2
@@ -316,7 +316,7 @@ def parse_query(query: bytes) -> GenerateBody:
 
 
 def bad_request(error: ValidationError) -> ApiError:
-    """400 for the most specific error: what is wrong, the value seen, and what is expected."""
+    """A 400 for the most specific error: what is wrong, the value seen, and what is expected."""
     if error.error_count() > MANY_ERRORS:  # listing them takes longer than all else
         message = f"the body has {error.error_count()} errors: send what GET /openapi.json describes"
         return ApiError(400, "invalid_value", message)
@@ -337,7 +337,7 @@ def bad_request(error: ValidationError) -> ApiError:
 
 
 def bad_value(name: str, error: ValidationError) -> ApiError:
-    """400 for the value of one field."""
+    """A 400 for the value of one field."""
     mistake = error.errors(include_url=False)[0]
     where = json_path((name, *mistake["loc"]))
     return ApiError(
@@ -359,7 +359,7 @@ def shorten(value: Any) -> str:
 
 
 def unsupported(names: list[str]) -> ApiError:
-    """400 that names up to NAMED_FIELDS fields."""
+    """A 400 that names up to NAMED_FIELDS fields."""
     listed = ", ".join(
         f"'{name[:80]}'" + (f" ({REFUSED[name]})" if name in REFUSED else "") for name in names[:NAMED_FIELDS]
     )
@@ -369,8 +369,8 @@ def unsupported(names: list[str]) -> ApiError:
 
 
 def beyond(request: Strict) -> dict[str, object]:
-    """The fields outside the model whose value is not a no-op, checked; raises ApiError 400 for those that no engine gets from
-    this endpoint.
+    """The validated fields outside the model whose value is not a no-op; raises ApiError 400 for fields that this endpoint never
+    passes to an engine.
     """
     used = {
         name: value
@@ -389,7 +389,7 @@ def beyond(request: Strict) -> dict[str, object]:
 
 
 def refuse_large(used: dict[str, object]) -> None:
-    """Raise ApiError 400 for a value that is nested deeper, or has more parts, than engines shall have to walk."""
+    """Raise ApiError 400 for a value that is nested too deeply or has too many parts for engines to walk."""
     for name, value in used.items():
         level: list[object] = [value]
         parts = 0
@@ -437,31 +437,33 @@ def undeclared(generate: Generate, hello: Hello) -> list[str]:
 def refuse_undeclared(
     generate: Generate, model: str, hello: Hello, others: Callable[[], Mapping[str, Hello]]
 ) -> None:
-    """Raise ApiError 400 for fields that `model` has not declared. `others`: the models that the client may ask."""
+    """Raise ApiError 400 for fields that `model` has not declared. `others`: the models that the client may use."""
     if not (bad := undeclared(generate, hello)):
         return
     listed = ", ".join(f"'{name[:80]}'" for name in bad[:NAMED_FIELDS])
     able = [f"'{name}'" for name, other in others().items() if not undeclared(generate, other)]
     way_out = (
-        f"ask {' or '.join(able[:NAMED_FIELDS])}, or remove it" if able else "remove it from the request"
+        f"use {' or '.join(able[:NAMED_FIELDS])}, or remove it" if able else "remove it from the request"
     )
     message = f"unsupported by the model '{model}': {listed}; {way_out}"
     raise ApiError(400, "unsupported_field", message, bad[0][:80])
 
 
 def answer_length(tokens: int | None, granted: int, name: str = "max_tokens") -> tuple[int, bool]:
-    """Most tokens of the answer, and whether the client set none; raises ApiError 400 or 403.
+    """The maximum number of answer tokens, and whether the client left it unset; raises ApiError 400 or 403.
 
     `tokens`: the value of the client's field `name`. `granted`: the policy's limit.
     """
     if tokens is None and not granted:
         raise ApiError(
-            403, "denied", "the policy lets your roles generate no tokens: ask for a role that may"
+            403, "denied", "the policy does not let your roles generate tokens: ask for a role that may"
         )
     if tokens is None:
         return granted, True
     if tokens > granted:
-        message = f"'{name}' is {tokens}: the limit is {granted}, by the policy for your roles; ask for less"
+        message = (
+            f"'{name}' is {tokens}: the limit is {granted}, set by the policy for your roles; ask for less"
+        )
         raise ApiError(400, "invalid_value", message, name)
     return tokens, False
 
@@ -473,8 +475,8 @@ def refuse_beyond_context(generate: Generate, model: str, context: int) -> None:
     if not generate.clip and generate.max_tokens > context:
         name = generate.length_field
         message = (
-            f"'{name}' is {generate.max_tokens}: the limit is {context} for prompt and answer together, "
-            f"by the context of the model '{model}'; ask for less"
+            f"'{name}' is {generate.max_tokens}: the limit is {context} for prompt and answer together, the context of the model "
+            f"'{model}'; ask for less"
         )
         raise ApiError(400, "context_length_exceeded", message, name)
 

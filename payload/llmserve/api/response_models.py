@@ -46,7 +46,7 @@ class Spoken(Shape):
 
 
 class Choice(Shape):
-    """An answer; a request with `n` gets several. `logprobs`: as OpenAI has them at this endpoint, if they were asked for."""
+    """An answer; a request with `n` gets several. `logprobs`: in OpenAI's format for this endpoint, if requested."""
 
     index: int
     logprobs: dict[str, Any] | None

@@ -65,9 +65,7 @@ class OpenAiRendering:
         include_usage: bool,
         blind: bool = False,
     ) -> None:
-        """`chat`: chat completions. `identifier`: by which the answer can be rated. `blind`: what an upstream says of its model
-        is replaced.
-        """
+        """`chat`: chat completions. `identifier`: the id for rating the answer. `blind`: replace the upstream's model name."""
         self.chat = chat
         self.blind = blind
         self.include_usage = include_usage
@@ -82,7 +80,7 @@ class OpenAiRendering:
         self.before = self.after = b""
 
     def whole(self, frame: Done) -> bytes:
-        """An upstream's body passes through unchanged, unless it must not tell its model."""
+        """An upstream's body passes through unchanged, unless it must not reveal its model."""
         if frame.passed is not None:
             passed = frame.passed.encode()
             return self.undisclosed(passed) if self.blind else passed
@@ -123,7 +121,7 @@ class OpenAiRendering:
         return event(self.chunk(frame.choices))
 
     def event(self, passed: Event) -> bytes:
-        """Passed through unchanged, unless it must not tell its model; the usage only if the client requested it."""
+        """Passed through unchanged, unless it must not reveal its model; the usage only if the client requested it."""
         self.passing = True
         if passed.usage and not self.include_usage:
             return b""

@@ -1,4 +1,4 @@
-"""Answers of OpenAI's Responses API: a chat answer as a response object, or as the events by which a client builds one.
+"""Answers of OpenAI's Responses API: a chat answer as a response object, or as the events from which a client builds one.
 
 The requests of this API are in `responses_api_request`. A response has output items: the reasoning, a message, the calls of
 functions. They are built from pieces of the chat answer, and a whole answer is one piece.
@@ -23,7 +23,7 @@ def frame(content: Object) -> bytes:
 
 
 def usage_of(used: Mapping[str, Any]) -> Object:
-    """Token counts as this API has them. `used`: as chat answers have them; the details are optional there."""
+    """Token counts in this API's format. `used`: in the format of chat answers, where the details are optional."""
     prompt, answer = used["prompt_tokens"], used["completion_tokens"]
     cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     reasoned = (used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
@@ -37,12 +37,12 @@ def usage_of(used: Mapping[str, Any]) -> Object:
 
 
 class ResponsesRendering:
-    """A response object and its events. Each event has a `sequence_number`; the last one is no `[DONE]`."""
+    """A response object and its events. Each event has a `sequence_number`; there is no `[DONE]`."""
 
     def __init__(
         self, chat: OpenAiRendering, identifier: str, model: str, repeated: Mapping[str, object]
     ) -> None:
-        """`chat` renders whole answers, which are then translated. `identifier`: by which the answer can be rated.
+        """`chat` renders whole answers, which are then translated. `identifier`: the id for rating the answer.
         `repeated`: fields of the request.
         """
         self.chat = chat
@@ -70,7 +70,7 @@ class ResponsesRendering:
         }
 
     def whole(self, last_frame: Done) -> bytes:
-        """The response object; raises ApiError 503 if the upstream's answer is not as OpenAI's API has it."""
+        """The response object; raises ApiError 503 if the upstream's answer does not have the format of OpenAI's API."""
         # Unlike pydantic's parser, json takes halves of surrogate pairs.
         answer = json.loads(self.chat.whole(last_frame))
         self.usage = answer.get("usage")
@@ -89,7 +89,7 @@ class ResponsesRendering:
         return b"".join(self.more_text(text, []))
 
     def choices(self, piece: Choices) -> bytes:
-        """A piece of an answer that is more than text, made by an engine of ours."""
+        """A piece of an answer that is more than text, from one of our own engines."""
         return self.opened() + b"".join(self.of_chunk({"choices": piece.choices}))
 
     def event(self, passed: Event) -> bytes:
@@ -99,7 +99,7 @@ class ResponsesRendering:
         return opening + b"".join(self.of_chunk(json.loads(match[1]))) if match else opening
 
     def last(self, last_frame: Done) -> bytes:
-        """The end of the item that still grows, and of the response."""
+        """The end of the open item, and of the response."""
         frames = [self.opened(), *self.ended(last_frame)]
         return b"".join(frames) + self.lifecycle(
             "incomplete" if self.response["incomplete_details"] else "completed"
@@ -111,11 +111,11 @@ class ResponsesRendering:
         return self.opened() + self.lifecycle("failed")
 
     def opened(self) -> bytes:
-        """The first events, unless they are sent."""
+        """The first events, unless they have been sent."""
         return b"" if self.begun else self.first()
 
     def lifecycle(self, name: str) -> bytes:
-        """An event with the response object as it is now."""
+        """An event with the current response object."""
         return self.typed(f"response.{name}", response=self.response)
 
     def typed(self, name: str, /, **content: object) -> bytes:
@@ -136,7 +136,7 @@ class ResponsesRendering:
     def translated(
         self, delta: Mapping[str, Any] | None, logprobs: Mapping[str, Any] | None
     ) -> Iterator[bytes]:
-        """The events for a piece of a chat message; raises ApiError 503 for one that is not as OpenAI's API has it."""
+        """The events for a piece of a chat message; raises ApiError 503 if it does not have the format of OpenAI's API."""
         try:
             delta, logprobs = delta or {}, logprobs or {}
             yield from self.more_reasoning(delta.get("reasoning") or delta.get("reasoning_content") or "")
@@ -169,7 +169,7 @@ class ResponsesRendering:
             self.output[-1]["content"][0]["logprobs"] += logprobs
 
     def more_of_call(self, index: int, call: Mapping[str, Any]) -> Iterator[bytes]:
-        """Chunks have a call's id and name once, and its arguments in pieces; calls follow each other."""
+        """Chunks carry a call's id and name once, and its arguments in pieces; calls come one after the other."""
         called = call["function"]
         if self.growing != index:
             item = {
@@ -193,7 +193,7 @@ class ResponsesRendering:
         return f"{prefix}_{self.identifier}_{len(self.output)}"
 
     def begin(self, growing: object, item: Object) -> Iterator[bytes]:
-        """End the item before, and begin this one."""
+        """End the previous item, and begin this one."""
         yield from self.end_item("completed")
         self.growing = growing
         self.output.append({**item, "status": "in_progress"})
@@ -207,7 +207,7 @@ class ResponsesRendering:
         return event
 
     def end_item(self, status: str) -> Iterator[bytes]:
-        """The events that end the last item, if it still grows."""
+        """The events that end the last item, if it is open."""
         if self.growing is None:
             return
         item = self.output[-1]

@@ -19,26 +19,26 @@ from llmserve.api.requests import (
 )
 from llmserve.fields import DROPPED, PASSED, Few
 
-NO_STORE = "no answer is stored here"
+NO_STORE = "no answers are stored here"
 WHOLE_INPUT = f"{NO_STORE}: send the whole conversation as 'input'"
-NO_PLACE = "answers of the Responses API have no place for it: ask /v1/chat/completions"
+NO_PLACE = "answers of the Responses API have no place for it: use /v1/chat/completions"
 # Fields that this endpoint refuses though the class of `llmserve.fields` may let them pass, with what to do.
 INSTEAD = {
-    "access_programs": "programs of a provider do not exist here: remove it",
-    "background": f"{NO_STORE} to be fetched later: set 'stream', or wait for the answer",
-    "background_options": f"{NO_STORE} to be fetched later: remove it",
-    "collections": "ask /v1/chat/completions, which answers from documents",
+    "access_programs": "there are no provider programs here: remove it",
+    "background": f"{NO_STORE}, so none can be fetched later: set 'stream', or wait for the answer",
+    "background_options": f"{NO_STORE}, so none can be fetched later: remove it",
+    "collections": "use /v1/chat/completions, which answers from documents",
     "context_management": "conversations are not compacted here: send a shorter 'input'",
     "conversation": WHOLE_INPUT,
     "function_call": "send 'tool_choice'",
     "functions": "send 'tools'",
-    "image": "no model here makes images: remove it",
+    "image": "no model here generates images: remove it",
     "logprob_token_ids": NO_PLACE,
     "logprobs": "send 'include' with \"message.output_text.logprobs\"",
     "max_completion_tokens": "send 'max_output_tokens'",
     "max_tokens": "send 'max_output_tokens'",
     "messages": "send 'input'",
-    "n": "an answer of the Responses API has one choice: ask again, or ask /v1/chat/completions",
+    "n": "an answer of the Responses API has one choice: send the request again, or use /v1/chat/completions",
     "previous_response_id": WHOLE_INPUT,
     "prompt": "no prompts are stored here: send its text as 'instructions' or 'input'",
     "reasoning_effort": "send 'reasoning.effort'",
@@ -47,7 +47,7 @@ INSTEAD = {
     "return_token_offsets": NO_PLACE,
     "return_tokens_as_token_ids": NO_PLACE,
     "store": f"{NO_STORE}: send false or leave it out, and keep the answer yourself",
-    "truncation": "an input that is too long is refused, not cut: send 'disabled', or leave it out",
+    "truncation": "an input that is too long is rejected, not truncated: send 'disabled', or leave it out",
 }
 # Values of those fields that change nothing. Null changes nothing anywhere.
 NEUTRAL = {name: PASSED[name].neutral for name in INSTEAD if name in PASSED} | {
@@ -57,7 +57,7 @@ NEUTRAL = {name: PASSED[name].neutral for name in INSTEAD if name in PASSED} | {
 }
 # No influence on an answer of this API.
 DROPPED_HERE = {
-    "max_tool_calls": "it limits calls of a provider's tools, and there are none",
+    "max_tool_calls": "it limits calls of a provider's tools, and there are none here",
     "stream_options": "a stream always has its usage, and is never padded",
 }
 LOGPROBS = "message.output_text.logprobs"
@@ -66,7 +66,7 @@ OF_ENGINES = "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning",
 
 
 class Unknown(BaseModel):
-    """What is none of the kinds of a union. Validating it fails, with an error about its `type`."""
+    """A value that matches no kind of a union. Validating it fails with an error about its `type`."""
 
 
 class UnknownPart(Unknown):
@@ -82,7 +82,7 @@ class UnknownFormat(Unknown):
 
 
 def one_of(unknown: type[Unknown], default: str | None = None) -> Discriminator:
-    """Chooses the arm of a union by `type`. Tags are in angle brackets, by which `json_path` leaves them out."""
+    """Chooses the member of a union by `type`. Tags are in angle brackets, so that `json_path` can leave them out."""
     kinds = get_args(unknown.model_fields["type"].annotation)
 
     def tag(value: object) -> str:
@@ -100,7 +100,7 @@ class InputText(Nested):
 
 
 class OutputText(Nested):
-    """Text of an answer that is sent back."""
+    """The text of an earlier answer that the client sends back."""
 
     no_influence = frozenset({"annotations", "logprobs"})
     type: Literal["output_text"]
@@ -155,7 +155,7 @@ class FunctionOutputItem(Nested):
 
 
 class ReasoningText(Nested):
-    """Reasoning of an answer that is sent back."""
+    """The reasoning of an earlier answer that the client sends back."""
 
     type: Literal["reasoning_text"]
     text: str
@@ -182,7 +182,7 @@ Input = Annotated[Annotated[str, Tag("<text>")] | Annotated[Items, Tag("<list>")
 
 
 def only_functions(kind: object) -> object:
-    """Tools of a provider run on its hosts; raises PydanticCustomError."""
+    """Rejects tools that a provider would run on its hosts; raises PydanticCustomError."""
     if kind != "function":
         message = "only functions are supported: offer the tool as a function, and run it in the client"
         raise PydanticCustomError("unsupported_tool", message)
@@ -223,7 +223,7 @@ class PlainFormat(Nested):
 
 
 class SchemaFormat(Nested):
-    """JSON by a schema."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     name: Annotated[str, Field(min_length=1)]
@@ -248,7 +248,7 @@ class TextOptions(Nested):
 
 
 class Reasoning(Nested):
-    """How much a model reasons. An answer has the reasoning itself, never a summary."""
+    """How much a model reasons. An answer contains the reasoning itself, never a summary."""
 
     no_influence = frozenset({"summary", "generate_summary"})
     effort: Annotated[str, Field(max_length=16)] | None = None
@@ -294,7 +294,7 @@ class ResponsesBody(Strict):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """As for every body; and all that depends on the engine is optional, or not described."""
+        """As for every body; fields that depend on the engine are optional, or not described."""
         reference = super().__get_pydantic_json_schema__(core_schema, handler)
         schema = handler.resolve_ref_schema(reference)
         properties = schema["properties"]

@@ -44,9 +44,9 @@ QUOTED = re.compile(r"'([\w.-]+)'")
 
 @dataclass(slots=True)
 class ResponsesCall(Call):
-    """A chat request in the words of the Responses API.
+    """A chat request in the Responses API's format.
 
-    `repeated`: fields of the request that its answer has as well. `names`: what errors call fields of the chat request.
+    `repeated`: request fields that the answer repeats. `names`: the names that errors use for fields of the chat request.
     """
 
     repeated: Mapping[str, object] = field(default_factory=dict)
@@ -104,24 +104,24 @@ def optional_fields(request: ResponsesBody) -> dict[str, Any]:
 
 
 def function(tool: FunctionTool | FunctionChoice) -> dict[str, Any]:
-    """A tool, or the choice of one, as chat requests have it: all but the `type` is one level further down."""
+    """A tool or tool choice in the format of chat requests: everything but the `type` is one level further down."""
     return {"type": "function", "function": client_fields(tool, "type")}
 
 
 def response_format(chosen: Format) -> dict[str, Any]:
-    """`text.format` as chat requests have it."""
+    """`text.format` in the format of chat requests."""
     if isinstance(chosen, SchemaFormat):
         return {"type": "json_schema", "json_schema": client_fields(chosen, "type")}
     return {"type": chosen.type}
 
 
 def client_fields(part: BaseModel, *without: str) -> dict[str, Any]:
-    """The fields that the client has sent and that are not null."""
+    """The fields that the client sent and that are not null."""
     return part.model_dump(by_alias=True, exclude_none=True, exclude=set(without))
 
 
 def conversation(request: ResponsesBody) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The messages of the chat request, and the names of what they come from, by the names that they have there."""
+    """The messages of the chat request, and by their names there the names of the items that they come from."""
     messages: list[dict[str, Any]] = []
     places: dict[str, str] = {}
     if request.instructions is not None:
@@ -160,11 +160,11 @@ def message(item: Item) -> dict[str, Any]:
         return {"role": "assistant", "content": None, "tool_calls": [tool_call(item)]}
     if isinstance(item, FunctionOutputItem):
         return {"role": "tool", "tool_call_id": item.call_id, "content": text(item.output)}
-    raise TypeError(f"an item of type '{item.type}' is no message")
+    raise TypeError(f"an item of type '{item.type}' is not a message")
 
 
 def tool_call(item: FunctionCallItem) -> dict[str, Any]:
-    """A call as messages of the assistant have it."""
+    """A call in the format of assistant messages."""
     called = {"name": item.name, "arguments": item.arguments}
     return {"id": item.call_id, "type": "function", "function": called}
 
@@ -177,7 +177,7 @@ def text(content: Content) -> str:
 
 
 def repeated(request: ResponsesBody) -> dict[str, object]:
-    """The fields of a request that its answer has as well, with OpenAI's defaults."""
+    """The request fields that the answer repeats, with OpenAI's defaults."""
     chosen = request.text.format if request.text else None
     choice = request.tool_choice if request.tool_choice is not None else "auto"
     return {

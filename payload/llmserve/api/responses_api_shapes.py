@@ -6,7 +6,7 @@ from llmserve.api.response_models import Shape
 
 
 class OutputText(Shape):
-    """The text of a message. `logprobs`: as in chat completions, where the request includes them."""
+    """The text of a message. `logprobs`: as in chat completions, if the request includes them."""
 
     type: Literal["output_text"]
     text: str
@@ -43,7 +43,7 @@ class OutputReasoningText(Shape):
 
 
 class OutputReasoning(Shape):
-    """How the model came to its answer."""
+    """The reasoning behind the answer."""
 
     type: Literal["reasoning"]
     id: str
@@ -59,20 +59,20 @@ class IncompleteDetails(Shape):
 
 
 class InputTokensDetails(Shape):
-    """Tokens of the input that the engine had in its cache, or put there."""
+    """Input tokens that the engine had in its cache, or added to it."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
 class OutputTokensDetails(Shape):
-    """Tokens of the output that are reasoning."""
+    """Output tokens that are reasoning."""
 
     reasoning_tokens: int
 
 
 class ResponseUsage(Shape):
-    """Token counts in the words of the Responses API; the details are 0 where the engine gives none."""
+    """Token counts in the Responses API's format; the details are 0 if the engine gives none."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails

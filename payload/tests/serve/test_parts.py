@@ -301,7 +301,7 @@ def test_only_declared_fields_are_passed_to_the_engine() -> None:
         "seed",
     )
     others = {"a": hello("seed"), "b": hello("tools", "seed"), "c": hello("seed", "tools")}
-    with pytest.raises(ApiError, match="by the model 'm': 'seed'; ask 'b' or 'c', or remove it"):
+    with pytest.raises(ApiError, match="by the model 'm': 'seed'; use 'b' or 'c', or remove it"):
         refuse_undeclared(request, "m", hello("tools"), lambda: others)
 
 

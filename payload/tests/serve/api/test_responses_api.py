@@ -410,12 +410,12 @@ def refusal(**fields: Any) -> ApiError:
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id", 'is "resp_1": no answer is stored here: send the whole'),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", 'is "resp_1": no answers are stored here: send the whole'),
         ({"conversation": "conv_1"}, "conversation", "send the whole conversation as 'input'"),
-        ({"background": True}, "background", "is true: no answer is stored here to be fetched later: set 'stream'"),
+        ({"background": True}, "background", "is true: no answers are stored here, so none can be fetched later: set 'stream'"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt", "send its text as 'instructions'"),
-        ({"store": True}, "store", "is true: no answer is stored here: send false or leave it out"),
-        ({"truncation": "auto"}, "truncation", "refused, not cut: send 'disabled'"),
+        ({"store": True}, "store", "is true: no answers are stored here: send false or leave it out"),
+        ({"truncation": "auto"}, "truncation", "rejected, not truncated: send 'disabled'"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", 'is "web_search": only functions are supported: offer'),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools.0.type", "run it in the client"),
         ({"tools": [{"type": "function"}]}, "tools.0.name", "is missing"),
