@@ -66,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--hosts", type=int, help="choose how vLLM divides the model over the GPUs of this many hosts"
     )
-    fit.add_argument("--concurrency", type=int, default=1, help="with --hosts: requests at once (default: 1)")
+    fit.add_argument(
+        "--concurrency", type=int, default=1, help="with --hosts: concurrent requests (default: 1)"
+    )
     fit.add_argument(
         "--batched-tokens",
         type=int,

@@ -1,4 +1,4 @@
-"""The TLS of a client of another host's server: 1.3 only, with this host's certificate."""
+"""TLS for a client of another host's server: version 1.3 only, with this host's certificate."""
 
 import ssl
 
@@ -10,7 +10,7 @@ class ClientContext:
     """Loads certificates and revocation lists, and reloads them when a file changes."""
 
     def __init__(self, tls: ClientTls, server: str, alpn: str | None = None) -> None:
-        """`server`: the address that messages name. `alpn`: the one protocol that is offered. Nothing is read yet."""
+        """`server`: the address for messages. `alpn`: the only protocol that is offered. Nothing is read yet."""
         self.server = server
         self.alpn = alpn
         self.tls = tls
@@ -19,7 +19,7 @@ class ClientContext:
         self.loaded: list[int] = []
 
     def get(self) -> ssl.SSLContext:
-        """The context of the files as they are now; raises ConfigError if they are unusable."""
+        """The context for the current files; raises ConfigError if they are unusable."""
         try:
             times = [file.stat().st_mtime_ns for file in self.files]
             if self.context and times == self.loaded:

@@ -8,7 +8,7 @@ SEALED = Path("/etc/credstore.encrypted")
 
 
 class SealedError(Exception):
-    """A secret is not to be had; the message says why, and what to do."""
+    """A secret is not available; the message says why and what to do."""
 
 
 def credential(name: str) -> bytes | None:
@@ -19,7 +19,7 @@ def credential(name: str) -> bytes | None:
 
 
 def unsealed(name: str) -> bytes:
-    """The same, or, as root outside of a unit, what the host has sealed under this name; raises SealedError."""
+    """The same, or, as root outside of a unit, the secret that the host has sealed under this name; raises SealedError."""
     if (content := credential(name)) is not None:
         return content
     sealed = SEALED / name

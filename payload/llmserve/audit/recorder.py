@@ -12,13 +12,13 @@ from llmserve.audit.writer_client import AuditClient
 
 
 def phase(name: str, kind: str, outcome: str) -> dict[str, object]:
-    """What tells the records of one exchange apart."""
+    """Kinds that distinguish the records of one exchange."""
     return {"llmkeep.audit.phase": name, "event.type": [kind], "event.outcome": outcome}
 
 
 def of_arm(assigned: Assigned) -> dict[str, object]:
-    """What is recorded of an assignment to an arm. With `away` the control answered in the candidate's place: it says why.
-    `shadow` is the transaction that a copy copies.
+    """The recorded fields of an assignment to an arm. `away`: why the control answered in the candidate's place. `shadow`: the
+    transaction of which this is a copy.
     """
     fields: dict[str, object] = {
         "llmkeep.experiment.name": assigned.experiment,
@@ -38,7 +38,7 @@ REFUSED = phase("refused", "denied", "failure")
 
 
 def refused(exchange: Exchange) -> bool:
-    """Whether the request was refused for what it asked or for its caller, who, where known, is on record for any reason."""
+    """Whether the request was refused because of its content or its caller; every 4xx status of a known caller counts."""
     if exchange.public or exchange.status == 499:  # the client has left
         return False
     return exchange.status in {401, 403, 429} or (
@@ -47,7 +47,7 @@ def refused(exchange: Exchange) -> bool:
 
 
 class Recorder:
-    """Records what each exchange intends, and how it ended."""
+    """Records the intent and the outcome of each exchange."""
 
     def __init__(self, writer: AuditClient, pepper: bytes) -> None:
         """The pepper keys the prompts' hashes, so that a short prompt cannot be guessed from the record."""
@@ -70,10 +70,10 @@ class Recorder:
         proof: str = "",
         about: dict[str, object] | None = None,
     ) -> None:
-        """Record what is about to be answered; raises ApiError 503 if it cannot be recorded.
+        """Record the request that is about to be answered; raises ApiError 503 if that is not possible.
 
-        `content`: the prompt, messages or inputs, where the request has some; `proof`: the hash of its text. `about`: further
-        fields of intent and outcome.
+        `content`: the prompt, messages or inputs, if the request has any; `proof`: the hash of its text. `about`: further fields
+        of intent and outcome.
         """
         exchange.recorded = self.event(exchange) | (about or {})
         event = exchange.recorded | INTENT
@@ -87,7 +87,7 @@ class Recorder:
         exchange.intended = True
 
     def close(self, exchange: Exchange, nanoseconds: int) -> None:
-        """How it ended, if it began; or that it was refused. Public routes leave no record."""
+        """Record how the exchange ended if it began, else that it was refused. Public routes leave no record."""
         if exchange.intended:
             failed = exchange.code is not None or exchange.status >= 400
             event = exchange.recorded | (FAILURE if failed else SUCCESS)
@@ -111,17 +111,17 @@ class Recorder:
             refusals.add(event, source(exchange), time.monotonic())
 
     def tick(self) -> None:
-        """Record the refusals that were counted in a minute that is over."""
+        """Record the refusals that were counted in the last full minute."""
         self.strangers.tick(time.monotonic())
         self.callers.tick(time.monotonic())
 
     def flush(self) -> None:
-        """Record the refusals that were counted so far: this process stops."""
+        """Record the refusals that were counted so far, because this process stops."""
         self.strangers.flush()
         self.callers.flush()
 
     def event(self, exchange: Exchange) -> dict[str, object]:
-        """Who, what, and allowed by which rule."""
+        """The caller, the action, and the rule that allowed it."""
         event: dict[str, object] = {
             "event.kind": "event",
             "event.category": ["api"],

@@ -26,7 +26,7 @@ def scrubbed(content: object) -> object:
 
 
 class _Strings:
-    """The strings of a JSON value, as far as they can get into the record."""
+    """The strings of a JSON value that can get into the record."""
 
     def __init__(self, remaining: int = 2 * LONGEST) -> None:
         self.remaining = remaining  # characters

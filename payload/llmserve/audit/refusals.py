@@ -1,7 +1,7 @@
-"""Refusals, whose number the callers choose: the record of a minute has a bounded number of them.
+"""Refusals in the audit record. Callers determine their number, so the record of a minute holds a bounded number of them.
 
-The first ones of a source for a reason are recorded as they are; the following ones are counted by reason, and their
-numbers are recorded when the minute is over. Beyond so many sources, the rest of a minute is counted together.
+The first refusals of a source for a reason are recorded individually; later ones are counted by reason, and the counts are
+recorded when the minute is over. Beyond a maximum number of sources, the rest of a minute is counted together.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ Source = dict[str, object]  # the fields of the record that identify it
 
 
 def network(address: object) -> str:
-    """An IPv4 address, or the /64 of an IPv6 address, all of which its holder can use; OTHERS for anything else."""
+    """An IPv4 address, or the /64 of an IPv6 address, since its holder can use all of it; OTHERS for anything else."""
     try:
         parsed = ipaddress.ip_address(str(address))
     except ValueError:
@@ -43,8 +43,8 @@ class Refusals:
     def __init__(
         self, note: Callable[[dict[str, object]], None], sources: int, singly: int, records: int
     ) -> None:
-        """`note` sends an event to the record. Of a minute, `sources` are counted apart; `singly` refusals of each for
-        each reason are recorded as they are, `records` in total.
+        """`note` sends an event to the record. Each minute, up to `sources` sources are counted separately; `singly` refusals of
+        each source and reason, and `records` in total, are recorded individually.
         """
         self.note = note
         self.sources = sources
@@ -71,7 +71,7 @@ class Refusals:
             counted[code] += 1
 
     def tick(self, now: float) -> None:
-        """Record the counts of a minute that is over."""
+        """Record the counts of the last minute if it is over."""
         if int(now // MINUTE) != self.minute:
             self.minute = int(now // MINUTE)
             self.flush()

@@ -1,9 +1,8 @@
-"""The gateway's client of the audit writer: what is about to happen is on disk before it happens.
+"""The gateway's client of the audit writer: each action is on disk before it happens.
 
-An *intent* is waited for: without it nothing is answered. A restart of the writer only delays answers. The *outcome*
-that follows, and refusals, are sent without waiting, and retained until the writer acknowledges them;
-acknowledgements are cumulative. They are sent with the next intent, or shortly afterwards on their own: sent alone,
-each would cost the writer a sync.
+The gateway waits for each *intent*: without it nothing is answered. A restart of the writer only delays answers. The *outcome*
+that follows, and refusals, are sent without waiting, and retained until the writer acknowledges them; acknowledgements are
+cumulative. They are sent with the next intent, or shortly afterwards on their own: sent alone, each would cost the writer a sync.
 """
 
 import asyncio
@@ -144,12 +143,12 @@ class AuditClient:
             asyncio.get_running_loop().call_later(OUTCOME_SECONDS, self.flush_late)
 
     def flush_late(self) -> None:
-        """Send outcomes that no intent took along."""
+        """Send outcomes that were not sent along with an intent."""
         self.lingering = False
         self.flush()
 
     def flush(self) -> None:
-        """Send everything that waits in one write."""
+        """Send everything that is waiting in one write."""
         self.flushing = False
         if self.transport is None or not self.waiting:
             return

@@ -1,7 +1,7 @@
 """The exact cache: answers to identical requests by the same tenant for the same model.
 
-Greedy answers are cached, and sampled ones if the client permits it by `cache-control: max-age`. If Redis is slow,
-full or down, that is a miss, never an error.
+Greedy answers are cached, and sampled ones if the client permits it by `cache-control: max-age`. If Redis is slow, full or down,
+that is a miss, never an error.
 """
 
 import hmac
@@ -69,7 +69,7 @@ def key_material(tenant: str, policy_revision: int, hello: Hello, request: Gener
 
 
 def cache_key(secret: bytes, tenant: str, policy_revision: int, hello: Hello, request: Generate) -> str:
-    """The name of the answer to `request`. Without `secret` no guess of a prompt can be compared with it."""
+    """The cache key of the answer to `request`. Without `secret`, a guessed prompt cannot be compared with it."""
     material = key_material(tenant, policy_revision, hello, request)
     return "exact:" + hmac.digest(secret, material.encode(), "sha256").hex()
 
@@ -96,8 +96,8 @@ class Kept:
 
 
 class ExactCache:
-    """Answers of this host's gateways in Redis, under `exact:<HMAC of the key material>`, without the prompt. An HMAC over
-    name and answer is in front: neither Redis nor another host that shares it can make an answer of ours.
+    """Answers of this host's gateways in Redis, under `exact:<HMAC of the key material>`, without the prompt. An HMAC over name
+    and answer precedes it: neither Redis nor another host that shares it can forge an answer.
     """
 
     def __init__(self, redis: RedisClient, ttl_seconds: int, secret: bytes, metrics: Metrics) -> None:

@@ -1,8 +1,7 @@
 """Single flight: an answer in progress serves all identical requests that arrive meanwhile.
 
-It runs in a task of its own, as long as at least one client listens. So the client that came first may disconnect or
-read slowly without affecting the others. If the engine fails, only the first client receives the error, and the next
-one starts again.
+It runs in its own task as long as at least one client listens. So the client that came first may disconnect or read slowly
+without affecting the others. If the engine fails, only the first client receives the error, and the next one starts again.
 """
 
 import asyncio
@@ -117,7 +116,7 @@ class SharedAnswers:
         return Listener(shared, answer, leave, first)
 
     def forget(self, key: str, shared: Shared) -> None:
-        """Let no further request join it."""
+        """Prevent further requests from joining it."""
         if self.running.get(key) is shared:
             del self.running[key]
 

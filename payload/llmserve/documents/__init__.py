@@ -1,1 +1,1 @@
-"""The organization's own documents: cut into passages, kept in Elasticsearch, and found for those who may read them."""
+"""The organization's own documents: split into passages, stored in Elasticsearch, and searched for callers who may read them."""

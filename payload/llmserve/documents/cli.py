@@ -45,30 +45,32 @@ def add_commands(commands: Any) -> None:
         help="text or Markdown in UTF-8, PDF, DOCX, XLSX or HTML",
     )
     adding.set_defaults(run=add_command)
-    listing = verbs.add_parser("list", help="the documents of the collection")
-    listing.add_argument("--json", action="store_true", help="a JSON object a line")
+    listing = verbs.add_parser("list", help="list the documents of the collection")
+    listing.add_argument("--json", action="store_true", help="one JSON object per line")
     listing.set_defaults(run=list_command)
-    reporting = verbs.add_parser("status", help="how much the collection has, and whether its index answers")
-    reporting.add_argument("--json", action="store_true", help="as a JSON object")
+    reporting = verbs.add_parser(
+        "status", help="show the size of the collection, and whether its index answers"
+    )
+    reporting.add_argument("--json", action="store_true", help="as one JSON object")
     reporting.set_defaults(run=status_command)
     removing = verbs.add_parser("remove", help="remove documents by the ids that `list` prints")
     removing.add_argument("ids", nargs="+", metavar="ID")
     removing.set_defaults(run=remove_command)
     for each in adding, listing, reporting, removing:
         each.add_argument(
-            "--collection", type=word, required=True, help="as the policy's llm/collections names it"
+            "--collection", type=word, required=True, help="its name in the policy's llm/collections"
         )
-        each.add_argument("--tenant", type=word, required=True, help="to which the collection belongs")
+        each.add_argument("--tenant", type=word, required=True, help="the tenant that owns the collection")
     reindexing = verbs.add_parser(
-        "reindex", help="embed the passages of all collections by another model; can be interrupted"
+        "reindex", help="embed the passages of all collections with another model; can be interrupted"
     )
     reindexing.set_defaults(run=reindex_command)
     preparing = verbs.add_parser(
-        "prepare", help="make the index, where there is none, for the unit that takes uploads in"
+        "prepare", help="create the index, if there is none, for the unit that takes in uploads"
     )
     preparing.set_defaults(run=prepare_command)
     taking = verbs.add_parser(
-        "intake", help="take in what gateways are sent, until stopped; a unit of its own"
+        "intake", help="take in the files that gateways receive, until stopped; run as a unit of its own"
     )
     taking.set_defaults(run=intake_command)
     taking.add_argument("--config", type=Path, required=True, help="documents.yaml")
@@ -78,7 +80,7 @@ def add_commands(commands: Any) -> None:
 
 @contextmanager
 def client_of(documents: Documents, key: str = KEY) -> "Iterator[Elasticsearch]":
-    """Elasticsearch's own client, by a key that may write; raises ConfigError."""
+    """Elasticsearch's own client, with a key that may write; raises ConfigError."""
     from elasticsearch import Elasticsearch
 
     options: dict[str, Any] = {"request_timeout": 60}
@@ -98,41 +100,41 @@ def client_of(documents: Documents, key: str = KEY) -> "Iterator[Elasticsearch]"
 
 @contextmanager
 def index(options: argparse.Namespace) -> "Iterator[tuple[Elasticsearch, GatewayConfig, Documents]]":
-    """The index of the command's configuration; raises ConfigError where it is not reached, or refuses."""
+    """The index in the command's configuration; raises ConfigError if it cannot be reached or refuses."""
     from elasticsearch import ApiError, TransportError
 
     config = load(options.config, GatewayConfig)
     if config.documents is None:
         raise ConfigError(
-            f"{options.config} has no key 'documents': set the group `rag` for this host, or the key"
+            f"{options.config} has no key 'documents': add this host to the group `rag`, or set the key"
         )
     with client_of(config.documents) as client:
         try:
             yield client, config, config.documents
         except (ApiError, TransportError) as error:
             raise ConfigError(
-                f"{config.documents.url} refuses, or is not reached ({str(error)[:300]}): see elasticsearch.service there"
+                f"{config.documents.url} refuses, or cannot be reached ({str(error)[:300]}): see elasticsearch.service there"
             ) from None
 
 
 @contextmanager
 def collection(options: argparse.Namespace) -> Iterator[tuple[DocumentCollection, GatewayConfig, Documents]]:
-    """The collection that the command names; raises ConfigError where the index is not reached."""
+    """The collection that the command names; raises ConfigError if the index cannot be reached."""
     with index(options) as (client, config, settings):
         yield DocumentCollection(client, settings.index, options.tenant, options.collection), config, settings
 
 
 def engine(config: GatewayConfig, settings: Documents) -> Path:
-    """The socket of the engine for embeddings; raises ConfigError where it is on another host."""
+    """The socket of the engine for embeddings; raises ConfigError if it is on another host."""
     if sockets := config.engines[settings.model].socket:
         return sockets[0]
-    raise ConfigError(f"the engine of '{settings.model}' is on another host: run this there")
+    raise ConfigError(f"the engine of '{settings.model}' is on another host: run this command there")
 
 
 def on_record(config: GatewayConfig, action: str, fields: dict[str, object]) -> None:
-    """Put a change on the host's record; raises ConfigError."""
+    """Record a change in the host's audit record; raises ConfigError."""
     if config.audit is None:
-        raise ConfigError("key 'audit' is missing: what is not recorded is not changed; set it")
+        raise ConfigError("key 'audit' is missing, and changes must be recorded: set it")
     try:
         record(config.audit.socket, action, fields)
     except RecordError as error:
@@ -140,7 +142,7 @@ def on_record(config: GatewayConfig, action: str, fields: dict[str, object]) -> 
 
 
 def about(options: argparse.Namespace, document: Document) -> dict[str, object]:
-    """The record's fields about a document."""
+    """The audit record's fields for a document."""
     return {
         "organization.id": options.tenant,
         "llmkeep.documents.collection": options.collection,
@@ -151,7 +153,7 @@ def about(options: argparse.Namespace, document: Document) -> dict[str, object]:
 
 
 def add_command(options: argparse.Namespace) -> int:
-    """Each file by itself: those that cannot be read are named, and the others added. 1 where one was refused."""
+    """Add each file by itself: files that cannot be read are named, and the others are added. Returns 1 if one was refused."""
     refused = 0
     with collection(options) as (documents, config, settings):
         socket = engine(config, settings)
@@ -193,7 +195,7 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def status_command(options: argparse.Namespace) -> int:
-    """1 where a part of the index does not answer."""
+    """Returns 1 if a part of the index does not answer."""
     with collection(options) as (documents, *_):
         try:
             status = documents.status()
@@ -214,7 +216,7 @@ def status_command(options: argparse.Namespace) -> int:
 
 
 def remove_command(options: argparse.Namespace) -> int:
-    """A removal is on record before it begins."""
+    """Remove documents; each removal is recorded before it begins."""
     missing = 0
     with collection(options) as (documents, config, _):
         by_id = {document.id: document for document in documents.documents()}
@@ -259,7 +261,7 @@ def intake_command(options: argparse.Namespace) -> int:
 
 
 def reindex_command(options: argparse.Namespace) -> int:
-    """The switch is on record before it happens. 2 where it did not: the old index then serves on."""
+    """Re-index; the switch is recorded before it happens. Returns 2 if it did not happen: the old index then remains in use."""
     last = time.monotonic()
 
     def progress(count: int, total: int) -> None:
@@ -284,7 +286,7 @@ def reindex_command(options: argparse.Namespace) -> int:
         except (CollectionError, EmbeddingError) as error:
             raise ConfigError(str(error)) from None
     if outcome.before == outcome.after:
-        print(f"{outcome.after} has the vectors of {settings.model} already")
+        print(f"{outcome.after} already has the vectors of {settings.model}")
     else:
-        print(f"{outcome.passages} passages: {outcome.after} in the place of {outcome.before}")
+        print(f"{outcome.passages} passages: {outcome.after} replaces {outcome.before}")
     return 0

@@ -1,4 +1,4 @@
-"""A tenant's collection in the index: documents are added, listed and removed. Each of these can be repeated."""
+"""A tenant's collection in the index: documents are added, listed and removed. All of these can be repeated safely."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class CollectionError(Exception):
 
 
 class NoText(CollectionError):
-    """A document has no letters."""
+    """A document contains no letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the index has of a collection. `letters`: of its passages; `revision`: SHA-256 of its documents' ids and revisions;
-    `dimensions`: of the index's vectors; `model`: which gave them, empty where the index does not say; `bytes`: of the index, all
-    collections' passages and vectors included.
+    """The state of a collection in the index. `letters`: in its passages; `revision`: SHA-256 of its documents' ids and
+    revisions; `dimensions`: of the index's vectors; `model`: the model that produced them, empty if unknown; `bytes`: of the
+    whole index, with the passages and vectors of all collections.
     """
 
     documents: int
@@ -59,8 +59,8 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the index has of a document: passages by revision, of which there are two where replacing it was interrupted, and
-    how many the document has as a whole.
+    """The state of a document in the index: passages by revision (two revisions if replacing it was interrupted), and the number
+    of passages of the whole document.
     """
 
     revisions: dict[str, int]
@@ -69,14 +69,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What adding a document changed."""
+    """The result of adding a document."""
 
     document: Document
     outcome: Literal["added", "replaced", "unchanged"]
 
 
 def embedded(text: str, embedder: Embedder) -> tuple[list[Passage], list[list[float]]]:
-    """The passages of a text with their vectors, shorter ones where a text has more tokens than were estimated; raises
+    """The passages of a text with their vectors; passages are shorter if a text has more tokens than estimated. Raises
     EmbeddingError.
     """
     for limit in (TOKENS, TOKENS // 2):
@@ -91,7 +91,7 @@ def embedded(text: str, embedder: Embedder) -> tuple[list[Passage], list[list[fl
 
 
 def refusal(errors: Sequence[dict[str, dict[str, Any]]]) -> str:
-    """Why Elasticsearch refused to write, and what to do. `errors`: each by its operation."""
+    """Why Elasticsearch refused to write, and what to do. `errors`: the failures, each keyed by its operation."""
     for each in errors:
         [failure] = each.values()
         cause = failure.get("error") or failure.get("cause") or {}
@@ -106,42 +106,44 @@ def refusal(errors: Sequence[dict[str, dict[str, Any]]]) -> str:
 
 
 def current_index(client: "Elasticsearch", alias: str) -> str | None:
-    """The index behind the alias, None where there is none; raises CollectionError where the alias is none of ours."""
+    """The index behind the alias, or None; raises CollectionError if the alias is not one of ours."""
     if not client.indices.exists_alias(name=alias):
         if client.indices.exists(index=alias):
             raise CollectionError(
-                f"{alias} is an index, in the place of an alias on one: delete it, and add the documents again"
+                f"{alias} is an index, not an alias: delete it, and add the documents again"
             )
         return None
     indices = list(client.indices.get_alias(name=alias))
     if len(indices) > 1:
         raise CollectionError(
-            f"the alias {alias} has more than one index ({', '.join(indices)}): leave it one"
+            f"the alias {alias} has more than one index ({', '.join(indices)}): remove all but one"
         )
     return indices[0]
 
 
 def make_index(client: "Elasticsearch", name: str, alias: str, hello: Hello) -> None:
-    """Make an index for the vectors of this model, with an alias; another program may have made it at the same time."""
+    """Create an index with an alias for the vectors of this model; another program may have created it at the same time."""
     settings = mapping(hello.dimensions)
     settings["mappings"]["_meta"] = {"model": hello.model}
     client.options(ignore_status=400).indices.create(index=name, aliases={alias: {}}, **settings)
 
 
 def prepare(client: "Elasticsearch", alias: str, hello: Hello) -> str:
-    """Make the index where there is none, and give an older one the field for who uploaded a document; returns its name."""
+    """Create the index if there is none, or add the uploader field to an older one; returns its name."""
     if current_index(client, alias) is None:
         make_index(client, index_name(alias, hello.dimensions, hello.revision), alias, hello)
     index = current_index(client, alias)
     if index is None:
-        raise CollectionError(f"the index {alias} was not made: see elasticsearch.service there")
+        raise CollectionError(
+            f"the index {alias} was not created: see elasticsearch.service on the search host"
+        )
     if "by" not in client.indices.get_mapping(index=index)[index]["mappings"]["properties"]:
         client.indices.put_mapping(index=index, properties={"by": STORED})
     return index
 
 
 class DocumentCollection:
-    """One collection of one tenant, by Elasticsearch's own client."""
+    """One collection of one tenant, accessed through Elasticsearch's own client."""
 
     def __init__(self, client: "Elasticsearch", alias: str, tenant: str, name: str) -> None:
         self.client = client
@@ -154,20 +156,20 @@ class DocumentCollection:
         return readable(self.tenant, [self.name])
 
     def make_index(self, hello: Hello) -> str:
-        """The index of all collections, made where there is none; raises CollectionError where it is for another model."""
+        """The index of all collections, created if there is none; raises CollectionError if it is for another model."""
         name = index_name(self.alias, hello.dimensions, hello.revision)
         if current_index(self.client, self.alias) is None:
             make_index(self.client, name, self.alias, hello)
         current = current_index(self.client, self.alias)
         if current != name:
             raise CollectionError(
-                f"the index {current} does not have the vectors of {hello.model}, the model that documents.model names: "
-                "run `llm-serve documents reindex`, then this again; until then passages are found by words alone"
+                f"the index {current} does not have the vectors of {hello.model}, the model named by documents.model: run "
+                f"`llm-serve documents reindex`, then this command again; until then passages are found by words alone"
             )
         return name
 
     def stored(self, document: str) -> Stored:
-        """What the index has of a document."""
+        """The state of a document in the index."""
         answer = self.client.search(
             index=self.alias,
             size=1,
@@ -189,8 +191,8 @@ class DocumentCollection:
         recorded: Callable[[Addition], None] = lambda _: None,
         by: str = "",
     ) -> Addition:
-        """Add or replace the document of this name. The old revision is found until the new one is there as a whole. `recorded`
-        is called before anything changes; `by`: the subject that uploads it.
+        """Add or replace the document of this name. Searches find the old revision until the new one is complete. `recorded` is
+        called before anything changes; `by`: the subject that uploads it.
 
         Raises CollectionError for a text without letters, EmbeddingError, or the client's errors.
         """
@@ -198,7 +200,7 @@ class DocumentCollection:
 
         text = normalized(content)
         if not text.strip():
-            raise NoText(f"{name} has no text that is shown: of a scan, add what OCR wrote, as text")
+            raise NoText(f"{name} has no visible text: for a scan, add the output of OCR as a text file")
         index = self.make_index(embedder.hello)
         revision = sha256(text.encode()).hexdigest()
         document = document_id(self.tenant, self.name, name)
@@ -232,12 +234,12 @@ class DocumentCollection:
         try:
             bulk(self.client, actions, refresh=True)
         except BulkIndexError as error:
-            raise CollectionError(f"{name} was not added as a whole: {refusal(error.errors)}") from None
+            raise CollectionError(f"{name} was only partly added: {refusal(error.errors)}") from None
         self.delete(document, but=revision)
         return addition
 
     def delete(self, document: str, but: str | None = None) -> None:
-        """Delete the passages of a document, but for those of one revision."""
+        """Delete the passages of a document except those of one revision."""
         query: dict[str, Any] = {"filter": [*self.filter, {"term": {"document": document}}]}
         if but:
             query["must_not"] = {"term": {"revision": but}}
@@ -247,14 +249,14 @@ class DocumentCollection:
         )
         if error := answer.get("error"):
             raise CollectionError(
-                f"passages of {document} are not deleted: {refusal([{'delete': {'error': error}}])}"
+                f"passages of {document} were not deleted: {refusal([{'delete': {'error': error}}])}"
             )
         if answer["failures"] or answer["version_conflicts"]:
             reason = refusal([{"delete": each} for each in answer["failures"]])
             raise CollectionError(f"not all passages of {document} were deleted: {reason}")
 
     def remove(self, document: str) -> bool:
-        """Remove a document by its id; False where there is none. Raises CollectionError while a passage is left."""
+        """Remove a document by its id; False if there is none. Raises CollectionError if a passage is left."""
         if not self.stored(document).revisions:
             return False
         self.delete(document)
@@ -289,7 +291,7 @@ class DocumentCollection:
         )
 
     def status(self) -> Status:
-        """What the index has of the collection; raises CollectionError where there is no index."""
+        """The state of the collection in the index; raises CollectionError if there is no index."""
         index = current_index(self.client, self.alias)
         if index is None:
             raise CollectionError(f"there is no index {self.alias} yet: add a document")

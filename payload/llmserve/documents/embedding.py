@@ -1,4 +1,4 @@
-"""Vectors of passages, from an engine of this host: a client for programs that have no event loop."""
+"""Vectors of passages, from an engine on this host: a client for programs without an event loop."""
 
 import json
 import socket
@@ -17,34 +17,38 @@ class EmbeddingError(Exception):
 
 
 class TooLong(EmbeddingError):
-    """A text has more tokens than the model takes."""
+    """A text has more tokens than the model accepts."""
 
 
 class Embedder:
     """A connection to the engine."""
 
     def __init__(self, link: socket.socket, address: Path) -> None:
-        """Raises EmbeddingError where the engine is no model for embeddings."""
+        """Raises EmbeddingError if the engine does not run a model for embeddings."""
         self.link = link
         self.frames = link.makefile("rb")
         self.number = 0
         hello = self.frame()
         if not isinstance(hello, Hello) or not hello.dimensions:
-            raise EmbeddingError(f"{address} is no engine for embeddings: set documents.model to one that is")
+            raise EmbeddingError(
+                f"{address} is not an engine for embeddings: set documents.model to a model for embeddings"
+            )
         self.hello = hello
 
     def frame(self) -> object:
-        """The next frame that is no beat; raises EmbeddingError."""
+        """The next frame that is not a beat; raises EmbeddingError."""
         while True:
             try:
                 frame = decode(self.frames.readline(LINE_LIMIT))
             except (OSError, ProtocolError) as error:
-                raise EmbeddingError(f"the engine for embeddings has left ({error}): see its log") from None
+                raise EmbeddingError(
+                    f"the engine for embeddings closed the connection ({error}): see its log"
+                ) from None
             if not isinstance(frame, Beat):
                 return frame
 
     def vectors(self, texts: Sequence[str]) -> list[list[float]]:
-        """One of length 1 for each passage, shape (texts, dimensions); raises EmbeddingError."""
+        """A vector of length 1 for each passage, shape (texts, dimensions); raises EmbeddingError."""
         vectors: list[list[float]] = []
         prompt = self.hello.prompts.get("document", "")
         for start in range(0, len(texts), TEXTS):
@@ -59,7 +63,7 @@ class Embedder:
                 case Failed(code="context_length_exceeded", message=message):
                     raise TooLong(message)
                 case Failed(message=message):
-                    raise EmbeddingError(f"the engine for embeddings refuses: {message}")
+                    raise EmbeddingError(f"the engine for embeddings refused: {message}")
                 case _:
                     raise EmbeddingError("the engine for embeddings sent an unexpected frame")
         return vectors
@@ -67,7 +71,7 @@ class Embedder:
 
 @contextmanager
 def connected(address: Path) -> Iterator[Embedder]:
-    """The engine on this UNIX socket; raises EmbeddingError."""
+    """Connect to the engine on this UNIX socket; raises EmbeddingError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(SECONDS)
         try:

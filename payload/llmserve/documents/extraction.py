@@ -1,4 +1,5 @@
-"""The text of files. Formats other than text are read by a process that has nothing but the file (parsers/confinement.py)."""
+"""Extracts text from files. Formats other than text are read by a process that can access nothing but the file
+(parsers/confinement.py)."""
 
 import os
 import select
@@ -24,11 +25,11 @@ PARSER = (sys.executable, "-I", "-m", "llmserve.documents.parsers")
 
 
 class UnreadableFile(Exception):
-    """A file gives no text; the message names it and says why, and what to do."""
+    """No text can be read from a file; the message names it and says why and what to do."""
 
 
 class Extraction(BaseModel):
-    """What a parser writes: `pages`, or the name of the reason why there are none. A document may have taken the parser over."""
+    """A parser's output: `pages`, or the name of the reason why there are none. A document may have taken over the parser."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -37,32 +38,32 @@ class Extraction(BaseModel):
 
 
 def suffix_of(file: Path) -> str:
-    """The suffix that names its format; raises UnreadableFile where no text is taken of such files."""
+    """The suffix that names its format; raises UnreadableFile if the format is not supported."""
     suffix = file.suffix.lower()
     if suffix not in TEXT | FORMATS.keys():
         raise UnreadableFile(
-            f"{file} is '{suffix}', of which no text is taken: add {', '.join(sorted(TEXT | FORMATS.keys()))}"
+            f"{file} has the unsupported format '{suffix}': use one of {', '.join(sorted(TEXT | FORMATS.keys()))}"
         )
     return suffix
 
 
 def text_of(file: Path) -> str:
-    """The text of a file, its pages between page breaks; raises UnreadableFile or OSError."""
+    """The text of a file, its pages separated by page breaks; raises UnreadableFile or OSError."""
     suffix_of(file)
     # Opening a pipe without O_NONBLOCK waits for a writer.
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as content:
         status = os.fstat(content.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise UnreadableFile(f"{file} is no file: name one")
+            raise UnreadableFile(f"{file} is not a file: specify one")
         return text_in(file, content)
 
 
 def text_in(file: Path, content: IO[bytes]) -> str:
-    """The text of an open file, which `file` names; raises UnreadableFile or OSError."""
+    """The text of an open file; `file` is its name for messages. Raises UnreadableFile or OSError."""
     suffix = suffix_of(file)
     most = FILE_BYTES if suffix in FORMATS else TEXT_BYTES
     if os.fstat(content.fileno()).st_size > most:
-        raise UnreadableFile(f"{file} has more than {most >> 20} MiB: divide it")
+        raise UnreadableFile(f"{file} is larger than {most >> 20} MiB: split it")
     if suffix in FORMATS:
         return PAGE_BREAK.join(pages_of(file, content.fileno(), [*PARSER, FORMATS[suffix]]))
     raw_text = content.read(most)
@@ -70,12 +71,12 @@ def text_in(file: Path, content: IO[bytes]) -> str:
         return raw_text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableFile(
-            f"{file} is no UTF-8 (byte {error.start}): convert it, by iconv for example"
+            f"{file} is not UTF-8 (byte {error.start}): convert it, for example with iconv"
         ) from None
 
 
 def pages_of(file: Path, descriptor: int, parser: Sequence[str], seconds: float = SECONDS) -> list[str]:
-    """The pages that a parser reads from the open file; raises UnreadableFile where it gives none within `seconds`."""
+    """The pages that a parser reads from the open file; raises UnreadableFile if it returns none within `seconds`."""
     # Its messages may quote the document, which belongs in no log.
     process = subprocess.Popen(
         parser, stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env={}
@@ -90,15 +91,15 @@ def pages_of(file: Path, descriptor: int, parser: Sequence[str], seconds: float 
             finally:
                 process.kill()
     except TimeoutError:
-        raise UnreadableFile(f"{file} took more than {seconds:.0f} s to be read: divide it") from None
+        raise UnreadableFile(f"{file} took more than {seconds:.0f} s to read: split it") from None
     if status or output is None:
         raise UnreadableFile(
-            f"{file} ended its parser ({status}), which lacked time or memory or met a defect: divide it, or save it again"
+            f"{file} ended its parser ({status}), which ran out of time or memory or hit a bug: split the file, or save it again"
         )
     try:
         extraction = Extraction.model_validate_json(output)
     except ValidationError:
-        raise UnreadableFile(f"{file} made its parser write what is no text: do not trust it") from None
+        raise UnreadableFile(f"{file} made its parser write invalid output: do not trust this file") from None
     if extraction.reason is not None:
         reason = Reason.__members__.get(extraction.reason, Reason.BROKEN)
         raise UnreadableFile(f"{file} {reason}")
@@ -108,7 +109,7 @@ def pages_of(file: Path, descriptor: int, parser: Sequence[str], seconds: float 
 
 
 def _output(process: "subprocess.Popen[bytes]", pipe: int, seconds: float) -> bytes | None:
-    """All that a process writes, None where that is too much. It is killed then, and with TimeoutError."""
+    """The whole output of a process, or None if it is too long; the process is then killed. Also kills it on TimeoutError."""
     output = bytearray()
     end = monotonic() + seconds
     poll = select.poll()

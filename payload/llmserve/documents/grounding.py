@@ -1,4 +1,4 @@
-"""An answer from passages alone: how they are put to the model, which citations it can write, and which of them hold."""
+"""Answers from passages alone: how passages are presented to the model, which citations it can write, and which are valid."""
 
 import re
 from collections.abc import Sequence
@@ -37,14 +37,14 @@ ABSENT: dict[Language, str] = {"en": "The documents do not answer this.", "zh": 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A passage that the answer cites, with the number by which it does."""
+    """A passage that the answer cites, with its citation number."""
 
     number: int
     passage: Hit
 
 
 def question(messages: Sequence[dict[str, Any]]) -> str:
-    """The last message of the user; raises ApiError 400 where there is none."""
+    """The last message of the user; raises ApiError 400 if there is none."""
     for message in reversed(messages):
         if message["role"] == "user":
             return str(message["content"])
@@ -54,7 +54,7 @@ def question(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def room(hits: Sequence[Hit], limit: int) -> list[Hit]:
-    """The best passages that have at most `limit` tokens together."""
+    """The best passages, with at most `limit` tokens in total."""
     chosen: list[Hit] = []
     for hit in hits[:PASSAGES]:
         limit -= tokens(hit.text)
@@ -65,12 +65,12 @@ def room(hits: Sequence[Hit], limit: int) -> list[Hit]:
 
 
 def plain(text: str) -> str:
-    """A passage as the model gets it: what looks like a frame or a citation in it is neither."""
+    """The text of a passage for the model: anything that looks like a frame or a citation is defused."""
     return text.replace("<", "\u2039").replace(">", "\u203a").replace("[", "(").replace("]", ")")
 
 
 def spaced(text: str) -> str:
-    """With single blanks, for comparing quotes."""
+    """The text with single spaces, for comparing quotes."""
     return " ".join(text.split())
 
 
@@ -83,17 +83,17 @@ class Grounding:
 
     @property
     def absent(self) -> str:
-        """The answer where the documents have none."""
+        """The answer if the documents contain none."""
         return ABSENT[self.language]
 
     @property
     def grammar(self) -> dict[str, Any]:
-        """vLLM's `structured_outputs`: any text, in which brackets have the number of a passage."""
+        """vLLM's `structured_outputs`: any text in which brackets contain the number of a passage."""
         numbers = "|".join(str(number) for number in range(1, len(self.hits) + 1))
         return {"regex": rf"([^\[\]]|\[({numbers})\])+"}
 
     def messages(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The conversation with instruction and passages in its system message, which the client's own one begins."""
+        """The conversation with instruction and passages in its system message, after the client's own system message."""
         framed = "\n".join(
             f'<passage number="{number}">\n{plain(hit.text)}\n</passage>'
             for number, hit in enumerate(self.hits, 1)
@@ -114,7 +114,7 @@ class Grounding:
         ]
 
     def unsupported_quotes(self, answer: str) -> list[str]:
-        """Quotes of the answer that occur in none of the passages that it cites."""
+        """Quotes in the answer that do not occur in any passage that it cites."""
         cited = [spaced(plain(citation.passage.text)) for citation in self.citations(answer)]
         quotes = [spaced(quote) for quote in QUOTE.findall(answer)]
         return [quote for quote in quotes if not any(quote in text for text in cited)]

@@ -1,4 +1,4 @@
-"""The index of passages: its mapping, and what a search asks it. No query is built here without its tenant and collections."""
+"""The index of passages: its mapping and its queries. Every query is limited to a tenant and collections."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -25,7 +25,8 @@ SHOWN = ["tenant", "collection", "document", "name", "page", "start", "end", "ha
 
 
 def mapping(dimensions: int) -> dict[str, Any]:
-    """Settings and mapping of an index whose vectors have so many dimensions. A field that is not named here is refused."""
+    """Settings and mapping of an index whose vectors have `dimensions` dimensions. Fields that are not listed here are
+    refused."""
     return {
         "settings": {"number_of_shards": 1, "number_of_replicas": 0},
         "mappings": {
@@ -52,17 +53,17 @@ def mapping(dimensions: int) -> dict[str, Any]:
 
 
 def index_name(alias: str, dimensions: int, model_revision: str) -> str:
-    """The index behind the alias whose vectors are of this revision of a model."""
+    """The name of the index for vectors of this model revision."""
     return f"{alias}-{dimensions}-{sha256(model_revision.encode()).hexdigest()[:16]}"
 
 
 def document_id(tenant: str, collection: str, name: str) -> str:
-    """The id of the document of this name. Those of two tenants differ."""
+    """The id of the document of this name; ids of different tenants differ."""
     return sha256("\0".join((tenant, collection, name)).encode()).hexdigest()[:32]
 
 
 def entry(document: dict[str, Any], passage: Passage, vector: Sequence[float]) -> dict[str, Any]:
-    """A passage as the index has it. `document`: the fields that all of its passages share."""
+    """A passage in the index's format. `document`: the fields that all its passages share."""
     return document | {
         "number": passage.number,
         "page": passage.page,
@@ -75,14 +76,14 @@ def entry(document: dict[str, Any], passage: Passage, vector: Sequence[float]) -
 
 
 def readable(tenant: str, collections: Collection[str]) -> list[dict[str, Any]]:
-    """The filter of every query: passages of these collections of this tenant. Raises ValueError where one is missing."""
+    """The filter of every query: passages of these collections of this tenant. Raises ValueError if one is missing."""
     if not tenant or not collections:
         raise ValueError("a query of documents needs a tenant and a collection")
     return [{"term": {"tenant": tenant}}, {"terms": {"collection": sorted(collections)}}]
 
 
 def by_words(tenant: str, collections: Collection[str], query: str) -> dict[str, Any]:
-    """The search by BM25, in English and in Chinese, Japanese and Korean."""
+    """The BM25 search, in English and in Chinese, Japanese and Korean."""
     match = {"multi_match": {"query": query, "fields": ["text", "text.cjk"], "type": "most_fields"}}
     return {
         "query": {"bool": {"must": match, "filter": readable(tenant, collections)}},
@@ -92,7 +93,7 @@ def by_words(tenant: str, collections: Collection[str], query: str) -> dict[str,
 
 
 def by_vector(tenant: str, collections: Collection[str], vector: Sequence[float]) -> dict[str, Any]:
-    """The search by meaning; the filter holds while neighbours are looked for, not afterwards."""
+    """The search by meaning; the filter applies while neighbours are searched, not afterwards."""
     knn = {
         "field": "vector",
         "query_vector": list(vector),
@@ -104,7 +105,8 @@ def by_vector(tenant: str, collections: Collection[str], vector: Sequence[float]
 
 
 def fused(rankings: Sequence[Sequence[str]], asked_in: Language) -> list[tuple[str, float]]:
-    """Ids of the rankings by words and by vector, by weighted reciprocal rank fusion: the best first, each with its score."""
+    """The ids from both rankings, by words and by vector, merged by weighted reciprocal rank fusion: best first, each with its
+    score."""
     constant, weight_of_words = FUSION[asked_in]
     scores: dict[str, float] = defaultdict(float)
     for weight, ranking in zip((weight_of_words, 1.0), rankings, strict=True):

@@ -130,7 +130,7 @@ def test_the_documents_of_an_index_for_another_model_are_carried_to_a_new_one(
     elasticsearch(logged, "POST", "/_aliases", {"actions": actions})
     elasticsearch(logged, "GET", "/llmkeep-documents/_count")
     output = logged.on("llm1", "llm-serve documents reindex")
-    assert f"{before['index']} in the place of llmkeep-documents-old" in output
+    assert f"{before['index']} replaces llmkeep-documents-old" in output
     after = json.loads(logged.on("llm1", status))
     assert after | {"bytes": 0} == before | {"bytes": 0}
     assert "has the vectors of" in logged.on("llm1", "llm-serve documents reindex")

@@ -230,11 +230,11 @@ def test_a_document_of_another_collection_cannot_be_removed(service: Service) ->
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("latin.txt", "Übergröße".encode("latin-1"), "is no UTF-8 (byte 0)"),
-        ("empty.md", b" \n\x0c\n", "has no text"),
+        ("latin.txt", "Übergröße".encode("latin-1"), "is not UTF-8 (byte 0)"),
+        ("empty.md", b" \n\x0c\n", "has no visible text"),
         ("sheet.xlsx", b"PK", "is broken"),
-        ("scan.pdf", pdf(""), "has no text that is shown"),
-        ("tool.exe", b"MZ", "is '.exe', of which no text is taken"),
+        ("scan.pdf", pdf(""), "has no visible text"),
+        ("tool.exe", b"MZ", "has the unsupported format '.exe'"),
     ],
 )
 def test_a_file_without_readable_text_is_named_and_the_others_are_added(

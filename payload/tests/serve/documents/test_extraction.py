@@ -116,7 +116,7 @@ def test_comments_macros_and_properties_are_not_read(tmp_path: Path) -> None:
         "header1_xml": "unseen",
     }
     assert read(tmp_path, "macro.docx", docx(paragraph("Shown"), "", **parts)).strip() == "Shown"
-    assert "of which no text is taken" in refusal(tmp_path, "macro.docm", docx(paragraph("Shown")))
+    assert "has the unsupported format '.docm'" in refusal(tmp_path, "macro.docm", docx(paragraph("Shown")))
 
 
 def test_an_encrypted_or_old_office_file_is_named_so(tmp_path: Path) -> None:
@@ -212,13 +212,13 @@ def test_html_in_another_encoding_than_it_says_is_named_so(tmp_path: Path, conte
     assert "encoding" in refusal(tmp_path, "wrong.html", content)
 
 
-# What is no file
+# Paths that are not files
 def test_a_pipe_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.pdf").mkdir()
     with pytest.raises(IsADirectoryError):
         text_of(tmp_path / "folder.pdf")
     os.mkfifo(tmp_path / "pipe.pdf")
-    with pytest.raises(UnreadableFile, match="is no file"):
+    with pytest.raises(UnreadableFile, match="is not a file"):
         text_of(tmp_path / "pipe.pdf")
 
 

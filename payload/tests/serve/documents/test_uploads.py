@@ -166,9 +166,9 @@ def bomb() -> bytes:
     ("name", "content", "reason"),
     [
         ("broken.docx", b"PK", "broken.docx is broken"),
-        ("latin.txt", "Übergröße".encode("latin-1"), "is no UTF-8"),
-        ("empty.md", b" \n", "has no text that is shown"),
-        ("tool.exe", b"MZ", "of which no text is taken"),
+        ("latin.txt", "Übergröße".encode("latin-1"), "is not UTF-8"),
+        ("empty.md", b" \n", "has no visible text"),
+        ("tool.exe", b"MZ", "has the unsupported format '.exe'"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_with_the_reason(
