@@ -1,7 +1,8 @@
-"""`llm-serve documents intake`: the unit that reads uploaded files and writes them into the index, which no gateway may.
+"""`llm-serve documents intake`: the unit that reads uploaded files and writes them to the index; gateways may not.
 
-Only the gateway's user may connect. Files are in memory alone. Few are taken at once, one is read at a time, by the confined
-parser of extraction.py; more are refused until there is a place. One that takes long goes on after its caller was told so.
+Only the gateway's user may connect. Files are held in memory only. A few are accepted at once; one at a time is read by the
+confined parser of extraction.py, and others are refused until there is room. If a file takes long, its caller gets a response
+before it is done.
 """
 
 import asyncio
@@ -49,16 +50,18 @@ WAIT_SECONDS = 20.0  # until a caller is told that its file goes on
 STOP_SECONDS = 30.0
 CHUNK = 256 << 10
 PEER = struct.Struct("3i")  # ucred: pid, uid, gid
-BUSY = "other documents are being added: send it again in some seconds"
+BUSY = "other documents are being added: try again in a few seconds"
 AWAY = (
-    "the index is not reached, or refuses: try again later; an operator finds the reason in this unit's log"
+    "the index cannot be reached, or refuses: try again later; operators find the reason in this unit's log"
 )
-NO_INDEX = "there is no index of documents yet: an operator restarts llm-documents.service, which makes it"
+NO_INDEX = (
+    "there is no index of documents yet: ask an operator to restart llm-documents.service, which creates it"
+)
 
 
 class IntakeConfig(Section):
-    """`llm-serve documents intake --config`. `gateway_user`: who alone may connect to `socket`. `engine`: the socket of the model
-    for embeddings.
+    """`llm-serve documents intake --config`. `gateway_user`: the only user that may connect to `socket`. `engine`: the socket of
+    the model for embeddings.
     """
 
     socket: Path
@@ -69,11 +72,11 @@ class IntakeConfig(Section):
 
 
 class Busy(Exception):
-    """There is no place for a further file."""
+    """There is no room for another file."""
 
 
 class Places:
-    """Files that may be in memory at once: of one tenant some, so that none keeps the others out."""
+    """Limits the files in memory at once, in total and per tenant, so that no tenant blocks the others."""
 
     def __init__(self) -> None:
         self.of_tenant: Counter[str] = Counter()
@@ -89,10 +92,10 @@ class Places:
 
 
 class Intake:
-    """The orders of gateways."""
+    """Carries out the orders of gateways."""
 
     def __init__(self, config: IntakeConfig, client: "Elasticsearch") -> None:
-        """Raises KeyError where the gateway's user is unknown."""
+        """Raises KeyError if the gateway's user is unknown."""
         self.config = config
         self.client = client
         self.gateway = pwd.getpwnam(config.gateway_user).pw_uid
@@ -108,13 +111,13 @@ class Intake:
         return DocumentCollection(self.client, self.config.documents.index, order.tenant, order.collection)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One order of a gateway; others are disconnected."""
+        """Handle one order of a gateway; other clients are disconnected."""
         answering = cast("asyncio.Task[Any]", asyncio.current_task())
         link: socket.socket = writer.get_extra_info("socket")
         _, user, _ = PEER.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
         try:
             if user != self.gateway:
-                log.error("a process that is no gateway has connected", extra={"fields": {"user.id": user}})
+                log.error("a process other than a gateway has connected", extra={"fields": {"user.id": user}})
                 return
             async with asyncio.timeout(ORDER_SECONDS):
                 order = Order.model_validate_json(await reader.readuntil(b"\n"))
@@ -122,9 +125,9 @@ class Intake:
             writer.write(outcome.model_dump_json().encode() + b"\n")
             await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            log.warning("an order broke off", extra={"fields": {"error": type(error).__name__}})
+            log.warning("an order was cut off", extra={"fields": {"error": type(error).__name__}})
         except ValidationError:
-            log.error("an order was none: do gateway and unit run the same release?")
+            log.error("an order was invalid: check that gateway and unit run the same release")
         finally:
             self.work.discard(answering)
             writer.close()
@@ -136,7 +139,7 @@ class Intake:
         writer: asyncio.StreamWriter,
         answering: asyncio.Task[Any],
     ) -> Outcome:
-        """Raises OSError, TimeoutError or IncompleteReadError where the file does not arrive."""
+        """Raises OSError, TimeoutError or IncompleteReadError if the file does not arrive."""
         if order.verb == "list":
             return await asyncio.to_thread(self.guarded, lambda: self.list(order))
         if order.verb == "remove":
@@ -166,11 +169,11 @@ class Intake:
         return task.result() if done else Outcome(status="accepted", documents=(self.row(order),))
 
     def fault(self, order: Order) -> str:
-        """Why no file of this name and size is taken; empty where one is."""
+        """Why a file of this name and size is refused; empty if it is accepted."""
         if fault := name_fault(order.name):
             return f"the name {fault}"
         if order.size > self.config.documents.upload_bytes:
-            return f"it has {order.size} bytes, the limit is {self.config.documents.upload_bytes}: divide it"
+            return f"it has {order.size} bytes, the limit is {self.config.documents.upload_bytes}: split it"
         try:
             suffix_of(Path(order.name))
         except UnreadableFile as error:
@@ -195,7 +198,7 @@ class Intake:
         return content
 
     def row(self, order: Order, reason: str = "") -> Row:
-        """A file that is not in the index."""
+        """The row of a file that is not in the index."""
         return Row(
             id=document_id(order.tenant, order.collection, order.name),
             name=order.name,
@@ -205,7 +208,7 @@ class Intake:
         )
 
     async def add(self, order: Order, content: IO[bytes]) -> Outcome:
-        """Read the file and write its passages, after those that came before."""
+        """Read the file and write its passages, after the files that came before it."""
         row = self.row(order)
         self.failures.pop(row.id, None)
         self.waiting[row.id] = row
@@ -236,7 +239,7 @@ class Intake:
         return Outcome(status=addition.outcome, documents=(ready(addition.document),))
 
     def remove(self, order: Order) -> Outcome:
-        """A removal is on record before it begins. Raises what `guarded` expects."""
+        """Remove a document; the removal is recorded before it begins. Raises what `guarded` expects."""
         documents = self.collection(order)
         known = {each.id: each for each in documents.documents()}
         failed = order.document in {each.id for each in self.own(order, self.failures.copy().values())}
@@ -249,7 +252,8 @@ class Intake:
         return Outcome(status="removed", documents=(ready(known[order.document]),))
 
     def list(self, order: Order) -> Outcome:
-        """Documents of the index, and those that wait or failed since this unit began. Raises what `guarded` expects."""
+        """Documents in the index, and those that are waiting or have failed since this unit started. Raises what `guarded`
+        expects."""
         rows = {each.id: ready(each) for each in self.collection(order).documents()}
         for each in self.own(order, (*self.failures.copy().values(), *self.waiting.copy().values())):
             rows[each.id] = each
@@ -258,7 +262,7 @@ class Intake:
         )
 
     def own(self, order: Order, rows: Iterable[Row]) -> Sequence[Row]:
-        """Those of the order's collection: an id has tenant and collection in it."""
+        """Keep those of the order's collection: an id contains tenant and collection."""
         return [each for each in rows if each.id == document_id(order.tenant, order.collection, each.name)]
 
     def on_record(self, order: Order, action: str, document: Document) -> None:
@@ -276,7 +280,7 @@ class Intake:
         record(self.config.audit.socket, action, fields)
 
     def guarded(self, work: Callable[[], Outcome]) -> Outcome:
-        """The outcome of `work`; its failures are outcomes, too, and are logged without the file's name."""
+        """The outcome of `work`; failures are outcomes, too, and are logged without the file's name."""
         from elasticsearch import ApiError, TransportError
 
         try:
@@ -305,7 +309,7 @@ def ready(document: Document) -> Row:
 
 
 async def serve(config: IntakeConfig, client: "Elasticsearch") -> None:
-    """Serve until SIGTERM or SIGINT; what has been taken in is then still read, for STOP_SECONDS at most."""
+    """Serve until SIGTERM or SIGINT; files that were accepted are then read, for at most STOP_SECONDS."""
     logs.guard(asyncio.get_running_loop())
     intake = Intake(config, client)
     stop = StopSignals()

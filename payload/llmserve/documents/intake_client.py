@@ -1,4 +1,4 @@
-"""The gateway's side of the unit that takes documents in. The gateway passes bytes on, and looks into no file."""
+"""The gateway's client of the unit that takes in documents. The gateway passes bytes on and never looks into a file."""
 
 import asyncio
 import logging
@@ -21,19 +21,21 @@ def away() -> ApiError:
 
 
 class IntakeClient:
-    """A connection for each order."""
+    """Opens a connection for each order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     async def ask(self, order: Order, body: AsyncIterator[bytes] | None = None) -> Outcome:
-        """How the order ended. `body`: of the file to add, read once the unit has a place for it. Raises ApiError 503, and what
+        """The outcome of the order. `body`: the file to add, read once the unit has room for it. Raises ApiError 503, and what
         `body` raises; the unit then forgets the file.
         """
         try:
             reader, writer = await asyncio.open_unix_connection(self.path, limit=LINE_BYTES)
         except OSError as error:
-            log.error("the unit for documents is away", extra={"fields": {"error": type(error).__name__}})
+            log.error(
+                "the unit for documents is not running", extra={"fields": {"error": type(error).__name__}}
+            )
             raise away() from None
         try:
             await self.send(writer, order.model_dump_json().encode() + b"\n")
@@ -47,7 +49,7 @@ class IntakeClient:
     async def exchanged(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: AsyncIterator[bytes]
     ) -> Outcome:
-        """The outcome of a file, which may come before its end where that does not arrive."""
+        """The outcome of a file; it may come before the end of the file if that does not arrive."""
 
         async def passed_on() -> None:
             async for piece in body:
@@ -74,7 +76,7 @@ class IntakeClient:
             raise away() from None
 
     async def outcome(self, reader: asyncio.StreamReader, more_seconds: float = 0.0) -> Outcome:
-        """The next one; raises ApiError 503."""
+        """The next outcome; raises ApiError 503."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS + more_seconds):
                 return Outcome.model_validate_json(await reader.readuntil(b"\n"))

@@ -1,6 +1,6 @@
-"""What gateways and the unit that takes documents in say to each other, a JSON object a line over a UNIX socket.
+"""The protocol between gateways and the unit that takes in documents: one JSON object per line over a UNIX socket.
 
-A gateway sends an Order. Where it adds a document, the unit grants a place by the outcome `go`, and then reads `size` bytes. Each
+A gateway sends an Order. If it adds a document, the unit grants it room with the outcome `go`, and then reads `size` bytes. Each
 order ends with an Outcome.
 """
 
@@ -23,10 +23,10 @@ class Frame(BaseModel):
 
 
 class Order(Frame):
-    """What a caller wants done, of whom the gateway has verified identity and tenant, and for whom the policy has said yes.
+    """An operation for a caller whose identity and tenant the gateway has verified, and which the policy has allowed.
 
-    `transaction` and `decision`: the ids by which the record has the request. `name` and `size`: of the file to add;
-    `document`: the id to remove.
+    `transaction` and `decision`: the request's ids in the audit record. `name` and `size`: of the file to add; `document`: the id
+    of the document to remove.
     """
 
     verb: Literal["add", "list", "remove"]
@@ -41,7 +41,8 @@ class Order(Frame):
 
 
 class Row(Frame):
-    """A document of a collection. `status`: `ready` is in the index, `waiting` will be, `failed` is not, for `reason`."""
+    """A document of a collection. `status`: `ready` (in the index), `waiting` (will be), or `failed` (is not, because of
+    `reason`)."""
 
     id: str
     name: str
@@ -53,7 +54,7 @@ class Row(Frame):
 
 
 class Outcome(Frame):
-    """How an order ended, or `go`. `accepted`: it goes on, and the list will show how it ended."""
+    """How an order ended, or `go`. `accepted`: it continues, and the list will show how it ended."""
 
     status: Literal[
         "go", "added", "replaced", "unchanged", "accepted", "removed", "listed",
@@ -64,13 +65,13 @@ class Outcome(Frame):
 
 
 def name_fault(name: str) -> str:
-    """Why this is no name of a document, as a predicate; empty where it is one."""
+    """Why this is not a valid document name, as a predicate; empty if it is."""
     if not name or name != name.strip() or name in {".", ".."}:
-        return "is empty, or begins or ends with a blank, or is a folder's: give the file's name"
+        return "is empty, or begins or ends with a space, or names a folder: send the file's name"
     if len(name.encode(errors="replace")) > NAME_BYTES:
         return f"is longer than {NAME_BYTES} bytes: shorten it"
     if "/" in name or "\\" in name:
-        return "has a path: give the file's name alone"
+        return "contains a path: send the file's name alone"
     if any(unicodedata.category(letter).startswith("C") for letter in name):
-        return "has a control or format character: rename the file"
+        return "contains a control or format character: rename the file"
     return ""

@@ -1,4 +1,4 @@
-"""Documents cut into passages that an embedding model takes whole, with their offsets in the document's text."""
+"""Splits documents into passages that fit an embedding model, with their offsets in the document's text."""
 
 import re
 import unicodedata
@@ -33,8 +33,8 @@ class Passage:
 
 
 def normalized(text: str) -> str:
-    """The text in NFC, its lines ended by line feeds, without control and format characters other than line feed, tab and page
-    break: what is not seen is not retrieved.
+    """The text in NFC, with lines ended by line feeds, without control and format characters other than line feed, tab and page
+    break: invisible characters are not searched.
     """
     lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     return "".join(
@@ -45,18 +45,18 @@ def normalized(text: str) -> str:
 
 
 def language(text: str) -> Language:
-    """The language of a question: Chinese where a fifth of its letters is."""
+    """The language of a question: Chinese if at least a fifth of its letters are."""
     return "zh" if len(WIDE.findall(text)) * 5 >= len(text.strip()) > 0 else "en"
 
 
 def tokens(text: str) -> int:
-    """An estimate of its tokens."""
+    """An estimate of the number of tokens."""
     wide = len(WIDE.findall(text))
     return wide + -(-(len(text) - wide) // LETTERS_A_TOKEN)
 
 
 def longest(text: str, start: int, end: int, limit: int) -> int:
-    """Where the longest piece from `start` ends that has at most `limit` tokens."""
+    """The end of the longest piece from `start` with at most `limit` tokens."""
     low, high = start + 1, min(end, start + limit * LETTERS_A_TOKEN)
     while low < high:
         middle = (low + high + 1) // 2
@@ -68,7 +68,7 @@ def longest(text: str, start: int, end: int, limit: int) -> int:
 
 
 def cut(text: str, start: int, end: int, limit: int) -> int:
-    """Where the passage from `start` ends: at the last good place in its second half, else where the limit is."""
+    """The end of the passage from `start`: the last good place in its second half, else the limit."""
     most = longest(text, start, end, limit)
     if most == end:
         return end

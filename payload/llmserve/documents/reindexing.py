@@ -1,9 +1,9 @@
-"""Re-indexing: every passage is embedded anew by another model, into an index of its own, to which the alias is then switched.
+"""Re-indexing: every passage is embedded by another model into a new index, to which the alias is then switched.
 
-Passages are compared and copied until both indices have the same; the last comparison is made while the old index takes no
-writes. So additions and removals meanwhile are carried over, and a run that was killed is continued by the next one. Until the
-switch, no search reads the new index. A run writes through an alias of its own, which the next run or the switch takes away: a
-run that was thought dead writes nothing more.
+Passages are compared and copied until both indices have the same ones; during the last comparison the old index accepts no
+writes. So additions and removals made meanwhile are carried over, and the next run continues one that was killed. Until the
+switch, no search reads the new index. Each run writes through its own alias, which the next run or the switch removes, so that a
+run that was believed dead can write nothing more.
 """
 
 import re
@@ -30,7 +30,8 @@ type Difference = tuple[Literal["copy", "delete"], str]
 
 @dataclass(frozen=True, slots=True)
 class Reindexed:
-    """The index that the alias has now, the one before, and how many passages it has. Both are one where nothing was to do."""
+    """The index behind the alias after and before the run, and its number of passages. Both are the same if there was nothing to
+    do."""
 
     before: str
     after: str
@@ -38,12 +39,12 @@ class Reindexed:
 
 
 class Reindexing:
-    """One run, from the index behind the alias to that of the embedder's model."""
+    """One run, from the index behind the alias to the index of the embedder's model."""
 
     def __init__(
         self, client: "Elasticsearch", alias: str, embedder: Embedder, progress: Callable[[int, int], None]
     ) -> None:
-        """`progress` is called with the passages of the new index and of the old one. Raises CollectionError where there is no
+        """`progress` is called with the numbers of passages in the new and the old index. Raises CollectionError if there is no
         index yet.
         """
         self.client = client
@@ -52,7 +53,7 @@ class Reindexing:
         self.progress = progress
         before = current_index(client, alias)
         if before is None:
-            raise CollectionError(f"there is no index {alias} yet, so none to make anew: add a document")
+            raise CollectionError(f"there is no index {alias} to rebuild: add a document first")
         self.before: str = before
         self.after = index_name(alias, embedder.hello.dimensions, embedder.hello.revision)
         self.own = f"{alias}-next-{uuid4().hex}"
@@ -90,7 +91,7 @@ class Reindexing:
         return outcome
 
     def delete_others(self) -> None:
-        """Delete what runs for other models have left: indices with the alias of a run."""
+        """Delete what runs for other models left behind: indices with the alias of a run."""
         aliases = self.client.indices.get_alias(index=f"{self.alias}-*")
         orphans = [
             name
@@ -101,12 +102,12 @@ class Reindexing:
             self.change([{"remove_index": {"index": name}} for name in orphans])
 
     def runs(self, aliases: Iterable[str]) -> list[str]:
-        """Those of these aliases by which runs write."""
+        """Those of these aliases through which runs write."""
         pattern = re.compile(re.escape(self.alias) + "-next-[0-9a-f]{32}")
         return sorted(filter(pattern.fullmatch, aliases))
 
     def begin(self) -> None:
-        """Make the new index, or go on with one; from here on, no other run writes to it."""
+        """Create the new index, or continue with an existing one; from here on, no other run writes to it."""
         if not self.client.indices.exists(index=self.after):
             make_index(self.client, self.after, self.own, self.embedder.hello)
         others = self.runs(self.client.indices.get_alias(index=self.after)[self.after]["aliases"])
@@ -119,7 +120,7 @@ class Reindexing:
         self.client.indices.refresh(index=self.after)  # what an interrupted run has copied
 
     def switch(self) -> None:
-        """In one change of the cluster's state; refused where another run has begun."""
+        """Switch the alias in one change of the cluster's state; refused if another run has begun."""
         self.change(
             [
                 {"remove": {"index": self.after, "alias": self.own, "must_exist": True}},
@@ -139,11 +140,11 @@ class Reindexing:
 
     def superseded(self) -> CollectionError:
         return CollectionError(
-            f"another run has begun to re-index {self.alias}, or has ended: see what it says"
+            f"another run has started to re-index {self.alias}, or has finished: check its output"
         )
 
     def block(self, writes: bool) -> None:
-        """Whether the old index refuses writes; those that it has begun are waited for."""
+        """Set whether the old index refuses writes; waits for writes in progress."""
         if writes:
             self.client.indices.add_block(index=self.before, block="write")
         else:
@@ -155,7 +156,8 @@ class Reindexing:
         return int(self.client.count(index=index)["count"])
 
     def compare(self) -> int:
-        """Copy what the new index lacks, and delete what the old one has no more; how many passages that were."""
+        """Copy the passages that the new index lacks, and delete those that are gone from the old one; returns the number of
+        passages."""
         changed, total = 0, self.count(self.before)
         passages = self.count(self.after)
         for batch in batched(self.differences(), TEXTS, strict=False):
@@ -167,7 +169,7 @@ class Reindexing:
         return changed
 
     def differences(self) -> Iterator[Difference]:
-        """What to do to each passage that only one of the indices has. Both are read in the same order, page by page."""
+        """The operation for each passage that only one of the indices has. Both are read in the same order, page by page."""
         theirs, ours = self.passages(self.before), self.passages(self.after)
         there, here = next(theirs, None), next(ours, None)
         while there or here:
@@ -197,7 +199,7 @@ class Reindexing:
             after = {"search_after": hits[-1]["sort"]}
 
     def apply(self, batch: tuple[Difference, ...]) -> None:
-        """Deletions first, for a passage that was added again is deleted and copied."""
+        """Deletions come first, because a passage that was added again is deleted and copied."""
         from elasticsearch.helpers import BulkIndexError, bulk
 
         deleted = [name for kind, name in batch if kind == "delete"]
@@ -220,11 +222,12 @@ class Reindexing:
             bulk(self.client, actions, require_alias=True)
         except BulkIndexError as error:
             raise CollectionError(
-                f"passages were not copied ({str(error.errors[:1])[:300]}): see if another run has begun, else run this again"
+                f"passages were not copied ({str(error.errors[:1])[:300]}): check whether another run has started, else run this "
+                f"again"
             ) from None
 
     def vectors(self, sources: list[dict[str, Any]]) -> list[list[float]]:
-        """Of these passages; raises CollectionError for one that is too long for the model."""
+        """The vectors of these passages; raises CollectionError for one that is too long for the model."""
         try:
             return self.embedder.vectors([source["text"] for source in sources])
         except TooLong:

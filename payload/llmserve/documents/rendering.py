@@ -1,4 +1,4 @@
-"""A chat completion whose response has the passages that it cites, in the field `documents`."""
+"""A chat completion whose response contains the passages that it cites, in the field `documents`."""
 
 import json
 
@@ -40,6 +40,6 @@ class GroundedRendering(OpenAiRendering):
         return super().event(passed)
 
     def last(self, frame: Done) -> bytes:
-        """The passages come before the finish reason of our engines, and after that of an upstream."""
+        """The passages come before the finish reason from our engines, and after the one from an upstream."""
         report = {"documents": self.grounding.report("".join(self.text))}
         return event(self.chunk([]) | report) + super().last(frame)

@@ -1,4 +1,5 @@
-"""Passages for a caller, from Elasticsearch: both searches in one request, both with the caller's tenant and collections."""
+"""Retrieves passages for a caller from Elasticsearch: both searches in one request, both limited to the caller's tenant and
+collections."""
 
 import asyncio
 import base64
@@ -37,8 +38,8 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The best passages, and the cosine similarity of the nearest one to the query: -1 without any, None where the index has
-    another model's vectors.
+    """The best passages, and the cosine similarity of the nearest one to the query: -1 without any, None if the index has another
+    model's vectors.
     """
 
     hits: list[Hit]
@@ -46,12 +47,12 @@ class SearchResult:
 
 
 class ForeignPassage(Exception):
-    """The index returned what its filter excludes."""
+    """The index returned a passage that its filter excludes."""
 
 
 def ranked(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """The hits of one search, the best first, ties by id; none where no document was ever added. Raises KeyError, TypeError or
-    ValueError where it is incomplete.
+    """The hits of one search, best first, ties by id; none if no document was ever added. Raises KeyError, TypeError or
+    ValueError if the answer is incomplete.
     """
     if answer["status"] == 404 and answer["error"]["type"] == "index_not_found_exception":
         return []
@@ -62,12 +63,12 @@ def ranked(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def complete(answer: dict[str, Any]) -> bool:
-    """Whether asking again would change nothing: all shards were searched, or the query does not fit the index."""
+    """Whether repeating the search would change nothing: all shards were searched, or the query does not fit the index."""
     return answer["status"] == 400 or (answer["status"] == 200 and not answer["_shards"]["failed"])
 
 
 def nearest(answer: dict[str, Any], index: str) -> list[dict[str, Any]] | None:
-    """The hits by vector; None where they are of an index of another model, whose vectors do not compare with the query's."""
+    """The hits by vector; None if the index belongs to another model, whose vectors cannot be compared with the query's."""
     if answer["status"] == 400 and "number of dimensions" in str(answer["error"]):
         return None
     hits = ranked(answer)
@@ -82,8 +83,8 @@ def result(
     index: str,
     asked_in: Language,
 ) -> SearchResult:
-    """The best of both searches, of which the second is by vector; the first one's alone where the vectors are not of `index`.
-    Raises ForeignPassage, so that a fault of the index never shows another tenant's text.
+    """The best hits of both searches, the second of which is by vector; only those of the first if the vectors are not those of
+    `index`. Raises ForeignPassage, so that a fault of the index never reveals another tenant's text.
     """
     near = nearest(answers[1], index)
     rankings = [ranked(answers[0]), near or []]
@@ -99,7 +100,7 @@ def result(
 
 
 def away() -> ApiError:
-    """503: the answer says that documents were not searched, instead of saying that there are none."""
+    """A 503 that says that documents were not searched, rather than that there are none."""
     return unavailable(
         "documents_unavailable", "the documents cannot be searched now: retry later", retry_after=5
     )
@@ -115,7 +116,7 @@ class Retrieval:
         self.headers = {"authorization": f"ApiKey {base64.b64encode(key.encode()).decode()}"} if key else {}
 
     async def answers(self, body: bytes) -> list[dict[str, Any]]:
-        """Of the searches in BODY. Raises OSError, Lost, BadAnswer or ValueError."""
+        """The response to the searches in BODY. Raises OSError, Lost, BadAnswer or ValueError."""
         path = f"/{self.settings.index}/_msearch"
         async with self.http.request("POST", path, body, self.headers) as response:
             content = await response.whole(ANSWER_BYTES)
@@ -133,8 +134,8 @@ class Retrieval:
         model_revision: str,
         size: int,
     ) -> SearchResult:
-        """The best passages of these collections, which policy lets the caller read; raises ApiError 503. `model_revision`: of
-        the model that gave the vector.
+        """The best passages of these collections, which the policy lets the caller read; raises ApiError 503. `model_revision`:
+        the revision of the model that produced the vector.
         """
         index = index_name(self.settings.index, len(vector), model_revision)
         searches = by_words(tenant, collections, query), by_vector(tenant, collections, vector)
@@ -147,12 +148,13 @@ class Retrieval:
             answer = result(answers, tenant, collections, size, index, language(query))
             if answer.similarity is None:
                 log.warning(
-                    "passages are found by words alone, for the index is of another model: run `llm-serve documents reindex`"
+                    "passages are found by words alone, because the index belongs to another model: run `llm-serve documents "
+                    "reindex`"
                 )
             return answer
         except ForeignPassage:
             log.critical(
-                "the index returned a passage of another tenant or collection; nothing of it was passed on"
+                "the index returned a passage of another tenant or collection; none of it was passed on"
             )
             raise away() from None
         except (OSError, TimeoutError, Lost, BadAnswer, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What a parser of documents and its caller agree on. Each document is read by a process of its own, __main__.py."""
+"""The interface between document parsers and their caller. Each document is read by a process of its own, __main__.py."""
 
 from enum import StrEnum
 
@@ -11,21 +11,21 @@ CPU_SECONDS = 60
 
 
 class Reason(StrEnum):
-    """Why a document gives no text, as a predicate of its name."""
+    """Why no text can be read from a document, as a predicate of its name."""
 
-    BROKEN = "is broken, or is not in the format that its name says: open it in its program and save it again"
-    ENCODING = "has bytes that its encoding does not have: convert it to UTF-8"
+    BROKEN = "is broken, or not in the format that its name says: open it in its program and save it again"
+    ENCODING = "contains bytes that are invalid in its encoding: convert it to UTF-8"
     ENCRYPTED = (
-        "is encrypted, or in the format of Office before 2007: save it without a password, as the newer one"
+        "is encrypted, or in a format of Office before 2007: save it without a password, in the newer format"
     )
-    LARGE = "unpacks to more than it may: divide it"
-    LETTERS = f"has more than {MOST_LETTERS >> 20} Mi letters: divide it"
-    MEMORY = f"needs more than {MEMORY_BYTES >> 30} GiB of memory to be read: divide it"
-    PAGES = f"has more than {MOST_PAGES} pages or sheets: divide it"
+    LARGE = "exceeds the size limit when unpacked: split it"
+    LETTERS = f"has more than {MOST_LETTERS >> 20} Mi letters: split it"
+    MEMORY = f"needs more than {MEMORY_BYTES >> 30} GiB of memory to read: split it"
+    PAGES = f"has more than {MOST_PAGES} pages or sheets: split it"
 
 
 class Unreadable(Exception):
-    """The document gives no text."""
+    """No text can be read from the document."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(str(reason))

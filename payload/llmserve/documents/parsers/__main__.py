@@ -1,4 +1,5 @@
-"""Reads a document from its input, and writes its pages or the reason why there are none, as JSON. Its argument is the format."""
+"""Reads a document from standard input, and writes its pages, or the reason why there are none, as JSON. The argument is the
+format."""
 
 import json
 import os
@@ -13,7 +14,7 @@ UNUSED = ("numpy", "PIL", "lxml", "defusedxml")  # openpyxl would load them, for
 
 
 def answer(parser: object, data: bytes) -> dict[str, object]:
-    """What is written: `pages`, or `reason` by its name."""
+    """The output: `pages`, or `reason` by its name."""
     pages: list[str] = []
     letters = 0
     try:

@@ -21,7 +21,7 @@ Start = Callable[[str, dict[str, str]], None]
 
 
 def opened(data: bytes) -> zipfile.ZipFile:
-    """The archive; raises Unreadable where it is none, is encrypted, or unpacks to more than a document has."""
+    """Open the archive; raises Unreadable if it is not an archive, is encrypted, or exceeds the size limit when unpacked."""
     if data.startswith(OLE):
         raise Unreadable(Reason.ENCRYPTED)
     try:
@@ -44,8 +44,8 @@ def parse(
     end: Callable[[str], None] | None = None,
     text: Callable[[str], None] | None = None,
 ) -> None:
-    """Call back for elements and text of a part; names are `NAMESPACE NAME`. Raises Unreadable, for a document type too: entities
-    are declared there, and Office writes none.
+    """Parse a part and call back for its elements and text; names are `NAMESPACE NAME`. Raises Unreadable, also for a document
+    type declaration: it can declare entities, and Office writes none.
     """
 
     def refuse(*_: object) -> None:

@@ -1,4 +1,5 @@
-"""Takes from a process all that parsing does not need: files, sockets, programs, other processes, root, memory and time."""
+"""Removes from a process everything that parsing does not need: files, sockets, programs, other processes, root, memory and
+time."""
 
 import errno
 import os
@@ -48,9 +49,9 @@ LIMITS = {
 
 
 def confine() -> None:
-    """Confine this process for good; import what parsing needs before. All other system calls fail with EPERM.
+    """Confine this process permanently; import everything that parsing needs first. All other system calls fail with EPERM.
 
-    Raises OSError where the kernel refuses.
+    Raises OSError if the kernel refuses.
     """
     for limit, most in LIMITS.items():
         hard = resource.getrlimit(limit)[1]

@@ -1,4 +1,4 @@
-"""The text of an XLSX: a page for each sheet that is shown, headed by its name; a line for each row, cells between tabs.
+"""The text of an XLSX file: a page for each visible sheet, headed by its name; a line for each row, with cells separated by tabs.
 
 Hidden sheets, rows and columns are dropped, as are comments and macros. A formula gives the value that was last computed.
 """
@@ -46,7 +46,7 @@ def hidden_columns(sheet: Worksheet) -> set[int]:
 
 
 def lines(sheet: Worksheet) -> Iterator[str]:
-    """The rows that are shown and not empty."""
+    """The rows that are visible and not empty."""
     without = hidden_columns(sheet)
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
         if number in sheet.row_dimensions and sheet.row_dimensions[number].hidden:

@@ -77,7 +77,7 @@ for name in (*MARKS.values(), *LARGER.values()):
 
 
 def decoded(data: bytes) -> str:
-    """The page's text by its byte order mark, else as it declares, else as UTF-8; raises Unreadable."""
+    """Decode the page by its byte order mark, else by its declared encoding, else as UTF-8; raises Unreadable."""
     try:
         for mark, encoding in MARKS.items():
             if data.startswith(mark):
@@ -92,7 +92,7 @@ def decoded(data: bytes) -> str:
 
 
 def hides(style: str) -> bool:
-    """Whether declarations of CSS hide text, or are escaped so that it cannot be told."""
+    """Whether CSS declarations hide text, or are escaped so that this cannot be determined."""
     plain = re.sub(r"\s+", "", COMMENTS.sub("", style)).lower()
     return "\\" in plain or HIDING.search(plain) is not None
 

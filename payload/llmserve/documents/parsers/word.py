@@ -1,4 +1,4 @@
-"""The text of a DOCX: what a reader of its final form sees, with its footnotes behind it. A page ends where Word broke it."""
+"""The text of a DOCX file: the visible text of its final form, followed by its footnotes. Pages end where Word broke them."""
 
 import posixpath
 import zipfile
@@ -31,7 +31,7 @@ def value_of(attributes: dict[str, str], name: str = "val") -> str | None:
 
 
 def hides(name: str, attributes: dict[str, str]) -> bool | None:
-    """Whether a run's property hides it; None where it has nothing to do with it."""
+    """Whether a run's property hides it; None if the property is unrelated."""
     value = value_of(attributes)
     if name in ("vanish", "webHidden"):
         return value not in ("0", "false", "off")
@@ -41,7 +41,7 @@ def hides(name: str, attributes: dict[str, str]) -> bool | None:
 
 
 def hidden_styles(archive: zipfile.ZipFile, part: str) -> set[str]:
-    """Ids of the styles whose text is hidden, those based on them included."""
+    """Ids of the styles whose text is hidden, including styles based on them."""
     hidden: set[str] = set()
     bases: dict[str, str] = {}
     style = ""
@@ -143,7 +143,7 @@ class Body:
             self.pieces.append(text)
 
     def content(self) -> str:
-        """The text. Where Word stated the ends of pages, the author's breaks are among them."""
+        """The text. If Word stated the ends of pages, they include the author's breaks."""
         if self.rendered:
             for place in self.breaks:
                 self.pieces[place] = "\n"
@@ -151,7 +151,7 @@ class Body:
 
 
 def pages(data: bytes) -> Iterator[str]:
-    """The text of each page; raises Unreadable. Comments, headers, macros and properties are parts that are not read."""
+    """The text of each page; raises Unreadable. Comments, headers, macros and properties are not read."""
     archive = opened(data)
     main = main_part(archive)
     folder = posixpath.dirname(main)

@@ -126,7 +126,7 @@ def test_an_encrypted_or_old_office_file_is_named_so(tmp_path: Path) -> None:
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     bomb = archive({"word/document.xml": bytes(257 << 20)})
     assert len(bomb) < 2 << 20
-    assert "unpacks to more than it may" in refusal(tmp_path, "bomb.docx", bomb)
+    assert "exceeds the size limit when unpacked" in refusal(tmp_path, "bomb.docx", bomb)
 
 
 def test_a_part_that_is_larger_than_it_says_is_broken(tmp_path: Path) -> None:
@@ -259,10 +259,10 @@ def test_a_parser_that_takes_more_memory_is_ended(tmp_path: Path) -> None:
     ("written", "reason"),
     [
         ("'x' * (65 << 20)", "ended its parser"),
-        ("'{}]'", "what is no text"),
-        ("'{\"pages\": [1]}'", "what is no text"),
-        ("'[' * 100000", "what is no text"),
-        ('\'{"pages": [], "more": 1}\'', "what is no text"),
+        ("'{}]'", "invalid output"),
+        ("'{\"pages\": [1]}'", "invalid output"),
+        ("'[' * 100000", "invalid output"),
+        ('\'{"pages": [], "more": 1}\'', "invalid output"),
         ('\'{"reason": "\\\\u001b[2J"}\'', "is broken"),
         ("'{\"pages\": [\"' + 'x' * (9 << 20) + '\"]}'", "more than 8 Mi letters"),
     ],

@@ -303,7 +303,7 @@ def test_a_run_that_another_one_has_overtaken_brings_nothing_back(documents: Doc
         documents.remove(document)
 
     steps: Iterator[Callable[[], object]] = iter([overtaken])
-    with pytest.raises(CollectionError, match="see if another run has begun"):
+    with pytest.raises(CollectionError, match="check whether another run has started"):
         run(documents, Model("new", 16, lambda: next(steps, nothing)()))
     documents.client.indices.refresh(index=documents.alias)
     assert not documents.stored(document).revisions

@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(
 def test_a_failure_is_listed_until_it_is_removed_and_a_bomb_is_one(service: Service) -> None:
     answer = upload(service, "bomb.docx", bomb())
     assert answer.status_code == 422, answer.text
-    assert "unpacks to more than it may" in answer.json()["error"]["message"]
+    assert "exceeds the size limit when unpacked" in answer.json()["error"]["message"]
     row = listed(service)["bomb.docx"]
     assert (row["status"], row["by"]) == ("failed", "ada")
     with service.client() as client:
@@ -379,14 +379,14 @@ def test_a_unit_that_is_stopped_ends_the_file_that_it_reads_within_its_time(
         (
             5,
             {"audit": {"socket": "/nonexistent/audit.sock"}},
-            "try again later; an operator finds the reason",
+            "try again later; operators find the reason",
         ),
         (6, {"engine": "/nonexistent/tiny.sock"}, "start the engine for embeddings"),
-        (7, {"documents": {"url": "http://127.0.0.1:9"}}, "the index is not reached, or refuses"),
+        (7, {"documents": {"url": "http://127.0.0.1:9"}}, "the index cannot be reached, or refuses"),
         (
             8,
             {"documents": {"index": "llmkeep-none"}},
-            "there is no index of documents yet: an operator restarts",
+            "there is no index of documents yet: ask an operator to restart",
         ),
     ],
     ids=["without the record", "without the engine", "without Elasticsearch", "without the index"],
@@ -429,7 +429,7 @@ def test_a_process_of_another_user_is_not_heard(service: Service, tmp_path: Path
         assert '"listed"' in allowed.stdout
         refused = subprocess.run(command, capture_output=True, text=True, check=False, user="daemon")
         assert '"listed"' not in refused.stdout
-        assert "a process that is no gateway has connected" in process.log.read_text()
+        assert "a process other than a gateway has connected" in process.log.read_text()
     finally:
         process.stop()
         other.unlink(missing_ok=True)
