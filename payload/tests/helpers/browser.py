@@ -8,6 +8,8 @@ from typing import Any
 CHROMIUM = shutil.which("chromium-headless-shell")
 NEEDED = "needs playwright of the environment payload-dev"
 NO_QUOTAS = "/page/v1/usage"  # 503 where the gateways have no Redis
+# Chromium reports now and then that a stream failed after its page has read the end of it, with any reader.
+STREAM_ENDED = "/v1/chat/completions net::ERR_ABORTED"
 LOCALES = {"en": "en-GB", "zh": "zh-CN"}
 
 

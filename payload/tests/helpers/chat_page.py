@@ -94,3 +94,14 @@ def served(
             yield ChatPage(service, edge, config, process)
         finally:
             process.stop()
+
+
+def ask(opened: Any, question: str, model: str = "echo") -> Any:
+    """Ask in a tab; the answer, once it is whole."""
+    before = opened.locator("article.answer").count()
+    opened.locator("#model").select_option(model)
+    opened.locator("#question").fill(question)
+    opened.keyboard.press("Enter")
+    answer = opened.locator("article.answer").nth(before)
+    opened.locator("#send:enabled").wait_for()
+    return answer

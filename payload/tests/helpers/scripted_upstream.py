@@ -1,15 +1,18 @@
 """A server of OpenAI's API that responds with scripted bytes, over a UNIX socket or TLS."""
 
 import json
+import re
 import socket
 import ssl
 import threading
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096, "root": "/srv/m"}]}
+PASSAGE = re.compile(r'<passage number="(\d+)">\n(.*?)\n</passage>', re.DOTALL)  # as the gateway presents it
 Script = list[bytes | float]  # bytes to send, seconds to wait
 
 
@@ -131,3 +134,17 @@ class ScriptedUpstream:
         for connection in list(self.open):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+class QuotingUpstream(ScriptedUpstream):
+    """A stand-in for a model that answers from passages: quotes the one that shares most pairs of letters with the question."""
+
+    def play(self, connection: socket.socket, script: Script) -> None:
+        super().play(connection, self.quotation() if script is self.script else script)
+
+    def quotation(self) -> Script:
+        system, *_, question = (message["content"] for message in self.requests[-1]["messages"])
+        passages = PASSAGE.findall(system)
+        asked = set(pairwise(question.lower()))
+        number, text = max(passages, key=lambda passage: len(asked & set(pairwise(passage[1].lower()))))
+        return stream(delta(f"\u201c{text.strip()}\u201d [{number}]"), delta("", "stop"), USAGE, END)

@@ -12,8 +12,8 @@ from typing import Any
 
 import browser
 import pytest
-from browser import CHROMIUM, LOCALES, NEEDED, NO_QUOTAS
-from chat_page import ChatPage, served
+from browser import CHROMIUM, LOCALES, NEEDED, NO_QUOTAS, STREAM_ENDED
+from chat_page import ChatPage, ask, served
 from redis_server import PASSWORD, RedisServer
 from scripted_upstream import END, USAGE, ScriptedUpstream, answer, chunk, stream
 from service import eventually, whole_lines
@@ -25,8 +25,6 @@ from llmweb.app import SESSION
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED).Axe
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
-# Chromium reports now and then that a stream failed after its page has read the end of it, with any reader.
-STREAM_ENDED = "/v1/chat/completions net::ERR_ABORTED"
 LONG = " ".join(["one", *["more"] * 60, "last"])  # a minute of the slow model
 LABELS = {"en": "Your question", "zh": "您的问题"}
 # A model's output, and what of it may reach the page. The engine repeats what it is asked.
@@ -62,17 +60,6 @@ def ready(opened: Any, language: str = "en") -> None:
     """The page's script has begun, and asks for nothing more."""
     opened.get_by_label(LABELS[language]).wait_for()
     opened.locator("#model option").first.wait_for(state="attached")
-
-
-def ask(opened: Any, question: str, model: str = "echo") -> Any:
-    """The answer, once it is whole."""
-    before = opened.locator("article.answer").count()
-    opened.locator("#model").select_option(model)
-    opened.locator("#question").fill(question)
-    opened.keyboard.press("Enter")
-    answer = opened.locator("article.answer").nth(before)
-    opened.locator("#send:enabled").wait_for()
-    return answer
 
 
 def reload(opened: Any) -> None:

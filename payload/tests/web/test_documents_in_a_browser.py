@@ -9,9 +9,10 @@ from typing import Any
 import browser
 import httpx2 as httpx
 import pytest
-from browser import CHROMIUM, LOCALES, NEEDED, NO_QUOTAS
-from chat_page import ChatPage, served
-from document_files import drawn, pdf
+from browser import CHROMIUM, LOCALES, NEEDED, NO_QUOTAS, STREAM_ENDED
+from chat_page import ChatPage, ask, served
+from document_files import docx, drawn, paragraph, pdf
+from scripted_upstream import QuotingUpstream, answer
 from search_server import search_server
 from service import Process, eventually
 from uploads import LIMIT, searching, taking_in
@@ -21,7 +22,19 @@ Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED
 pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
 MARKER = "avocet-3190"
+ALIASES: dict[str, dict[str, Any]] = {"handbook-assistant": {"model": "quoting", "collections": ["handbook"]}}
 DOCUMENTS = "/page/v1/collections/handbook/documents"
+
+
+@contextmanager
+def quoting(address: Path) -> Iterator[dict[str, Any]]:
+    """A stand-in for a model that quotes passages, as the gateway's configuration names it."""
+    server = QuotingUpstream(address)
+    server.models = answer({"object": "list", "data": [{"id": "quoting", "max_model_len": 4096}]})
+    try:
+        yield {"socket": str(address), "revision": "1", "fields": ["structured_outputs"]}
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +42,8 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatPage]:
     folder = tmp_path_factory.mktemp("panel")
     with (
         search_server() as index,
-        served(folder, **searching(folder, index)) as chat,
+        quoting(folder / "quoting.sock") as model,
+        served(folder, remotes={"quoting": model}, aliases=ALIASES, **searching(folder, index)) as chat,
         taking_in(chat.gateway, WAIT_SECONDS=8.0),
     ):
         yield chat
@@ -45,7 +59,8 @@ def tab(
     **who: str,
 ) -> Iterator[Any]:
     """A tab that is signed in by the form."""
-    with browser.tab(chromium, chat.edge.port, language, "light", width, NO_QUOTAS, expected) as opened:
+    complaints = (NO_QUOTAS, STREAM_ENDED, expected)
+    with browser.tab(chromium, chat.edge.port, language, "light", width, *complaints) as opened:
         opened.goto("/")
         opened.get_by_label("API").fill(chat.key(**who)[0])
         opened.keyboard.press("Enter")
@@ -96,6 +111,53 @@ def test_a_writer_adds_a_document_that_is_found_and_removes_it(chromium: Any, ch
     assert {("document.added", "ada"), ("document.removed", "ada")} <= events
 
 
+@pytest.mark.parametrize(
+    ("language", "name", "content", "question", "sentence", "source"),
+    [
+        (
+            "en",
+            "travel.pdf",
+            pdf(drawn("Meals are paid by receipt."), drawn("Travel is booked a week ahead.")),
+            "When is travel booked?",
+            "Travel is booked a week ahead.",
+            "travel.pdf, page 2",
+        ),
+        (
+            "zh",
+            "差旅规定.docx",
+            docx(paragraph("出差须提前一周预订。")),
+            "出差要提前多久预订？",
+            "出差须提前一周预订。",
+            "差旅规定.docx，第 1 页",
+        ),
+    ],
+)
+def test_an_answer_from_a_document_that_was_just_added_shows_its_page_and_passage(
+    chromium: Any,
+    chat: ChatPage,
+    language: str,
+    name: str,
+    content: bytes,
+    question: str,
+    sentence: str,
+    source: str,
+) -> None:
+    """By a stand-in for a model that quotes the best passage."""
+    with tab(chromium, chat, language) as opened:
+        open_panel(opened)
+        add(opened, (name, content))
+        answered = ask(opened, question, "handbook-assistant")
+        assert sentence in answered.locator(".text").inner_text()
+        [summary] = answered.locator(".source summary").all_inner_texts()
+        assert summary.endswith(source)
+        assert sentence in str(answered.locator(".source p").text_content())
+        assert answered.locator(".unsupported").count() == 0
+        opened.on("dialog", lambda dialog: dialog.accept())
+        entry = opened.locator("#documents li", has_text=name)
+        entry.get_by_role("button").click()
+        entry.wait_for(state="detached")
+
+
 def test_each_file_that_cannot_be_read_is_named_with_its_reason_and_the_others_are_added(
     chromium: Any, chat: ChatPage
 ) -> None:
@@ -110,8 +172,11 @@ def test_each_file_that_cannot_be_read_is_named_with_its_reason_and_the_others_a
         )
         assert "“broken.docx” was not added: broken.docx is broken" in outcome
         assert "“rules.md” is added." in outcome
-        assert "“tool.exe” was not added: tool.exe is '.exe', of which no text is taken" in outcome
-        assert f"“large.md” has {LIMIT + 1:,} bytes, and a document at most {LIMIT:,}: divide it." in outcome
+        assert "“tool.exe” was not added: tool.exe has the unsupported format '.exe'" in outcome
+        assert (
+            f"“large.md” has {LIMIT + 1:,} bytes, and a document may have at most {LIMIT:,}: split it."
+            in outcome
+        )
         [failed, added] = items(opened)
         assert failed.startswith("broken.docx: not added, since broken.docx is broken")
         assert added == "rules.md: passages: 1; added by ada"

@@ -63,13 +63,10 @@ def new_key(lab: Lab, subject: str, role: str) -> str:
 @contextmanager
 def signed_in(chromium: Any, client: Client, page: str, key: str) -> Iterator[Any]:
     """A tab that is signed in by a key."""
-    from browser import NO_QUOTAS, tab
+    from browser import NO_QUOTAS, STREAM_ENDED, tab
 
     port = urlsplit(client.url).port
-    # Chromium reports now and then that a stream failed after its page has read the end of it.
-    with tab(
-        chromium, port, "en", "light", 840, "/v1/chat/completions net::ERR_ABORTED", NO_QUOTAS
-    ) as opened:
+    with tab(chromium, port, "en", "light", 840, STREAM_ENDED, NO_QUOTAS) as opened:
         opened.set_default_timeout(120_000)
         opened.goto(page)
         opened.get_by_label("API").fill(key)
