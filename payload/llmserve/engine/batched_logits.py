@@ -1,4 +1,5 @@
-"""The fields of each request in transformers' continuous batching, which by itself knows temperature, top_p and top_k alone.
+"""Applies the fields of each request in transformers' continuous batching, which itself supports only temperature, top_p and
+top_k.
 
 A logits processor of the batch finds the `NextToken` of each row among the arguments of the row's request.
 """
@@ -15,11 +16,11 @@ KEY = "change"  # argument of add_request
 
 
 class Changes(LogitsProcessor):  # type: ignore[misc]
-    """Stands for `BatchedChanges` in the list that a manager converts."""
+    """A placeholder for `BatchedChanges` in the list that a manager converts."""
 
 
 class BatchedChanges(theirs.ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
-    """Changes the rows of those requests that have fields."""
+    """Changes the rows of requests that have fields."""
 
     supported_kwargs: ClassVar[dict[str, type]] = {KEY: NextToken}
     ignored_kwargs: ClassVar[tuple[str, ...]] = ()
@@ -46,7 +47,7 @@ class BatchedChanges(theirs.ContinuousBatchingLogitsProcessor):  # type: ignore[
 
 
 def use(model: Any) -> None:
-    """Have each manager of this model that is made afterwards take `NextToken`s."""
+    """Make every manager of this model that is created afterwards accept `NextToken`s."""
     theirs.CLASSIC_TO_CB_PROCESSORS_MAP[Changes] = BatchedChanges
     original = model._get_logits_processor
     model._get_logits_processor = lambda *words, **more: LogitsProcessorList(

@@ -64,7 +64,7 @@ class Choice:
         }
 
     def logprobs(self, chances: Chances) -> dict[str, Any] | None:
-        """As each of OpenAI's two endpoints has them; None if they are not wanted."""
+        """In the format of the OpenAI endpoint; None if they are not requested."""
         if "logprobs" not in self.request.extra:
             return None
         if self.chat:
@@ -88,6 +88,6 @@ def reason_of(reason: str, calls: list[dict[str, Any]]) -> str:
 
 
 def probability(token: str, chance: float) -> dict[str, Any]:
-    """A token with its log probability; without its bytes where they are a part of a character."""
+    """A token with its log probability; without its bytes if they are only part of a character."""
     partly = "\N{REPLACEMENT CHARACTER}" in token
     return {"token": token, "logprob": chance, "bytes": None if partly else list(token.encode())}

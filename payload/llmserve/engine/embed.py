@@ -152,7 +152,7 @@ def usage(directory: Path) -> Usage:
         return Usage.model_validate_json(file.read_bytes())
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ConfigError(f"{file}: '{where}' is not as it must be: correct the model's release") from None
+        raise ConfigError(f"{file}: '{where}' is invalid: correct the model's release") from None
 
 
 def as_data(vectors: list[Any], encoding: str) -> str:

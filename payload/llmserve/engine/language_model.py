@@ -166,17 +166,17 @@ class LanguageModel:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """Made when the first request needs it."""
+        """Created when the first request needs it."""
         return Grammars(self.tokenizer, self.size, self.ends)
 
     def ends_of(self, request: Generate) -> list[int]:
-        """The tokens that end the answer to `request`; raises ApiError 400 for such as the model does not have."""
+        """The tokens that end the answer to `request`; raises ApiError 400 for tokens that the model does not have."""
         next_token.refuse_foreign_tokens(request, self.size)
         own = [] if request.extra.get("ignore_eos") else self.ends
         return sorted({*own, *request.extra.get("stop_token_ids", ())}) or [NO_TOKEN]
 
     def next_token(self, request: Generate, prompt: list[int]) -> NextToken | None:
-        """What the request's fields do to logits; None where they do nothing. Raises ApiError 400."""
+        """The changes that the request's fields make to logits, or None. Raises ApiError 400."""
         if not request.extra.keys() & {*next_token.FIELDS, *next_token.BY_GRAMMAR, "tools"}:
             return None
         offered = Tools.of(request)
@@ -208,7 +208,7 @@ class LanguageModel:
         return temperature, self.top_p if request.top_p is None else request.top_p
 
     def finish(self, answer: Answer, prompt_tokens: int) -> Finish:
-        """How the complete `answer` ended; raises why it is not as the request's fields say."""
+        """How the complete `answer` ended; raises an error if it violates the request's fields."""
         if answer.change and answer.change.trouble:
             raise answer.change.trouble
         finish = Finish("stop" if answer.complete else "length", prompt_tokens, len(answer.tokens))
@@ -248,7 +248,7 @@ class LanguageModel:
         return [token for piece, is_text in masked.pieces(text) for token in self.ids(piece, is_text)]
 
     def ids(self, text: str, is_text: bool) -> list[int]:
-        """The tokens of a piece of a prompt. `is_text`: what looks like a control token is none."""
+        """The tokens of a piece of a prompt. `is_text`: control tokens in it are treated as text."""
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=is_text).input_ids)
 
     @cached_property
@@ -262,7 +262,7 @@ def refuse_without_gpu(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"device is 'cuda', but torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU: check NVIDIA's driver "
-            "with nvidia-smi, and that the release is of the environment serving-cuda; or set device 'cpu'"
+            f"with nvidia-smi, and check that the release is for the environment serving-cuda; or set device 'cpu'"
         )
 
 

@@ -1,7 +1,7 @@
-"""Keeps what a client writes from becoming a control token: `<|im_end|>` in a message must not end it.
+"""Prevents client text from becoming a control token: `<|im_end|>` in a message must not end it.
 
-While the chat template is rendered, a character that the request does not have stands for each of them. The pieces around them
-become tokens as usual, and they as any text does.
+While the chat template is rendered, each of them is replaced by a character that the request does not contain. The pieces around
+them become tokens as usual; they themselves become tokens like any other text.
 """
 
 import re
@@ -12,7 +12,7 @@ FREE, LAST = 0xF0000, 0x10FFFF  # characters that Unicode leaves to private use
 
 
 class MaskedText:
-    """The strings of a request without control tokens. `messages` and `tools`: as given, but for these."""
+    """The strings of a request without control tokens. `messages` and `tools`: as given, except for these tokens."""
 
     def __init__(self, controls: Sequence[str], messages: Any, tools: Any) -> None:
         """`controls`: texts of control tokens."""

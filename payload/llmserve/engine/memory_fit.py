@@ -23,7 +23,7 @@ CHANGED = {"none": (2.0, 0), "int8": (1.0, 4), "nf4": (0.5 + 4 / 64, 0)}
 
 @dataclass(frozen=True)
 class Model:
-    """What matters of an architecture. `changed`: number of weights that bitsandbytes quantizes, in `rows` rows."""
+    """The relevant facts about an architecture. `changed`: number of weights that bitsandbytes quantizes, in `rows` rows."""
 
     model_type: str
     parameters: int
@@ -58,7 +58,8 @@ Division = Literal["whole", "tensor", "heads", "experts", "shared"]
 
 @dataclass(frozen=True)
 class Part:
-    """Weights of a layer that GPUs divide in one way, and what quantizes them: vLLM all that bitsandbytes does, and more."""
+    """Weights of a layer that GPUs divide in one way, and whether they are quantized: vLLM quantizes all that bitsandbytes does,
+    and more."""
 
     weights: int
     division: Division

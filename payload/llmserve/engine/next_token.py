@@ -1,8 +1,8 @@
-"""What the fields of a request do to the logits of its next token: penalties, biases, bounds of sampling, a grammar.
+"""Applies the fields of a request to the logits of its next token: penalties, biases, sampling bounds, a grammar.
 
-The fields mean what they mean in vLLM: `repetition_penalty` looks at prompt and answer, the other penalties at the answer;
-`top_k` and `min_p` bound what is sampled, so they do nothing to a greedy answer. Grammars are llguidance's, whose limits bound
-what a hostile schema costs: it is compiled on trial first, and each mask has a limit of work.
+The fields have the same meaning as in vLLM: `repetition_penalty` applies to prompt and answer, the other penalties to the answer;
+`top_k` and `min_p` limit sampling, so they do not affect a greedy answer. Grammars are llguidance's, whose limits bound the cost
+of a hostile schema: it is first compiled on trial, and each mask has a limit of work.
 """
 
 import json
@@ -43,7 +43,7 @@ def refuse_foreign_tokens(request: Generate, size: int) -> None:
 
 
 def grammar_of(request: Generate, name: str) -> str:
-    """The grammar that the field `name` asks for, as llguidance's; raises ApiError 400."""
+    """The grammar that the field `name` asks for, in llguidance's format; raises ApiError 400."""
     shape = request.extra[name]
     try:
         match shape:
@@ -56,17 +56,21 @@ def grammar_of(request: Generate, name: str) -> str:
             case {"choice": [*choices]} if choices and all(isinstance(each, str) for each in choices):
                 return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices))))
     except ValueError as error:
-        raise ApiError(400, "invalid_value", f"'{name}' is no JSON schema: {error}", name) from None
+        raise ApiError(400, "invalid_value", f"'{name}' is not a JSON schema: {error}", name) from None
     shapes = "a 'type' of json_object, or json_schema with 'json_schema.schema'"
     if name == "structured_outputs":
         shapes = "one of 'json', 'json_object', 'regex' and 'choice'"
     raise ApiError(
-        400, "invalid_value", f"'{name}' is none that this model's engine knows: give {shapes}", name
+        400,
+        "invalid_value",
+        f"'{name}' has a form that this model's engine does not support: send {shapes}",
+        name,
     )
 
 
 def logprobs_of(request: Generate) -> int | None:
-    """How many of the likeliest tokens the request wants at each position, beside the answer's own; None if no log probabilities.
+    """How many of the most likely tokens the request wants at each position, besides the answer's own; None if no log
+    probabilities.
 
     Raises ApiError 400.
     """
@@ -84,7 +88,7 @@ def logprobs_of(request: Generate) -> int | None:
 
 
 class Grammars:
-    """Makes matchers for one model's tokens."""
+    """Creates matchers for one model's tokens."""
 
     def __init__(self, tokenizer: Any, size: int, ends: list[int]) -> None:
         """Takes about a second. `size`: of the logits."""
@@ -92,7 +96,7 @@ class Grammars:
         self.trial = Trial()
 
     def matcher(self, grammar: str, name: str) -> LLMatcher:
-        """What follows an answer by the grammar of the field `name`; raises ApiError 400 if it cannot be compiled within LIMITS.
+        """A matcher for the grammar in the field `name`; raises ApiError 400 if the grammar cannot be compiled within LIMITS.
 
         Blocks for seconds if it is hostile.
         """
@@ -108,14 +112,14 @@ class Grammars:
 
 
 def unfollowable(matcher: LLMatcher) -> ApiError:
-    """400 for a grammar that was compiled, and turns out to be too much, or empty, while it is followed."""
+    """A 400 for a grammar that was compiled, but turns out to be too expensive, or empty, while it is followed."""
     reason = (matcher.get_error() or "a token is not in it").splitlines()[0][:300]
     return ApiError(400, "invalid_value", f"the schema or grammar cannot be followed: {reason}")
 
 
 class NextToken:
-    """Changes the logits of one request's next token, step by step. An error is noted, since raised it would end all requests
-    of a batch.
+    """Changes the logits of one request's next token, step by step. An error is stored rather than raised, since raising it would
+    end all requests of a batch.
     """
 
     def __init__(
@@ -152,7 +156,7 @@ class NextToken:
         self.trouble: Exception | None = None  # why the answer is not as the fields say
 
     def __deepcopy__(self, _: object) -> "NextToken":
-        """Itself: a batch that puts a request back copies its arguments, and the answer goes on."""
+        """Return itself: a batch that puts a request back copies its arguments, and the answer continues."""
         return self
 
     def __call__(self, answer: list[int], logits: torch.Tensor) -> torch.Tensor:
@@ -165,7 +169,7 @@ class NextToken:
         return logits
 
     def changed(self, answer: list[int], logits: torch.Tensor) -> torch.Tensor:
-        """The same, which may raise."""
+        """The same, but may raise."""
         row = logits.float().cpu().clone()
         if self.logprobs is not None:
             self.considered[len(answer)] = torch.log_softmax(row, -1)
@@ -204,8 +208,8 @@ class NextToken:
             raise unfollowable(self.matcher)
 
     def chances(self, position: int, token: int) -> list[tuple[int, float]]:
-        """The log probabilities of the answer's token at `position`, and of the likeliest there, before other fields changed
-        them; the token itself is the first.
+        """The log probabilities of the answer's token at `position` and of the most likely tokens there, before other fields
+        changed them; the token itself comes first.
         """
         row = self.considered.pop(position)
         likeliest = torch.topk(row, self.logprobs or 0)
@@ -215,7 +219,7 @@ class NextToken:
         ]
 
     def mask(self, matcher: LLMatcher, size: int) -> torch.Tensor:
-        """The tokens by which the grammar can go on."""
+        """The tokens with which the grammar can continue."""
         bits = numpy.frombuffer(matcher.compute_bitmask(), dtype=numpy.uint8)
         if matcher.is_error():
             raise unfollowable(matcher)
@@ -225,7 +229,7 @@ class NextToken:
         return torch.from_numpy(allowed)
 
     def bounded(self, row: torch.Tensor) -> torch.Tensor:
-        """Without what `min_p` and `top_k` leave out."""
+        """The logits without the tokens that `min_p` and `top_k` exclude."""
         if self.min_p > 0:
             row = row.masked_fill(row < row.max() + self.temperature * math.log(self.min_p), -math.inf)
         if 0 < self.top_k < len(row):

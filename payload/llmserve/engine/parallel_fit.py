@@ -1,8 +1,8 @@
 """`llm-serve fit --hosts N`: how vLLM divides a model over the GPUs of hosts, and how many requests each division holds.
 
-Arithmetic from config.json; nothing is loaded, and no GPU is asked. Weights and cache of a GPU are those of vLLM 0.32
-(payload/tests/serve/engine/vllm_shards.json), its activations and its runtime an estimate that leaves less for the cache than
-vLLM's published logs of an 80 GB card show.
+Pure arithmetic from config.json; nothing is loaded, and no GPU is used. Weights and cache of a GPU are those of vLLM 0.32
+(payload/tests/serve/engine/vllm_shards.json); activations and runtime are estimates that leave less for the cache than vLLM's
+published logs of an 80 GB card show.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests at once, of `context` tokens each, of which vLLM computes `batched_tokens` in a step."""
+    """Concurrent requests of `context` tokens each; vLLM computes `batched_tokens` tokens per step."""
 
     context: int
     concurrency: int
@@ -83,7 +83,8 @@ class Split:
 class Plan:
     """A split on a cluster. Bytes are those of the GPU with the least room for the cache, `requests` those of all replicas.
 
-    `bound` names what keeps it from serving the load, `verdict` says by how much, `shortfall` as a share for memory.
+    `bound` names the limit that keeps it from serving the load, `verdict` says by how much, and `shortfall` is that as a share,
+    for memory.
     """
 
     split: Split
@@ -110,7 +111,8 @@ class Plan:
         return self.hosts > 1 and (self.split.data > 1 or self.split.tensor * self.hosts > self.split.gpus)
 
     def rank(self) -> tuple[Any, ...]:
-        """The lower, the better: weights as trained, little traffic between hosts, few kinds of parallelism, many replicas."""
+        """A sort key, lower is better: weights as trained, little traffic between hosts, few kinds of parallelism, many
+        replicas."""
         split = self.split
         quantization = list(WEIGHTS).index(split.quantization)
         return quantization, self.crosses, self.hosts, split.data, split.pipeline, split.gpus, -self.requests
@@ -196,8 +198,8 @@ def padded(vocabulary: int) -> int:
 
 
 def activation_bytes(model: Architecture, split: Split, load: Load, sequences: int) -> int:
-    """The peak beside weights and cache, as vLLM's profiling run makes it: the most of attention, a layer's feed-forward
-    part and the sampler, beside the hidden states and the workspaces of experts.
+    """The peak besides weights and cache, as in vLLM's profiling run: the maximum of attention, a layer's feed-forward part and
+    the sampler, plus the hidden states and the workspaces of experts.
     """
     config, tokens, tensor = model.config, load.batched_tokens, split.tensor
     heads = config.number("num_attention_heads") // tensor
@@ -227,7 +229,7 @@ def indivisible(model: Architecture, split: Split, cluster: Cluster) -> tuple[st
     """The bound that a split breaks before memory counts: a sentence, and its name."""
     config, tensor = model.config, split.tensor
     if (lack := split.gpus - cluster.hosts * cluster.gpus) > 0:
-        return f"needs {split.gpus} GPUs, {lack} more than there are", "gpus"
+        return f"needs {split.gpus} GPUs, {lack} more than are available", "gpus"
     if (lack := split.pipeline - model.layers) > 0:
         return f"{model.layers} layers leave {lack} of {split.pipeline} stages empty", "layers"
     heads, groups = config.number("num_attention_heads"), model.cache_heads
@@ -298,12 +300,12 @@ def placement(split: Split, cluster: Cluster) -> tuple[int, int] | None:
 
 
 def amount(size: float) -> str:
-    """A difference of memory, in MiB where it is small."""
+    """A difference in memory, in MiB if it is small."""
     return gib(size) if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
 
 
 def plan(model: Architecture, split: Split, cluster: Cluster, load: Load) -> Plan:
-    """What a split holds on a cluster, or the bound that it breaks."""
+    """The capacity of a split on a cluster, or the bound that it breaks."""
     if fault := indivisible(model, split, cluster):
         return Plan(split, *fault)
     place = placement(split, cluster)
@@ -350,8 +352,8 @@ def plan(model: Architecture, split: Split, cluster: Cluster, load: Load) -> Pla
 def splits(
     model: Architecture, cluster: Cluster, quantization: str, tensor: int | None, pipeline: int | None
 ) -> Iterator[Split]:
-    """Splits on at most all GPUs, with `tensor` and `pipeline` as they are given. Experts are whole on a GPU where slices
-    of them are not possible, and with data parallelism.
+    """Splits over at most all GPUs, with `tensor` and `pipeline` as specified. Experts are kept whole on a GPU if they cannot be
+    sliced, and with data parallelism.
     """
     total = cluster.hosts * cluster.gpus
     for across in [tensor] if tensor else range(1, total + 1):
@@ -369,7 +371,7 @@ def ranking(
     model: Architecture, cluster: Cluster, load: Load, quantizations: list[str], tensor: int | None = None,
     pipeline: int | None = None,
 ) -> list[Plan]:  # fmt: skip
-    """Plans of all splits, the best first; those that do not serve the load last, by how many requests they serve."""
+    """Plans for all splits, best first; those that do not serve the load come last, ordered by how many requests they serve."""
     every = [
         plan(model, split, cluster, load)
         for quantization in quantizations

@@ -1,4 +1,4 @@
-"""What `llm-serve fit --hosts N` prints: the choice, the reasons for it, other plans, and what is not possible."""
+"""The report of `llm-serve fit --hosts N`: the choice, the reasons for it, other plans, and splits that are not possible."""
 
 import json
 from dataclasses import asdict
@@ -31,7 +31,7 @@ METHODS = {"awq": "int4", "fp8": "fp8", "gptq": "int4"}
 
 
 def alternatives(plans: list[Plan]) -> list[Plan]:
-    """The best plan of each quantization and those that hold more than any before; the first ones where none serves."""
+    """The best plan of each quantization and those with more capacity than any before; the first ones if none serves the load."""
     chosen: dict[str, list[Plan]] = {}
     for each in plans:
         rows = chosen.setdefault(each.split.quantization, [])
@@ -42,7 +42,8 @@ def alternatives(plans: list[Plan]) -> list[Plan]:
 
 
 def refusals(plans: list[Plan]) -> list[Plan]:
-    """A plan for each bound, of the best plan's quantization if one breaks it: what lacks the least memory, or the first."""
+    """A plan for each bound, with the best plan's quantization if one breaks it: the one that lacks the least memory, or the
+    first."""
     nearest: dict[str, Plan] = {}
 
     def distance(each: Plan) -> tuple[bool, float]:
@@ -58,7 +59,8 @@ def refusals(plans: list[Plan]) -> list[Plan]:
 
 
 def reasons(model: Architecture, plans: list[Plan], cluster: Cluster) -> list[str]:
-    """Why the first plan: what crosses the network, what a GPU has, and the nearest of the plans that would be preferred."""
+    """The reasons for the first plan: network traffic, the share of a GPU, and the nearest of the plans that would be
+    preferred."""
     best = plans[0]
     split, config = best.split, model.config
     if best.crosses:
@@ -67,8 +69,8 @@ def reasons(model: Architecture, plans: list[Plan], cluster: Cluster) -> list[st
         )
     elif best.hosts > 1:
         network = (
-            f"each layer stays within a host, whose GPUs NVLink joins; between the {best.hosts} hosts of a replica go "
-            f"{4 * model.hidden} bytes a token"
+            f"each layer stays within a host, whose GPUs NVLink joins; {4 * model.hidden} bytes per token travel between the "
+            f"{best.hosts} hosts of a replica"
         )
     else:
         network = "a replica stays within a host: no layer waits for the network, no replica for another host"
@@ -188,7 +190,7 @@ def report(
         lines += [f"  {reason}" for reason in why]
         lines.append(f"  vllm serve {best.split.options(load, best.sequences)}")
     else:
-        lines.append("choice: none, no split serves the load")
+        lines.append("choice: none; no split serves the load")
     if rows:
         lines += ["", *table(model, rows)]
     if refused:

@@ -16,7 +16,7 @@ from llmserve.protocol import LINE_LIMIT, Beat, Hello, ProtocolError, decode
 
 
 def trouble(path: Path, seconds: float) -> str | None:
-    """Why the engine on the UNIX socket `path` should be replaced, or None if it says within `seconds` that it goes on."""
+    """Why the engine on the UNIX socket `path` should be restarted, or None if it reports progress within `seconds`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(seconds)
         try:
@@ -27,7 +27,7 @@ def trouble(path: Path, seconds: float) -> str | None:
         except (OSError, ProtocolError) as error:
             return f"{path}: {error}: look at the engine's log"
     if not isinstance(hello, Hello) or not isinstance(beat, Beat):
-        return f"{path}: this is no engine: give the `socket` of its configuration"
+        return f"{path}: this is not an engine: specify the `socket` of its configuration"
     if beat.stalled:
         return f"{path}: {hello.model} has work and makes no progress: restart the engine"
     return None
@@ -49,8 +49,8 @@ def vllm_trouble(path: Path, seconds: float) -> str | None:
 
 
 def load_seconds(config: Path, base: float, rate: float) -> float:
-    """How long the start of a configuration's model may take: BASE, and each byte read twice, to verify and to load it, at RATE
-    MB/s.
+    """How long the model of a configuration may take to start: BASE, plus the time to read each byte twice (to verify and to load
+    it) at RATE MB/s.
     """
     folder = Path(yaml.safe_load(config.read_text())["model"]["path"])
     size = sum(path.stat().st_size for path in folder.rglob("*"))
@@ -58,11 +58,11 @@ def load_seconds(config: Path, base: float, rate: float) -> float:
 
 
 def never_loads(path: Path, seconds: float, allowed: float) -> str | None:
-    """Wait until vLLM answers; why it did not within the seconds that are allowed, or None."""
+    """Wait until vLLM answers; returns why it did not within the allowed seconds, or None."""
     end = time.monotonic() + allowed
     while reason := vllm_trouble(path, seconds):
         if time.monotonic() > end:
-            return f"{reason}. {allowed:.0f} s are over, which its weights take by --base and --rate: raise them for a slow disk"
+            return f"{reason}. The {allowed:.0f} s that --base and --rate allow are over: raise --base, or lower --rate for a slow disk"
         time.sleep(1)
     return None
 
@@ -72,7 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="llm-probe", description=__doc__)
     parser.add_argument("socket", type=Path, help="`socket` of the engine's configuration")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="how long it may take to answer (default: 5)"
+        "--seconds", type=float, default=5.0, help="seconds that it may take to answer (default: 5)"
     )
     parser.add_argument("--vllm", action="store_true", help="the engine is vLLM")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Takes sockets of networks away from an engine: the containers of a pod share one, with the policy's and the metrics' ports.
+"""Denies network sockets to an engine: the containers of a pod share one network, which has the policy's and the metrics' ports.
 
 On hosts systemd does the same (`PrivateNetwork=`, `RestrictAddressFamilies=`).
 """
@@ -14,7 +14,7 @@ AF_UNIX = 1
 
 
 def unix_sockets_only() -> None:
-    """From now on this thread, threads that it starts and programs get EAFNOSUPPORT for sockets other than UNIX ones.
+    """From now on this thread, and the threads and programs that it starts, get EAFNOSUPPORT for all sockets but UNIX ones.
 
     Cannot be undone; call it before any thread is started. Raises OSError where the kernel has no seccomp.
     """

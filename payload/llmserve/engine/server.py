@@ -41,7 +41,7 @@ HANG_UP_SECONDS = 1.0  # gateways of an earlier release do not close: they ignor
 @dataclass(slots=True)
 class Finish:
     """How an answer ended. `calls`: of functions, as in OpenAI's messages. `chances`: for each token its text and log
-    probability, and those of the likeliest there; empty where the request does not want them.
+    probability, and those of the likeliest there; empty if the request does not want them.
     """
 
     reason: FinishReason
@@ -77,9 +77,7 @@ class Driver(Protocol):
         """
 
     async def broken(self) -> str:
-        """Wait until the driver can answer nothing any more; returns the reason. The process then exits, to be
-        restarted.
-        """
+        """Wait until the driver can no longer answer; returns the reason. The process then exits and is restarted."""
 
     async def close(self) -> None:
         """Stop the model; running requests may be finished first, within seconds."""
@@ -183,8 +181,8 @@ class EngineServer:
         """Announce the stop, finish running requests for at most `seconds` or until `now` is set, and cancel the
         rest.
 
-        Gateways close their connections once they have all their answers. So none writes to a socket that is just
-        being closed, which would lose everything that it has not read yet, including the announcement.
+        Gateways close their connections once they have all their answers. So no gateway writes to a socket that is being closed,
+        which would lose everything that it has not read yet, including the announcement.
         """
         self.leaving = True
         for say in self.gateways:

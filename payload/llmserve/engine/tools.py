@@ -1,7 +1,7 @@
-"""Functions that a model may call: how a prompt shows them, and how an answer has the calls.
+"""Functions that a model may call: how a prompt presents them, and how an answer contains the calls.
 
-In one form, Hermes', which Qwen and SmolLM were trained with: <tool_call>{"name": …, "arguments": …}</tool_call>. vLLM knows
-others.
+Only Hermes' form is supported, with which Qwen and SmolLM were trained: <tool_call>{"name": …, "arguments": …}</tool_call>. vLLM
+supports others.
 """
 
 import json
@@ -37,7 +37,8 @@ class Shape(BaseModel):
 
 
 class Function(Shape):
-    """A function as the client describes it. `parameters`: a JSON schema; without one it has none. `strict` is always so."""
+    """A function as described by the client. `parameters`: a JSON schema; without one it has no parameters. `strict` is always
+    on."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
@@ -57,7 +58,7 @@ OFFERED = TypeAdapter(list[Tool])
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The functions of a request. `forced`: those of which the answer calls one; none where the model is free to."""
+    """The functions of a request. `forced`: functions of which the answer must call one; empty if the model is free to choose."""
 
     offered: list[Function]
     forced: list[Function]
@@ -65,7 +66,7 @@ class Tools:
 
     @classmethod
     def of(cls, request: Generate) -> "Tools | None":
-        """None where the model may call none; raises ApiError 400."""
+        """None if the model may not call any; raises ApiError 400."""
         try:
             offered = [tool.function for tool in OFFERED.validate_python(request.extra.get("tools", []))]
         except ValidationError as error:
@@ -80,14 +81,14 @@ class Tools:
             case choice:
                 forced = []
         if not forced and choice not in ("none", "auto"):
-            message = f"'tool_choice' is {shorten(choice)}: give 'none', 'auto', 'required' or a function that 'tools' has"
+            message = f"'tool_choice' is {shorten(choice)}: send 'none', 'auto', 'required' or a function in 'tools'"
             raise ApiError(400, "invalid_value", message, "tool_choice")
         if choice == "none" or not offered:
             return None
         return cls(offered, forced, request.extra.get("parallel_tool_calls", True))
 
     def grammar(self) -> str:
-        """Rules of Lark for a call of a forced function: `call`, and what it consists of."""
+        """Lark rules for a call of a forced function: `call` and its parts."""
         rules = [f"call: {' | '.join(f'call_{number}' for number in range(len(self.forced)))}"]
         for number, function in enumerate(self.forced):
             schema = (function.parameters or {"type": "object", "additionalProperties": False}) | COMPACT
@@ -102,9 +103,9 @@ class Tools:
 def for_template(
     template: str, messages: list[dict[str, Any]], tools: Tools | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Messages and functions as a chat template takes them: one that knows no `tools` gets all in the contents of messages.
+    """Messages and functions for a chat template: one without support for `tools` gets everything in the contents of messages.
 
-    Raises ApiError 400 where the answer's calls would be in a form that is not read here.
+    Raises ApiError 400 if the answer's calls would be in an unsupported form.
     """
     described = [
         {"type": "function", "function": each.model_dump(exclude_none=True, exclude={"strict"})}
@@ -113,13 +114,13 @@ def for_template(
     if "tools" not in template:
         return in_words(messages, described), None
     if tools and not tools.forced and BEGIN not in template:
-        message = f"this model was taught calls in another form than {BEGIN}: set it to 'required', or to a function"
+        message = f"this model was trained on another form of calls than {BEGIN}: set it to 'required', or to a function"
         raise ApiError(400, "invalid_value", message, "tool_choice")
     return [with_objects(message) for message in messages], described or None
 
 
 def with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with the arguments of its calls as objects, which templates write as JSON themselves."""
+    """The message with the arguments of its calls as objects, since templates convert them to JSON themselves."""
     if "tool_calls" not in message:
         return message
     return {**message, "tool_calls": [{**call, "function": call_of(call)} for call in message["tool_calls"]]}
@@ -131,7 +132,7 @@ def call_of(call: Any) -> dict[str, Any]:
         function = call["function"]
         return {"name": str(function["name"]), "arguments": json.loads(function["arguments"])}
     except (KeyError, TypeError, ValueError, RecursionError):
-        message = "a call in 'tool_calls' has no function with a name and arguments as JSON: send it as it was received"
+        message = "a call in 'tool_calls' lacks a function with a name and JSON arguments: send it as it was received"
         raise ApiError(400, "invalid_value", message, "messages") from None
 
 
@@ -165,7 +166,7 @@ def in_words(messages: list[dict[str, Any]], described: list[dict[str, Any]]) ->
 
 
 class CallReader:
-    """Takes the text of an answer, emits what is no call, and has the calls in the end."""
+    """Receives the text of an answer, emits everything but calls, and provides the calls at the end."""
 
     def __init__(self, tools: Tools, emit: Callable[[str], None]) -> None:
         self.tools = tools
@@ -185,7 +186,7 @@ class CallReader:
         self.emit("")
 
     def end(self) -> None:
-        """Emit what turned out to be no call."""
+        """Emit text that turned out not to be a call."""
         if self.tools.forced:
             if match := FORCED.match(self.rest):
                 name, arguments = match.groups()
@@ -207,7 +208,7 @@ class CallReader:
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is JSON, and not cut short."""
+    """Whether a text is complete JSON."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -216,7 +217,7 @@ def is_json(text: str) -> bool:
 
 
 def new_call(name: str, arguments: str) -> dict[str, Any]:
-    """A call as in OpenAI's messages."""
+    """A call in the format of OpenAI's messages."""
     return {
         "id": f"call_{secrets.token_hex(12)}",
         "type": "function",

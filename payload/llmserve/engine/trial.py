@@ -1,7 +1,7 @@
-"""Compiles grammars on trial, in a process of its own: a hostile schema may take for ever, and a thread cannot be ended.
+"""Compiles grammars on trial, in a process of its own: a hostile schema may take forever, and a thread cannot be killed.
 
-`python -m llmserve.engine.trial` answers each line, a JSON string with a grammar, by a line: a JSON string with the grammar's
-fault, or an empty one. It needs no tokenizer, and starts in a tenth of a second.
+`python -m llmserve.engine.trial` reads a grammar as a JSON string from each line, and answers with a line: the grammar's error as
+a JSON string, or an empty one. It needs no tokenizer, and starts in a tenth of a second.
 """
 
 import json
@@ -18,14 +18,15 @@ TOO_MUCH = f"it takes more than {SECONDS:g} s, or too much memory, to compile: s
 
 
 class Trial:
-    """The process, which is started at the first use, and anew after it had to be ended."""
+    """The process, which is started on first use, and again after it had to be killed."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.lock = threading.Lock()
 
     def fault(self, grammar: str) -> str:
-        """Why a grammar cannot be compiled; empty if it can. One at a time; blocks, for SECONDS at most once it has started."""
+        """Why a grammar cannot be compiled; empty if it can. One at a time; blocks for at most SECONDS once the process has
+        started."""
         with self.lock:
             if self.process is None:
                 command = [sys.executable, "-m", "llmserve.engine.trial"]
@@ -41,7 +42,7 @@ class Trial:
             return TOO_MUCH if fault is None else fault
 
     def answer(self, process: subprocess.Popen[str], grammar: str, seconds: float) -> str | None:
-        """What the process answers; None if it does not, in time or at all."""
+        """The answer of the process; None if it does not answer in time."""
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("it has no pipes")
         try:

@@ -13,7 +13,7 @@ from llmserve.settings import EngineConfig, LocalModel
 
 
 def refuse(config: EngineConfig) -> None:
-    """Raise ConfigError for a model that the driver cannot run, or not with the installed packages."""
+    """Raise ConfigError for a model that the driver cannot run, in general or with the installed packages."""
     model = config.model
     if not isinstance(model, LocalModel):
         return

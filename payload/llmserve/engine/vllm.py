@@ -1,6 +1,6 @@
-"""vLLM in the engine's place, as in pods: `llm-serve engine` verifies the weights and becomes it.
+"""Runs vLLM in the engine's place, as in pods: `llm-serve engine` verifies the weights and is replaced by it.
 
-On hosts systemd starts vLLM, and role vllm verifies the weights and gives it the same options and environment.
+On hosts systemd starts vLLM; role vllm verifies the weights and sets the same options and environment.
 """
 
 import os
@@ -62,7 +62,7 @@ def gpus() -> int:
 
 
 def require_gpus(model: VllmModel) -> None:
-    """ConfigError unless there are as many GPUs as the model is divided over."""
+    """Raise ConfigError unless there are as many GPUs as the model is divided over."""
     demand, count = model.tensor_parallel * model.pipeline_parallel, gpus()
     if count < demand:
         raise ConfigError(
@@ -72,7 +72,7 @@ def require_gpus(model: VllmModel) -> None:
 
 
 def require_program(model: VllmModel) -> None:
-    """ConfigError where vLLM is not installed."""
+    """Raise ConfigError if vLLM is not installed."""
     if not os.access(model.program, os.X_OK):
         raise ConfigError(
             f"there is no vLLM at {model.program}: deploy the image of variant cuda, or set another driver"
@@ -80,7 +80,7 @@ def require_program(model: VllmModel) -> None:
 
 
 def arguments(name: str, socket: Path, drain_seconds: float, model: VllmModel) -> list[str]:
-    """vLLM's command line for a model. It has no key: whose socket it is, the folder says."""
+    """vLLM's command line for a model. It has no API key: the folder's permissions protect the socket."""
     settings = {
         "served-model-name": name,
         "uds": socket,
@@ -100,7 +100,7 @@ def arguments(name: str, socket: Path, drain_seconds: float, model: VllmModel) -
 
 
 def become(name: str, socket: Path, drain_seconds: float, model: VllmModel) -> NoReturn:
-    """Replace this process by vLLM, whose weights were verified."""
+    """Replace this process with vLLM; the weights have been verified."""
     socket.unlink(missing_ok=True)  # a killed one's, whose place vLLM does not take
     os.umask(OTHERS)
     scratch = Path(tempfile.gettempdir())

@@ -179,7 +179,7 @@ def test_a_model_whose_prefixes_are_no_texts_is_refused_at_load(encoder: Path, t
     service.start_engine("odd", wait=False)
     assert service.engines["odd"].process.wait(60) == 2
     service.engines["odd"].stop()
-    assert "'prompts.query' is not as it must be" in service.logs()
+    assert "'prompts.query' is invalid" in service.logs()
 
 
 def test_the_answer_of_an_upstream_for_embeddings_passes_through(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_tensor_parallelism_stays_within_a_host_where_a_pipeline_serves() -> Non
 @pytest.mark.parametrize(
     ("model", "split", "load", "bound", "sentence"),
     [
-        (V25, Split("none", 8, 3), 1, "gpus", "needs 24 GPUs, 8 more than there are"),
+        (V25, Split("none", 8, 3), 1, "gpus", "needs 24 GPUs, 8 more than are available"),
         (SMOLLM2, Split("none", 2, 1), 1, "heads", "9 attention heads among 2 GPUs: 1 left over"),
         (V25, Split("int4", 8, 1), 1, "quantization groups", "192 inputs of an expert on each GPU in groups of 128"),
         (V25, Split("none", 4, 1), 1, "weights", "exceed the 71.3 GiB of a GPU by 46.0 GiB"),

@@ -186,7 +186,7 @@ def test_a_start_that_takes_longer_is_given_up(engine: Engine) -> None:
     done = subprocess.run([*argv, "--base", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "No such file or directory" in done.stderr
-    assert "0 s are over, which its weights take by --base and --rate" in done.stderr
+    assert "0 s that --base and --rate allow are over" in done.stderr
 
 
 def test_the_probe_of_a_start_waits_for_it(engine: Engine) -> None:
