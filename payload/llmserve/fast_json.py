@@ -1,6 +1,6 @@
-"""JSON by pydantic-core, which is two to three times as fast as `json`; `json` takes over where pydantic-core is stricter.
+"""JSON with pydantic-core, which is two to three times as fast as `json`; `json` takes over where pydantic-core is stricter.
 
-pydantic-core refuses lone surrogates and more than 200 levels, which clients may send and engines answer. Both accept NaN, and
+pydantic-core refuses lone surrogates and more than 200 levels, which clients and engines may send. Both accept NaN, and
 use the last of several members with the same name.
 """
 

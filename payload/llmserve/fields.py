@@ -20,26 +20,26 @@ COMPLETION: frozenset[Endpoint] = frozenset({"completion"})
 BOTH = CHAT | COMPLETION
 
 DROPPED = {
-    "metadata": "kept with stored answers, and none is stored",
+    "metadata": "kept with stored answers, and no answers are stored here",
     "prompt_cache_key": "a hint for a provider's routing",
     "prompt_cache_options": "likewise",
     "prompt_cache_retention": "likewise",
     "request_id": "an answer has the gateway's",
-    "safety_identifier": "the caller is who the key says",
+    "safety_identifier": "the key identifies the caller",
     "service_tier": "the policy's rate class takes its place",
     "session_id": "a hint for a provider's routing",
     "stream_interval": "how many tokens an event has, not which",
-    "user": "the caller is who the key says",
+    "user": "the key identifies the caller",
 }
 
-CODE = "the engine would run it"
+CODE = "the engine would execute it"
 READS = "the engine would read files or addresses that it names"
 TENANTS = "it would reach requests of other callers"
-UNBOUNDED = "it has no bound on the work that it asks for"
-INSIDE = "it tells of the server, not of the answer"
+UNBOUNDED = "it does not limit the work that it asks for"
+INSIDE = "it concerns the server, not the answer"
 REFUSED = {
     "audio": READS,
-    "cache_salt": "the gateway sets it, so that no tenant's prompts are noticed by another",
+    "cache_salt": "the gateway sets it, so that tenants cannot detect each other's prompts",
     "chat_template": CODE,
     "ec_transfer_params": READS,
     "kv_transfer_params": READS,
@@ -49,7 +49,7 @@ REFUSED = {
     "mm_payload": INSIDE,
     "mm_processor_kwargs": READS,
     "moderation": READS,
-    "prediction": "no engine here reads it, and an answer would cost as if one did",
+    "prediction": "no engine here supports it, but the answer would cost as much as if one did",
     "priority": TENANTS,
     "prompt_embeds": CODE,
     "prompt_logprobs": UNBOUNDED,
@@ -66,7 +66,8 @@ REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A field that some engines take. `neutral`: the value, beside null, that changes nothing and that no engine need declare."""
+    """A field that some engines take. `neutral`: the value, besides null, that changes nothing and that no engine needs to
+    declare."""
 
     values: TypeAdapter[Any]
     neutral: object = None

@@ -1,1 +1,1 @@
-"""What users think of answers: signed ids of answers, and a journal of ratings and of what was rated."""
+"""User feedback: signed answer ids, and a journal of ratings and of the rated answers."""

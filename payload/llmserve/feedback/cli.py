@@ -1,5 +1,5 @@
-"""`llm-serve feedback list | outcomes | forget | expire | ship`: this host's ratings, and what is kept to learn from.
-`llm-serve experiment guard | halted | shadow`: what ends experiments on this host, those that it ended, and shadow mode.
+"""`llm-serve feedback list | outcomes | forget | expire | ship`: this host's ratings and training data.
+`llm-serve experiment guard | halted | shadow`: the guard that halts experiments on this host, the halted ones, and shadow mode.
 """
 
 import argparse
@@ -29,29 +29,29 @@ def add_commands(commands: Any) -> None:
     """Add `feedback` and its subcommands to the parser of llm-serve."""
     feedback = commands.add_parser("feedback", help="list ratings, and delete a subject's stored data")
     verbs = feedback.add_subparsers(dest="verb", required=True)
-    listing = verbs.add_parser("list", help="the last rating of each answer, a JSON object a line")
+    listing = verbs.add_parser("list", help="print the last rating of each answer, one JSON object per line")
     listing.set_defaults(run=list_command)
     coming = verbs.add_parser(
-        "outcomes", help="outcomes of an experiment, as `llmkeep experiment show --outcomes` reads them"
+        "outcomes", help="print an experiment's outcomes for `llmkeep experiment show --outcomes`"
     )
-    coming.add_argument("--experiment", required=True, metavar="NAME", help="as policy names it")
+    coming.add_argument("--experiment", required=True, metavar="NAME", help="its name in the policy")
     coming.add_argument(
         "--metrics",
         nargs="+",
         choices=outcomes.METRICS,
         default=["thumb", "corrected"],
-        help="those that the experiment fixed in advance (default thumb corrected)",
+        help="the metrics that the experiment fixed in advance (default: thumb corrected)",
     )
     coming.add_argument(
         "--of-run",
         default="",
         metavar="ID",
-        help="outcomes of the run with this id (default: the newest); the last line is then their number",
+        help="outcomes of the run with this id (default: the newest run); the last line is their number",
     )
     coming.set_defaults(run=outcomes_command)
     forget = verbs.add_parser(
         "forget",
-        help="remove ratings, prompts and answers of a subject, and reviews of and by it; show that none is left",
+        help="remove a subject's ratings, prompts and answers, and reviews of and by it; verify that none is left",
     )
     forget.add_argument("--subject", required=True)
     forget.add_argument("--tenant", required=True)
@@ -59,14 +59,14 @@ def add_commands(commands: Any) -> None:
         "--ids",
         type=Path,
         metavar="FILE",
-        help="first write the ids of their exchanges into this new file, for `llm-train feedback remove`",
+        help="first write the ids of the exchanges to this new file, for `llm-train feedback remove`",
     )
     forget.add_argument(
         "--wait",
         type=float,
         default=90,
         metavar="SECONDS",
-        help="seconds to wait for the deletion from Elasticsearch, which the shipping unit does each minute (default 90)",
+        help="seconds to wait for the deletion from Elasticsearch, which the shipping unit performs every minute (default: 90)",
     )
     forget.set_defaults(run=forget_command)
     expire = verbs.add_parser("expire", help="remove entries older than this number of days")
@@ -74,7 +74,7 @@ def add_commands(commands: Any) -> None:
     expire.set_defaults(run=expire_command)
     shipping = verbs.add_parser(
         "ship",
-        help="send new ratings to Elasticsearch, and delete there the journal's removals; once",
+        help="send new ratings to Elasticsearch and delete removed ones there, once",
     )
     shipping.add_argument("--url", required=True, help="https://HOST:PORT of Elasticsearch")
     shipping.add_argument(
@@ -82,39 +82,46 @@ def add_commands(commands: Any) -> None:
     )
     shipping.set_defaults(run=ship_command)
     experiment = commands.add_parser(
-        "experiment", help="watch this host's experiments, and end those with a harmful candidate"
+        "experiment", help="watch this host's experiments, and halt those with a harmful candidate"
     )
     acts = experiment.add_subparsers(dest="verb", required=True)
-    guarding = acts.add_parser("guard", help="watch, until it is stopped")
+    guarding = acts.add_parser("guard", help="watch until stopped")
     guarding.add_argument("--config", type=Path, required=True, help="gateway.yaml: policy, audit, feedback")
-    guarding.add_argument("--interval", type=float, default=GUARD_SECONDS, help="seconds between two looks")
+    guarding.add_argument("--interval", type=float, default=GUARD_SECONDS, help="seconds between two checks")
     guarding.add_argument("--once", action="store_true", help="look once")
     guarding.set_defaults(run=guard_command)
-    ended = acts.add_parser("halted", help="experiments that this host has halted, a JSON object a line")
+    ended = acts.add_parser(
+        "halted", help="print the experiments that this host has halted, one JSON object per line"
+    )
     ended.set_defaults(run=halted_command)
     shadow = acts.add_parser(
-        "shadow", help="compare the candidate's answers to copies with the control's to the originals"
+        "shadow",
+        help="compare the candidate's answers to copied requests with the control's answers to the originals",
     )
-    shadow.add_argument("--experiment", required=True, metavar="NAME", help="as policy names it")
+    shadow.add_argument("--experiment", required=True, metavar="NAME", help="its name in the policy")
     shadow.set_defaults(run=shadow_command)
     for each in listing, coming, forget, expire, shipping, ended, shadow:
-        each.add_argument("--folder", type=Path, default=FOLDER, help=f"of the journal (default {FOLDER})")
+        each.add_argument(
+            "--folder", type=Path, default=FOLDER, help=f"folder of the journal (default: {FOLDER})"
+        )
 
 
 def own(folder: Path) -> Path:
-    """The folder, if this process may change it as its gateways do; raises ConfigError.
+    """The folder, if this process has the same owner as its gateways; raises ConfigError.
 
-    Root would follow links that a gateway has put there, and leave files that no gateway can write.
+    Root would follow links that a gateway has put there, and leave files that gateways cannot write.
     """
     if not folder.is_dir():
-        raise ConfigError(f"--folder is {folder}, which is no folder: name the gateway's feedback.folder")
+        raise ConfigError(
+            f"--folder is {folder}, which is not a folder: specify the gateway's feedback.folder"
+        )
     owner = folder.stat().st_uid
     if os.geteuid() != owner:
         try:
             user = pwd.getpwuid(owner).pw_name
         except KeyError:  # of a copy from another host
-            user = f"user {owner}, which this host does not know"
-        raise ConfigError(f"{folder} belongs to {user}: run this as its owner, by `runuser -u OWNER -- …`")
+            user = f"user {owner}, who is unknown on this host"
+        raise ConfigError(f"{folder} belongs to {user}: run this as its owner, with `runuser -u OWNER -- …`")
     return folder
 
 
@@ -161,7 +168,7 @@ def forget_command(options: argparse.Namespace) -> int:
 
 
 def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]) -> None:
-    """Write the ids of these exchanges durably into a new file, a line each; raises ConfigError."""
+    """Write the ids of these exchanges durably to a new file, one per line; raises ConfigError."""
     identifiers = {
         record[ratings.TRANSACTION]: None
         for each in ratings.files(folder)
@@ -175,21 +182,21 @@ def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]
         flush(path.parent.resolve())
     except OSError as error:
         raise ConfigError(
-            f"--ids is {path}, which cannot be made ({error.strerror}): name a new file where this user may write. "
-            "Nothing was forgotten"
+            f"--ids is {path}, which cannot be created ({error.strerror}): specify a new file that this user may write. Nothing "
+            f"was removed"
         ) from error
     if not identifiers:
         print(
-            f"warning: {path} is empty, since this host's journal has nothing of them; exports may have what was removed from it "
-            "by age (docs/use/loop.md, Where it is)",
+            f"warning: {path} is empty, since this host's journal has no such exchanges; exports may contain exchanges that the "
+            f"journal removed by age (docs/use/loop.md, Where it is)",
             file=sys.stderr,
         )
 
 
 def unindexed(folder: Path, seconds: float) -> bool:
-    """Whether nothing is left in Elasticsearch of what left the journal; waits for that, and says so.
+    """Wait until Elasticsearch contains no ratings that left the journal; returns whether that is the case, and prints it.
 
-    The unit that ships has the key, so it deletes. Its note of what to delete goes once Elasticsearch has acknowledged each.
+    The shipping unit has the key, so it deletes them. Its list of deletions is removed once Elasticsearch has acknowledged each.
     """
     if not (folder / journal.SHIPPING).is_dir():
         return True
@@ -202,15 +209,15 @@ def unindexed(folder: Path, seconds: float) -> bool:
         print("0 of these ratings of this host are left in Elasticsearch")
         return True
     print(
-        f"{remaining} ratings wait to be deleted from Elasticsearch, which happens once it answers "
-        "(`systemctl status llmkeep-ratings-ship.service`): run this again then"
+        f"{remaining} ratings are waiting to be deleted from Elasticsearch, which happens once it answers (`systemctl status "
+        f"llmkeep-ratings-ship.service`): run this again later"
     )
     return False
 
 
 def expire_command(options: argparse.Namespace) -> int:
     if options.days < 1:
-        raise ConfigError(f"--days is {options.days}: take 1 or more")
+        raise ConfigError(f"--days is {options.days}: specify 1 or more")
     removed = journal.expire(own(options.folder), options.days)
     print(f"removed {removed} records that were older than {options.days} days")
     return 0
@@ -223,7 +230,7 @@ def guard_command(options: argparse.Namespace) -> int:
     config = load(options.config, GatewayConfig)
     if not config.feedback or not config.audit or not config.policy or not config.policy.bundle:
         raise ConfigError(
-            f"{options.config} lacks feedback, audit or policy.bundle: without them no experiment is watched"
+            f"{options.config} lacks feedback, audit or policy.bundle, which are needed to watch experiments: set them"
         )
     folder = own(config.feedback.folder)
     watch(

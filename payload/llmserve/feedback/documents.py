@@ -1,4 +1,4 @@
-"""What Elasticsearch is given of a rating: no text, and no subject."""
+"""The documents that Elasticsearch gets for a rating: without text and subject."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ OF_ANSWER = ("event.action", "llm.model", "llm.revision")
 
 
 def mark(record: Record) -> Record:
-    """By what a rating's documents are found again: exchange, milliseconds since the epoch, and a digest of the rating.
+    """The key of a rating's documents: exchange, milliseconds since the epoch, and a digest of the rating.
 
-    Raises KeyError or ValueError where the record is no rating.
+    Raises KeyError or ValueError if the record is not a rating.
     """
     fields = {name: record[name] for name in GIVEN if name in record}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
@@ -31,7 +31,7 @@ def mark(record: Record) -> Record:
 def operations(marked: Record, document: Record | None) -> list[Record]:
     """Bulk operations that put a document into both indices, or delete it from both.
 
-    What is sent again changes nothing. An older rating never takes the place of a newer one of the same exchange, nor away.
+    Sending them again changes nothing. An older rating never replaces or deletes a newer one of the same exchange.
     """
     identifier = marked[TRANSACTION]
     latest: Record = {
@@ -52,12 +52,12 @@ def operations(marked: Record, document: Record | None) -> list[Record]:
 
 
 def corrected(record: Record) -> bool:
-    """Whether a rating came with a correction, whose text is kept of tenants that consent alone."""
+    """Whether a rating came with a correction, whose text is kept only for tenants that consent."""
     return f"{FIELD}corrected" in record or f"{FIELD}correction" in record
 
 
 def document(record: Record, answer: Record) -> Record:
-    """The document of a rating; `answer`: what the journal has of its answer, if anything."""
+    """The document of a rating; `answer`: the journal's record of its answer, if any."""
     fields = {name: record[name] for name in GIVEN if name in record}
     fields |= {name: answer[name] for name in OF_ANSWER if name in answer}
     return fields | {f"{FIELD}corrected": corrected(record)}

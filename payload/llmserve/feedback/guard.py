@@ -1,9 +1,9 @@
-"""`llm-serve experiment guard`: ends an experiment on this host whose candidate does harm, without a person.
+"""`llm-serve experiment guard`: automatically halts experiments on this host whose candidate does harm.
 
-It reads what gateways of this host note of assigned requests and of ratings, as they write it, and the experiments of the signed
-policy. Each of the candidate's guardrails and both metrics are tested at each look, by intervals that may be looked at any time
-(llmcore.sequential); a step has ALPHA of false halts. A halt is on disk before it counts (llmserve.feedback.halts), and then on
-the audit record. There is no way from here towards the candidate.
+It reads the assigned requests and ratings that gateways of this host write, and the experiments of the signed policy. At each
+check it tests each of the candidate's guardrails and both metrics with anytime-valid intervals (llmcore.sequential); the
+probability of a false halt is ALPHA per step. A halt is written to disk before it takes effect (llmserve.feedback.halts), and
+then recorded in the audit record. The guard can never give requests to the candidate.
 """
 
 import json
@@ -40,7 +40,7 @@ SHARES = ("slow", "failed", "refused")
 
 @dataclass(frozen=True)
 class Guarded:
-    """An experiment of the policy, as far as its candidate is judged by it."""
+    """An experiment of the policy: the part by which its candidate is judged."""
 
     name: str
     id: str
@@ -53,7 +53,7 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Halt:
-    """Why an experiment ends on this host."""
+    """Why an experiment is halted on this host."""
 
     experiment: Guarded
     percent: int
@@ -64,17 +64,17 @@ class Halt:
 
     @property
     def reason(self) -> str:
-        """For a person."""
+        """The reason as text."""
         means = (
             f"{arm} {estimate.mean:.4g} of {estimate.values} values of {estimate.clusters} units"
             for arm, estimate in (("candidate", self.candidate), ("control", self.control))
         )
-        return f"{self.test} at {self.percent} %: {', '.join(means)}; allowed is {self.allowed}"
+        return f"{self.test} at {self.percent} %: {', '.join(means)}; allowed: {self.allowed}"
 
 
 @dataclass
 class Track:
-    """One test's values of one arm, by units."""
+    """One test's values of one arm, by unit."""
 
     sums: Sums = field(default_factory=Sums)
     units: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Track:
 
     @property
     def largest_share(self) -> float:
-        """Of all values, by one unit."""
+        """The largest share of all values that belongs to one unit."""
         return max((number for number, _ in self.units.values()), default=0) / max(1.0, self.sums.values)
 
 
@@ -122,7 +122,7 @@ def guarded(bundle: bytes, key: bytes, revision: int = 0) -> tuple[dict[str, Gua
 
 
 def plain(sums: Sums, proportion: bool) -> Mean:
-    """Their mean; of proportions with one value of 0 and one of 1 more, as sequential.difference has it."""
+    """The mean; for proportions with one additional 0 and one additional 1, as in sequential.difference."""
     if not proportion:
         return sums.mean()
     more = Sums(**vars(sums))
@@ -132,7 +132,7 @@ def plain(sums: Sums, proportion: bool) -> Mean:
 
 
 def harmful(of: Guarded, percent: int, arms: Arms) -> Halt | None:
-    """The first test by which the candidate is surely worse than it may be."""
+    """The first test that shows with certainty that the candidate exceeds its limit."""
     alpha = 2 * ALPHA / TESTS  # of both directions, of which each test has one
 
     def pair(test: str, fewest: int, proportion: bool = True) -> tuple[Mean, Mean] | None:
@@ -171,7 +171,7 @@ def harmful(of: Guarded, percent: int, arms: Arms) -> Halt | None:
 
 
 class Tail:
-    """Whole lines that were appended to the journal's files since the last look."""
+    """Whole lines that were appended to the journal's files since the last check."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -179,7 +179,7 @@ class Tail:
         self.marked = stamp(folder / REWRITTEN)
 
     def rewritten(self) -> bool:
-        """Whether a file that was read is gone, shorter, or another one now, as after `forget`.
+        """Whether a file that was read is gone, shorter, or replaced, as after `forget`.
 
         The second of two rewritten files may have the first one's inode, so there is a mark, too.
         """
@@ -192,11 +192,12 @@ class Tail:
         return False
 
     def hours(self) -> list[str]:
-        """The hours of which there are files, oldest first."""
+        """The hours for which there are files, oldest first."""
         return sorted({path.stem.partition("-")[2] for path in files(self.folder)})
 
     def new(self, kind: str, hour: str) -> Iterator[Record]:
-        """Records of an hour since the last look. A line that is being written is for the next one; a torn one is passed over."""
+        """Records of an hour since the last check. A line that is being written is left for the next one; a torn one is
+        skipped."""
         path = self.folder / f"{kind}-{hour}.jsonl"
         try:
             file = path.open("rb")
@@ -219,7 +220,7 @@ class Tail:
 
 
 class Guard:
-    """What this host knows of its experiments' arms. A new one reads the whole journal."""
+    """The state of this host's experiments. A new instance reads the whole journal."""
 
     def __init__(self, folder: Path, bundle: Path, key: Path, audit: Path) -> None:
         """`folder`: the journal's; `bundle`, `key`: the signed policy; `audit`: the writer's socket."""
@@ -239,7 +240,7 @@ class Guard:
         self.rated: dict[str, dict[str, float]] = {}  # by exchange: the metrics of its last rating
 
     def look(self) -> list[Halt]:
-        """Read what is new, halt what does harm, and say that this was done. Returns the new halts."""
+        """Read new records, halt harmful experiments, and record the check. Returns the new halts."""
         self.read_policy()
         if self.experiments is None:
             return []
@@ -266,7 +267,7 @@ class Guard:
         return halts
 
     def read_policy(self) -> None:
-        """The experiments of the policy, if it has changed. One that is refused leaves those that are known."""
+        """Load the policy's experiments if it has changed. If the policy is refused, the known experiments remain."""
         now = stamp(self.bundle)
         if now is None or now == self.file_stamp:
             return
@@ -275,7 +276,7 @@ class Guard:
                 self.bundle.read_bytes(), self.key.read_bytes(), self.revision
             )
         except (PolicyRefused, OSError) as error:
-            log.error("the policy is not read", extra={"fields": {"error.message": str(error)}})
+            log.error("the policy cannot be read", extra={"fields": {"error.message": str(error)}})
             return
         self.file_stamp = now
         # Their lines were passed over, or judged otherwise: read all anew.
@@ -284,12 +285,12 @@ class Guard:
         self.experiments = experiments
 
     def read_journal(self) -> None:
-        """Count what is new, hour by hour, so that an exchange of long ago can still be rated when all is read anew."""
+        """Count new records hour by hour, so that old exchanges can still be rated when everything is read again."""
         for hour in self.tail.hours():
             self.read_hour(hour)
 
     def read_hour(self, hour: str) -> None:
-        """Ratings are read first, so that each one's assignment, which came before it, is known; of them no text is held."""
+        """Ratings are read first, so that the assignment of each one, which precedes it, is known; their text is not kept."""
         ratings = [(each.get(TRANSACTION, ""), dict(values(each))) for each in self.tail.new(RATED, hour)]
         for each in self.tail.new(ASSIGNED, hour):
             if step := self.step(each):
@@ -307,14 +308,14 @@ class Guard:
         self.evict(self.most_ratable)
 
     def evict(self, most: int) -> None:
-        """Keep so many exchanges that may be rated, the last ones."""
+        """Keep only the most recent exchanges that may be rated."""
         while len(self.ratable) > most:
             oldest = next(iter(self.ratable))
             del self.ratable[oldest]
             self.rated.pop(oldest, None)
 
     def step(self, line: Record) -> tuple[str, int] | None:
-        """The step of an experiment to which a line belongs, if it is judged."""
+        """The experiment step to which a line belongs, if it is judged."""
         identity, percent = line.get(ARM_FIELD + "id"), line.get(ARM_FIELD + "percent")
         of = (self.experiments or {}).get(identity) if isinstance(identity, str) else None
         aside = line.get(ARM_FIELD + "away") or line.get(ARM_FIELD + "shadow")
@@ -342,7 +343,7 @@ class Guard:
                 tracks[test, arm].add(unit, 1, float(value))
 
     def count_rating(self, transaction: str, metrics: dict[str, float]) -> None:
-        """A rating, in place of an earlier one of the same exchange. Of a subject and arm the first ones count."""
+        """Count a rating; it replaces an earlier one of the same exchange. For each subject and arm only the first ones count."""
         if transaction not in self.ratable:
             return
         step, arm, rater = self.ratable[transaction]
@@ -360,7 +361,7 @@ class Guard:
             self.rated[transaction] = counted
 
     def halt(self, halt: Halt) -> None:
-        """Put a halt on disk; gateways see it within a second."""
+        """Write a halt to disk; gateways see it within a second."""
         folder = self.folder / GUARD
         folder.mkdir(mode=0o700, exist_ok=True)
         report = {
@@ -375,7 +376,7 @@ class Guard:
         log.error("an experiment was halted", extra={"fields": report})
 
     def put_on_record(self) -> None:
-        """Put halts on the audit record that are not there; with the writer away, at the next look."""
+        """Record halts that are missing in the audit record; if the writer is away, at the next check."""
         for path in sorted((self.folder / GUARD).glob("halted-*.json")):
             noted = path.with_suffix(".recorded")
             if noted.exists():
@@ -390,13 +391,13 @@ class Guard:
             try:
                 record(self.audit, "experiment.halted", fields)
             except RecordError as error:
-                log.error("a halt is not on record yet", extra={"fields": {"error.message": str(error)}})
+                log.error("a halt is not recorded yet", extra={"fields": {"error.message": str(error)}})
                 return
             noted.touch(mode=0o600)
 
 
 def halt_in(path: Path) -> dict[str, Any]:
-    """What the file of a halt says. Whatever it is, its presence counts: one that no guard wrote is `unreadable`."""
+    """The content of a halt's file. Its presence alone counts: one that no guard wrote is `unreadable`."""
     unreadable = {"experiment": path.stem.removeprefix("halted-"), "reason": "unreadable"}
     try:
         report = json.loads(path.read_bytes())
@@ -410,7 +411,7 @@ def halt_in(path: Path) -> dict[str, Any]:
 
 
 def watch(guard: Guard, interval: float, once: bool) -> None:
-    """Look each `interval` seconds, until this process is stopped."""
+    """Check every `interval` seconds until this process is stopped."""
     guard.look()
     while not once:
         time.sleep(interval)

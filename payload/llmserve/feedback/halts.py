@@ -1,8 +1,8 @@
-"""Which experiments may give a candidate on this host: those that are watched, and were not halted.
+"""Which experiments may use their candidate on this host: those that are watched and have not been halted.
 
 `llm-serve experiment guard` writes, in the folder `guard` of the journal's: `watched.json`, the experiments of the signed policy
-that it judges, anew at each look; and `halted-ID.json` for each one that it ended. Gateways only read. So whatever is in a file
-there, a user gets the control at worst; and a halt ends by another salt, in a signed policy, alone.
+that it judges, rewritten at each check; and `halted-ID.json` for each one that it halted. Gateways only read them. So whatever a
+file contains, the worst case is that a user gets the control; and only another salt, in a signed policy, ends a halt.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ def halted(folder: Path) -> set[str]:
 
 
 class Halts:
-    """What a gateway knows of the guard on its host. Without a folder nothing is guarded, and all may go on."""
+    """A gateway's view of the guard on its host. Without a folder nothing is guarded, and all experiments may run."""
 
     def __init__(self, folder: Path | None, metrics: Metrics) -> None:
         """`folder`: the journal's."""
@@ -69,7 +69,7 @@ class Halts:
         self.tell(fresh)
 
     def tell(self, fresh: bool) -> None:
-        """Set both series. A halt that holds keeps its own while nothing looks, or requests still meet it."""
+        """Set both series. A halt in force keeps its series while nothing watches, or while requests meet it."""
         since = time.monotonic() - ASKED_SECONDS
         recent = {each for each, at in self.request_times.items() if at > since}
         persistent = {each for each in self.halted & self.names.keys() if not fresh or each in recent}
@@ -87,7 +87,7 @@ class Halts:
             self.series[nth] = set(values)
 
     async def watch(self) -> None:
-        """Look each second; runs until cancelled."""
+        """Check every second; runs until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(LOOK_SECONDS)

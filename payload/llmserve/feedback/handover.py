@@ -1,10 +1,10 @@
-"""Ratings that arrived at another host than the answer's go on to the journal of the host that answered, through the Redis that
-both share.
+"""Hands over ratings that arrived at another host than the answer's: they go to the journal of the host that answered, through
+the Redis that both share.
 
-The host that took such a rating has it on disk, as `outgoing`, until the other one says that its journal has it: so neither a
-host nor Redis that is lost takes one along, and one that comes twice is one. A host writes one key for each other host, which
-that one alone may read: its oldest ratings for it, and what became of that one's. It is sealed, since corrections are text. One
-gateway of a host does this.
+The host that accepted such a rating keeps it on disk, as `outgoing`, until the other host confirms that it is in its journal. So
+the loss of a host or of Redis loses no rating, and a rating that arrives twice is stored once. A host writes one key for each
+other host, which only that host may read: the oldest ratings for it, and the verdicts on that host's ratings. The key is sealed,
+since corrections are text. One gateway of each host does this.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ Text = Annotated[str, Field(min_length=1, max_length=8000)]  # as it is without 
 
 
 class Outgoing(BaseModel):
-    """A rating as another host sends it: a record of the journal, with the answer's id. Nothing else is taken from a host."""
+    """A rating as another host sends it: a journal record with the answer's id. Nothing else is accepted from a host."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     time: Moment = Field(alias=TIME)
@@ -84,7 +84,7 @@ class Outgoing(BaseModel):
 
 
 class Letter(BaseModel):
-    """What one host has for another one. `at`: seconds since the epoch. `verdicts`: by digest, on that one's ratings."""
+    """A letter from one host to another. `at`: seconds since the epoch. `verdicts`: on the other host's ratings, by digest."""
 
     model_config = ConfigDict(extra="forbid")
     at: float
@@ -93,23 +93,23 @@ class Letter(BaseModel):
 
 
 def digest(record: Record) -> str:
-    """By which a host says which rating it means."""
+    """The digest that identifies a rating between hosts."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def rating_of(outgoing: Record) -> Record:
-    """The rating as the journal of the host that answered has it."""
+    """The rating in the format of the journal of the host that answered."""
     return {name: value for name, value in outgoing.items() if name not in (ANSWERER, RESPONSE_ID)}
 
 
 class Handover:
-    """Of one host; of its gateways' processes the one that has the lock works."""
+    """The handover of one host; of its gateway processes, the one that holds the lock does the work."""
 
     def __init__(
         self, ids: ResponseIds, journal: Journal, redis: RedisClient, keys: Ring, hold: Path | None
     ) -> None:
-        """`redis`: a client of its own, since one that waits for these keys makes requests wait. `hold`: file that is there while
-        nothing may be deleted.
+        """`redis`: a separate client, since one that waits for these keys would make requests wait. `hold`: a file that exists
+        while nothing may be deleted.
         """
         self.ids, self.journal, self.redis, self.hold = ids, journal, redis, hold
         self.ciphers = [AESGCM(key) for key in derived(keys, "ratings between hosts")]
@@ -121,7 +121,7 @@ class Handover:
         return self.journal.folder
 
     async def watch(self) -> None:
-        """Hand over, once this process has the lock; runs until cancelled, whatever fails."""
+        """Hand over once this process holds the lock; runs until cancelled, whatever fails."""
         descriptor = -1
         try:
             while (descriptor := self.locked()) < 0:
@@ -156,7 +156,8 @@ class Handover:
         return descriptor
 
     async def look(self) -> None:
-        """Take what other hosts have for this one, settle what they took, and say both. Raises RedisUnavailable and OSError."""
+        """Accept what other hosts have for this one, settle what they accepted, and report both. Raises RedisUnavailable and
+        OSError."""
         others = self.ids.others
         names = [self.redis.key(f"ratings:{self.ids.host}", other) for other in others]
         sealed = await self.redis.execute(*(("GETRANGE", name, 0, LETTER_BYTES - 1) for name in names))
@@ -173,7 +174,7 @@ class Handover:
         await self.redis.execute(*commands)
 
     def letter_command(self, other: str, letter: Letter) -> Command:
-        """The command that leaves a letter for another host; without ratings and verdicts there is none."""
+        """The command that leaves a letter for another host; None without ratings and verdicts."""
         key = self.redis.key(f"ratings:{other}")
         if not letter.ratings and not letter.verdicts:
             return "DEL", key
@@ -183,7 +184,7 @@ class Handover:
         return "SET", key, nonce + sealed, "EX", LIFE_SECONDS
 
     def opened(self, other: str, sealed: bytes) -> Letter:
-        """The letter of another host; one that is not by the estate's key, for this host and of now has nothing."""
+        """The letter of another host; empty unless it is sealed with the estate's key, for this host, and current."""
         for cipher in self.ciphers if sealed else ():
             try:
                 text = cipher.decrypt(sealed[:NONCE], sealed[NONCE:], address(other, self.ids.host))
@@ -199,8 +200,8 @@ class Handover:
         return Letter(at=0)
 
     async def take(self, records: list[Record]) -> dict[str, Verdict]:
-        """Write what another host has for this one into the journal, durably; returns what became of each, by digest. Without a
-        verdict it comes again.
+        """Write the ratings that another host has for this one to the journal, durably; returns the verdicts by digest. A rating
+        without a verdict comes again.
         """
         by_digest = {digest(record): record for record in records}
         verdicts = await asyncio.to_thread(self.judge, by_digest) if by_digest else {}
@@ -216,8 +217,8 @@ class Handover:
         return verdicts
 
     def judge(self, records: dict[str, Record]) -> dict[str, Verdict]:
-        """In a thread: verdicts on those that the journal has, and on those that are not for it. Once a subject is forgotten here
-        there is no answer to it, so what was sent before does not come again. Raises OSError.
+        """In a thread: verdicts on ratings that the journal has, and on those that do not belong there. Once a subject is
+        forgotten here, there is no answer to it, so ratings sent before do not return. Raises OSError.
         """
         verdicts: dict[str, Verdict] = {}
         with index.opened(self.folder) as database:
@@ -241,7 +242,7 @@ class Handover:
         return verdicts
 
     def ours(self, record: Record) -> bool:
-        """Whether this is a rating, by the subject to whom this host gave the id, and of no later time than now."""
+        """Whether this is a rating by the subject to whom this host gave the id, and not from the future."""
         try:
             rating = Outgoing.model_validate(record)
             moment = datetime.fromisoformat(rating.time).timestamp()
@@ -258,8 +259,8 @@ class Handover:
         )
 
     def settle(self, verdicts: dict[str, dict[Digest, Verdict]]) -> None:
-        """In a thread: what its host took leaves this journal; what it refused, and what is of a host that left the estate, stays
-        as this host's. Raises OSError.
+        """In a thread: ratings that their host accepted leave this journal; refused ones, and those for a host that left the
+        estate, stay as this host's own. Raises OSError.
         """
         legal_hold = self.hold is not None and self.hold.exists()
 
@@ -276,7 +277,7 @@ class Handover:
                 self.metrics.ratings_handed_over.labels("refused" if verdict == RATED else "taken").inc()
 
     def batches(self) -> tuple[dict[str, list[Record]], int]:
-        """In a thread: the oldest outgoing ratings for each host, and how many there are in all."""
+        """In a thread: the oldest outgoing ratings for each host, and the total number."""
         batches: dict[str, list[Record]] = {}
         room = dict.fromkeys(self.ids.others, BATCH_BYTES)
         waiting = 0
@@ -295,5 +296,5 @@ def outgoing(folder: Path) -> Iterator[Record]:
 
 
 def address(sender: str, receiver: str) -> bytes:
-    """What a letter is bound to; no name of a host has a space."""
+    """The context to which a letter is bound; host names contain no spaces."""
     return f"{sender} {receiver}".encode()

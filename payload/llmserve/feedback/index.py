@@ -1,7 +1,7 @@
-"""Which lines of the journal are whose: an index in SQLite beside the files, made from them, and made anew where it is lost.
+"""Maps subjects to lines of the journal: an SQLite index beside the files, built from them, and rebuilt if it is lost.
 
-It holds neither texts nor names: for each line, hashes of its subject and exchange, its place and its length. The files are
-authoritative, so a reader checks the line that the index leads to.
+It holds neither texts nor names: for each line, hashes of its subject and exchange, its offset and its length. The files are
+authoritative, so a reader checks each line that it finds through the index.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def exchange(transaction: object) -> bytes:
 
 
 def connected(folder: Path) -> sqlite3.Connection:
-    """A connection to the index, which is made where there is none; any thread may close it."""
+    """A connection to the index, which is created if there is none; any thread may close it."""
     path = folder / NAME
     database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
     for setting in SETTINGS:
@@ -89,7 +89,7 @@ def connected(folder: Path) -> sqlite3.Connection:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The index; one that SQLite cannot read is made anew. Raises OSError."""
+    """Open the index; one that SQLite cannot read is rebuilt. Raises OSError."""
     try:
         with closing(connected(folder)) as database:
             yield database
@@ -98,11 +98,11 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.DatabaseError as error:
         for name in NAME, f"{NAME}-wal", f"{NAME}-shm":
             (folder / name).unlink(missing_ok=True)
-        raise OSError(f"the index was broken ({error}), and is made anew") from error
+        raise OSError(f"the index was broken ({error}) and is being rebuilt") from error
 
 
 def update(database: sqlite3.Connection, folder: Path, since: str = "") -> None:
-    """Index what the files have more than before. `since`: an hour; files of earlier ones are taken to be as they were."""
+    """Index what was added to the files. `since`: an hour; files of earlier hours are assumed to be unchanged."""
     paths = files(folder)
     entries = {
         name: (inode, size) for name, inode, size in database.execute("SELECT name, inode, size FROM files")
@@ -119,7 +119,7 @@ def update(database: sqlite3.Connection, folder: Path, since: str = "") -> None:
 
 
 def more(path: Path, entry: tuple[int, int] | None) -> bool:
-    """Whether the file is not as the index knows it."""
+    """Whether the file differs from the index's state."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def step(database: sqlite3.Connection, path: Path) -> bool:
 
 
 def described(line: bytes) -> tuple[str, bytes | None, bytes | None]:
-    """Time, subject and exchange of a line. A line that a power cut has torn may be of anyone: it has none."""
+    """Time, subject and exchange of a line. A line torn by a power cut may belong to anyone: it has none."""
     try:
         record = from_json(line)
         return (
@@ -182,7 +182,7 @@ def drop(database: sqlite3.Connection, name: str) -> None:
 
 
 def rated(database: sqlite3.Connection, transaction: object, most: int) -> int:
-    """How many ratings there are of an exchange, counted up to `most`."""
+    """The number of ratings of an exchange, counted up to `most`."""
     query = "SELECT count(*) FROM (SELECT 1 FROM lines WHERE exchange = ? AND kind IN (?, ?) LIMIT ?)"
     [count] = database.execute(query, [exchange(transaction), RATED, OUTGOING, most]).fetchone()
     return int(count)
@@ -198,7 +198,7 @@ def ratings(database: sqlite3.Connection, folder: Path, transaction: object) -> 
 
 
 def answered(database: sqlite3.Connection, transaction: object, whose: bytes) -> bool:
-    """Whether there is an answer to a holder in this exchange, or its assignment to an arm."""
+    """Whether this exchange contains an answer to a holder, or its assignment to an arm."""
     query = "SELECT 1 FROM lines WHERE exchange = ? AND subject = ? AND kind IN (?, ?) LIMIT 1"
     return database.execute(query, [exchange(transaction), whose, ANSWERED, ASSIGNED]).fetchone() is not None
 
@@ -212,7 +212,8 @@ def rated_bytes(database: sqlite3.Connection, whose: bytes) -> int:
 def of(
     database: sqlite3.Connection, folder: Path, subject: str, tenant: str, before: str, most: int
 ) -> list[Place]:
-    """The newest lines of a subject, of the kinds that it sees, newest first. Older than `before`: ISO 8601; without it, all."""
+    """The newest lines of a subject, of the kinds visible to it, newest first; only those older than `before` (ISO 8601) if it is
+    set."""
     rows = database.execute(
         "SELECT name, place, length, kind, time FROM lines JOIN files ON files.id = file "
         "WHERE subject = ? AND kind IN (?, ?, ?) AND (? = '' OR time < ?) ORDER BY time DESC, name DESC, place DESC LIMIT ?",
@@ -222,7 +223,7 @@ def of(
 
 
 def counted(database: sqlite3.Connection, subject: str, tenant: str, before: str = "") -> tuple[int, int]:
-    """How many lines of a subject there are that it sees and that are older than `before`; and how many others."""
+    """The number of a subject's lines that are visible to it and older than `before`, and the number of others."""
     visible, others = database.execute(
         "SELECT count(*) FILTER (WHERE kind IN (?, ?, ?) AND (? = '' OR time < ?)), "
         "count(*) FILTER (WHERE kind NOT IN (?, ?, ?)) FROM lines WHERE subject = ?",
@@ -243,7 +244,7 @@ def concerned(database: sqlite3.Connection, folder: Path, subject: str, tenant: 
 
 
 def record_at(place: Place) -> Record | None:
-    """The line's record; None where the file was rewritten meanwhile."""
+    """The line's record; None if the file has been rewritten meanwhile."""
     try:
         with place.path.open("rb") as file:
             file.seek(place.place)

@@ -1,8 +1,8 @@
-"""Ratings, reviews, the exchanges that may be rated, and assignments to arms, as JSON lines in files of an hour each, on a volume
-that keeps them.
+"""Stores ratings, reviews, the exchanges that may be rated, and assignments to arms, as JSON lines in one file per hour, on a
+persistent volume.
 
-All gateways of a host write into one folder. Each batch opens its file anew, under a lock that `forget` takes as well, so that
-files can be rewritten while gateways run.
+All gateways of a host write into one folder. Each batch reopens its file under a lock that `forget` takes as well, so that files
+can be rewritten while gateways run.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ REWRITTEN = "rewritten"  # touched whenever lines were taken out of a file
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. It is the folder itself, so that nothing has to be made for it."""
+    """Hold the folder's lock. The lock is the folder itself, so that no file is needed for it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -84,7 +84,7 @@ def append(
 ) -> bool:
     """Append records, each with its kind, and return once they are on disk; raises OSError.
 
-    Returns False, with nothing written, where `still` is false under the folder's lock: what they are about was forgotten.
+    Returns False, with nothing written, if `still` is false under the folder's lock: the exchanges have been forgotten.
     """
     hour = time.strftime(HOUR, time.gmtime())
     texts: dict[Path, list[bytes]] = {}
@@ -99,7 +99,7 @@ def append(
 
 
 def append_lines(path: Path, lines: list[bytes]) -> None:
-    """Append lines durably; the folder's lock is held."""
+    """Append lines durably; call it with the folder's lock held."""
     is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
@@ -119,7 +119,7 @@ def torn(descriptor: int) -> bool:
 
 
 def positions(folder: Path) -> dict[str, int]:
-    """How many bytes of each file Elasticsearch has. Without a note, or with a broken one, all is sent again."""
+    """The number of bytes of each file that Elasticsearch has. If the note is missing or broken, everything is sent again."""
     try:
         offsets = json.loads((folder / SHIPPING / POSITIONS).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -134,9 +134,9 @@ def put_positions(folder: Path, offsets: dict[str, int]) -> None:
 
 
 def unindex(folder: Path, path: Path, records: Iterable[Record]) -> None:
-    """Before records leave a file: note what is to be deleted from the index; the folder's lock is held.
+    """Before records leave a file: note what is to be deleted from the index; call it with the folder's lock held.
 
-    The file loses its position first, so that a rewritten one is sent anew from its start.
+    The file loses its position first, so that a rewritten file is sent again from its start.
     """
     if not path.name.startswith(f"{RATED}-") or not (folder / SHIPPING).is_dir():
         return
@@ -150,14 +150,14 @@ def unindex(folder: Path, path: Path, records: Iterable[Record]) -> None:
 
 
 def clean_up(folder: Path) -> None:
-    """Remove what a killed `forget` has half written."""
+    """Remove files that a killed `forget` left half-written."""
     with locked(folder):
         for path in folder.glob("*.partial"):
             path.unlink()
 
 
 def note_ids(paths: list[Path], folder: Path, subject: str, tenant: str) -> None:
-    """Of these files. Before a subject deletes its records: note which exchanges it rated, for `forget --ids`; raises OSError.
+    """Before a subject deletes its records from these files: note which exchanges it rated, for `forget --ids`; raises OSError.
 
     Only what was rated can be in an export.
     """
@@ -181,7 +181,7 @@ def forget(
     """
 
     def theirs(line: bytes) -> bool | None:
-        """None of a torn line, which may be of anyone, and goes as well."""
+        """None for a torn line, which may belong to anyone, and is removed as well."""
         if substring not in line and line.endswith(b"}\n"):
             return False
         return of(record) if (record := parsed(line)) else None
@@ -198,7 +198,7 @@ def forget(
 
 
 def untouched(path: Path, theirs: Callable[[bytes], bool | None]) -> bool:
-    """Whether all lines stay, looked at without the lock. Raises FileNotFoundError."""
+    """Whether all lines stay, checked without the lock. Raises FileNotFoundError."""
     with path.open("rb") as file:
         return all(theirs(each) is False for each in file)
 
@@ -206,9 +206,9 @@ def untouched(path: Path, theirs: Callable[[bytes], bool | None]) -> bool:
 def rewrite(
     folder: Path, path: Path, theirs: Callable[[bytes], bool | None], records: Iterable[Record]
 ) -> int:
-    """Take lines out of a file, and return the number of records among them; the folder's lock is held.
+    """Remove lines from a file, and return the number of records among them; call it with the folder's lock held.
 
-    Line by line, as a file can be larger than a gateway's memory. Raises FileNotFoundError.
+    It works line by line, since a file can be larger than a gateway's memory. Raises FileNotFoundError.
     """
     removed = 0
     with path.open("rb") as before, replacing(path) as aside:
@@ -228,8 +228,8 @@ def rewrite(
 
 
 def move(folder: Path, path: Path, to: Callable[[Record], tuple[str, Record] | None]) -> list[str]:
-    """Move outgoing ratings into other files, or out of the journal: for each, `to` has its new kind and record, "" for out, and
-    None where it stays. A crash in between leaves it in both places. Returns the kinds; raises OSError.
+    """Move outgoing ratings to other files or out of the journal: for each, `to` returns its new kind and record, "" to remove
+    it, and None to keep it. A crash in between leaves it in both places. Returns the kinds; raises OSError.
     """
     hour = time.strftime(HOUR, time.gmtime())
     with locked(folder):
@@ -244,7 +244,7 @@ def move(folder: Path, path: Path, to: Callable[[Record], tuple[str, Record] | N
 
 
 def expire(folder: Path, days: int) -> int:
-    """Remove files whose hour began more than so many days ago, and return the number of their records."""
+    """Remove files whose hour began more than `days` days ago, and return the number of their records."""
     removed = 0
     clean_up(folder)
     oldest = time.strftime(HOUR, time.gmtime(time.time() - days * DAY))
@@ -267,7 +267,8 @@ class Journal:
     """The journal of one gateway process. Records that arrive while the disk is busy share the next flush."""
 
     def __init__(self, folder: Path, metrics: Metrics, answer_bytes: int = ANSWER_BYTES) -> None:
-        """`answer_bytes`: with more answers in the journal no further one is kept; so with assignments, and with their ends."""
+        """`answer_bytes`: beyond this many bytes of answers in the journal, no more are kept; likewise for assignments and their
+        outcomes."""
         self.folder = folder
         self.metrics = metrics
         self.answer_bytes = answer_bytes
@@ -284,7 +285,7 @@ class Journal:
         self.task: asyncio.Task[None] | None = None
 
     async def rate(self, record: Record, kind: str = RATED) -> None:
-        """Keep a rating; returns once it is on disk, and raises ApiError 429 or 503 where it is not."""
+        """Keep a rating; returns once it is on disk, else raises ApiError 429 or 503."""
         if len(self.waiting) >= MOST_WAITING:
             raise not_kept()
         future = asyncio.get_running_loop().create_future()
@@ -292,15 +293,15 @@ class Journal:
         await future
 
     def answered(self, record: Record) -> None:
-        """Keep an exchange, with the next flush. Where that fails it cannot be learned from, and nothing else is lost."""
+        """Keep an exchange with the next flush. If that fails, it cannot be used for training; nothing else is lost."""
         self.note(ANSWERED, record)
 
     def assigned(self, record: Record) -> None:
-        """Keep an assignment to an arm, in the same way. Where that fails its rating is no outcome."""
+        """Keep an assignment to an arm, in the same way. If that fails, its rating does not count as an outcome."""
         self.note(ASSIGNED, record)
 
     def ended(self, record: Record) -> None:
-        """Keep how an assigned exchange ended, in the same way. Where that fails no guardrail sees it."""
+        """Keep the end of an assigned exchange, in the same way. If that fails, no guardrail sees it."""
         self.note(ENDED, record)
 
     def note(self, kind: str, record: Record) -> None:
@@ -315,7 +316,7 @@ class Journal:
             self.task = asyncio.get_running_loop().create_task(self.write())
 
     def keep(self, records: list[tuple[str, Record]]) -> list[ApiError | None]:
-        """In a thread: write what is within bounds, and look now and then how much there is. Returns why each was not written;
+        """In a thread: write what is within bounds, and check the sizes from time to time. Returns why each was not written;
         raises OSError.
         """
         if no_room := self.no_room():
@@ -334,7 +335,7 @@ class Journal:
         return verdicts
 
     def no_room(self) -> ApiError | None:
-        """Refused where the volume has nothing left but what deleting needs, which rewrites a file aside."""
+        """Refused if the volume has no space beyond what deleting needs, which writes a new copy of a file."""
         volume = os.statvfs(self.folder)
         free = volume.f_bavail * volume.f_frsize
         if free >= self.largest + self.reserve:
@@ -343,7 +344,7 @@ class Journal:
         return not_kept()
 
     def refusals(self, ratings: list[Record]) -> Iterator[ApiError | None]:
-        """Why each rating is not kept, in their order; of one batch each sees those before it."""
+        """Why each rating is not kept, in order; each one counts the earlier ones of its batch."""
         if not ratings:
             return
         counts, sizes = Counter[object](), Counter[bytes]()
@@ -364,7 +365,8 @@ class Journal:
                     )
                 elif index.rated_bytes(database, whose) + sizes[whose] >= self.rating_bytes:
                     yield too_many(
-                        f"your ratings take {self.rating_bytes} bytes here: delete them by DELETE /v1/feedback"
+                        f"your ratings take {self.rating_bytes} bytes here, which is the limit: delete them with DELETE "
+                        f"/v1/feedback"
                     )
                 else:
                     counts[transaction] += 1
@@ -372,7 +374,7 @@ class Journal:
                     yield None
 
     async def write(self) -> None:
-        """Write until nothing waits. Whatever fails, no client waits for ever."""
+        """Write until nothing is waiting. Whatever fails, no client waits forever."""
         while self.waiting:
             batch, self.waiting = self.waiting, []
             try:
@@ -389,7 +391,7 @@ class Journal:
                     future.set_result(None) if error is None else future.set_exception(error)
 
     async def settled(self) -> None:
-        """Wait until nothing waits."""
+        """Wait until nothing is waiting."""
         if self.task is not None:
             await self.task
 

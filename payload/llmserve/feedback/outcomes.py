@@ -1,4 +1,4 @@
-"""What came of an experiment on this host, as `llmkeep experiment show --outcomes` reads it: lines without subject and text."""
+"""Outcomes of an experiment on this host, for `llmkeep experiment show --outcomes`: lines without subject and text."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def values(rating: Record) -> Iterator[tuple[str, float]]:
 
 
 def newest(folder: Path, experiment: str) -> object:
-    """The id, which another salt changes, of the last assignment of an experiment of this name; None without one."""
+    """The id of the last assignment of an experiment of this name, or None; another salt changes the id."""
     for path in reversed(files(folder, ASSIGNED)):
         ids = [
             each.get(ARM_FIELD + "id") for each in read(path) if each.get(ARM_FIELD + "name") == experiment
@@ -41,12 +41,13 @@ def newest(folder: Path, experiment: str) -> object:
 
 
 def outcomes(folder: Path, experiment: str, metrics: Collection[str], run: str = "") -> Iterator[Record]:
-    """That a unit met an arm, once for each percentage, and what it rated; of each exchange the last rating counts.
+    """One line when a unit meets an arm, once for each percentage, and one for each of its ratings; the last rating of an
+    exchange counts.
 
-    Of runs with several salts it is the one whose id is given, or the newest one alone, since each assigned its units anew.
+    If there were runs with several salts, only the one with the given id, or the newest, counts, since each reassigned its units.
 
-    Left out is what compares with nothing: requests that the control answered because the candidate was away, and steps of 0 and
-    100 percent.
+    Outcomes that cannot be compared are left out: requests that the control answered because the candidate was away, and steps of
+    0 and 100 percent.
     """
     rated = {
         record[TRANSACTION]: tuple(values(record)) for path in files(folder, RATED) for record in read(path)
@@ -72,9 +73,10 @@ def outcomes(folder: Path, experiment: str, metrics: Collection[str], run: str =
 
 
 def shadowed(folder: Path, experiment: str) -> Iterator[Record]:
-    """How the candidate answered copies, and the control what they copy: numbers, failed, refused, tokens and seconds.
+    """How the candidate answered the copies, and the control the originals: numbers, failed, refused, tokens and seconds.
 
-    Seconds are those to the first byte, which of a copy is the whole answer, so they compare where answers are not streamed.
+    Seconds are those to the first byte, which for a copy is the whole answer, so they can be compared if answers are not
+    streamed.
     """
     identity = newest(folder, experiment)
     ended = {

@@ -1,4 +1,4 @@
-"""What subjects see and delete of what the journal of this host has of them: `GET` and `DELETE /v1/feedback`."""
+"""Subjects' access to their own records in this host's journal: `GET` and `DELETE /v1/feedback`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ SHOWN = ("thumb", "stars", "reason", "corrected", "comment", "correction", "prom
 
 
 class KeptRecord(Shape):
-    """A rating, or an exchange whose text is kept. `time`: of the record, ISO 8601."""
+    """A rating, or an exchange whose text is kept. `time`: time of the record, ISO 8601."""
 
     object: Literal["rating", "exchange"]
     time: str
@@ -36,8 +36,8 @@ class KeptRecord(Shape):
 
 
 class Kept(Shape):
-    """Response of GET /v1/feedback, the newest first. `left_out`: older ones, which `before` set to `next` shows. `others`:
-    records of experiments and reviews, which are not shown. `text_kept`: what the tenant's policy decides.
+    """Response of GET /v1/feedback, newest first. `left_out`: the number of older ones, which `before` set to `next` shows.
+    `others`: records of experiments and reviews, which are not shown. `text_kept`: whether the tenant's policy keeps text.
     """
 
     object: Literal["list"] = "list"
@@ -49,7 +49,7 @@ class Kept(Shape):
 
 
 class Forgotten(Shape):
-    """Response of DELETE /v1/feedback. `left`: records that came meanwhile."""
+    """Response of DELETE /v1/feedback. `left`: records that were added meanwhile."""
 
     object: Literal["feedback.forgotten"] = "feedback.forgotten"
     removed: int
@@ -61,8 +61,8 @@ def is_of(record: Record, identity: Identity) -> bool:
 
 
 def listed(folder: Path, identity: Identity, before: str = "") -> tuple[list[tuple[str, Record]], int, int]:
-    """The newest ratings and exchanges of a subject that are older than `before`, newest first; the numbers of those that are
-    older still, and of other records of it. Raises OSError.
+    """The newest ratings and exchanges of a subject that are older than `before`, newest first; the number of even older ones,
+    and of its other records. Raises OSError.
     """
     who = identity.subject, identity.tenant
     with index.opened(folder) as database:
@@ -87,15 +87,15 @@ def forget(folder: Path, identity: Identity) -> Forgotten:
 
 
 def name_of(identity: Identity) -> bytes:
-    """The subject as it is in each of its lines."""
+    """The subject in the form in which each of its lines contains it."""
     return to_json(identity.subject)
 
 
 class OwnRecords:
-    """Of one gateway process, which reads and rewrites for one subject at a time."""
+    """The records of one gateway process, which reads and rewrites for one subject at a time."""
 
     def __init__(self, folder: Path | None, hold: Path | None) -> None:
-        """`folder`: of the journal; without one nothing is kept. `hold`: file that is there while nothing may be deleted."""
+        """`folder`: of the journal; without one nothing is kept. `hold`: a file that exists while nothing may be deleted."""
         self.folder = folder
         self.hold = hold
         self.lock = asyncio.Lock()
@@ -103,10 +103,10 @@ class OwnRecords:
 
     @asynccontextmanager
     async def turn(self, identity: Identity) -> AsyncIterator[None]:
-        """One at a time, and none of a subject that waits already: raises ApiError 429."""
+        """Admit one request at a time, and none from a subject that is already waiting: raises ApiError 429."""
         who = identity.tenant, identity.subject
         if who in self.asking:
-            message = "your last request for what is kept of you is not answered yet: wait for it"
+            message = "your last request for your records has not been answered yet: wait for it"
             raise ApiError(429, "feedback_busy", message, headers=[(b"retry-after", b"1")])
         self.asking.add(who)
         try:
@@ -133,15 +133,17 @@ class OwnRecords:
         )
 
     async def forget(self, exchange: Exchange) -> Forgotten:
-        """All records of the subject. Not reviews by it, as an operator's `forget`: an expert must not delete those of others'
-        answers. Raises ApiError 409 under a legal hold, 429 and 503.
+        """Delete all records of the subject, but, unlike an operator's `forget`, no reviews by it: an expert must not delete
+        reviews of others' answers. Raises ApiError 409 under a legal hold, 429 and 503.
         """
         identity, folder = exchange.identity, self.folder
         if identity is None:
             raise RuntimeError("this route must be behind authentication and policy")
         if self.hold and self.hold.exists():
             raise ApiError(
-                409, "legal_hold", "nothing may be deleted here at present, by a legal hold: ask the operator"
+                409,
+                "legal_hold",
+                "nothing may be deleted here at present because of a legal hold: ask the operator",
             )
         if folder is None:
             return Forgotten(removed=0, left=0)
@@ -157,7 +159,7 @@ def public_record(kind: str, record: Record) -> KeptRecord:
 
 
 async def in_thread[T](work: Callable[[], T]) -> T:
-    """Raises ApiError 503 where the disk fails."""
+    """Raises ApiError 503 if the disk fails."""
     try:
         return await asyncio.to_thread(work)
     except OSError:

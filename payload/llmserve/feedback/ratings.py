@@ -1,4 +1,4 @@
-"""`POST /v1/feedback`: what a user says about an answer."""
+"""`POST /v1/feedback`: a user's rating of an answer."""
 
 import time
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ LONGEST = 50_000  # characters of an exchange that is kept
 
 
 def required_field(name: str) -> JsonDict:
-    """In JSON Schema: the field is there, and not null."""
+    """In JSON Schema: the field is present and not null."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
@@ -48,8 +48,8 @@ ONE_RATING: JsonDict = {
 
 
 class FeedbackBody(BaseModel):
-    """A rating. `id`: the answer's header `x-llm-response-id`; or the id in its body, unless a remote engine made
-    the body."""
+    """A rating. `id`: the answer's header `x-llm-response-id`; or the id in its body, unless a remote engine produced the
+    body."""
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=ONE_RATING)
     id: Annotated[str, Field(min_length=1, max_length=100)]
@@ -65,12 +65,12 @@ class FeedbackBody(BaseModel):
         if self.thumb is None and self.stars is None and self.correction is None:
             raise ValueError("set 'thumb', 'stars' or 'correction'")
         if self.thumb is not None and self.stars is not None:
-            raise ValueError("there are 'thumb' and 'stars': send one of them")
+            raise ValueError("both 'thumb' and 'stars' are set: send one of them")
         return self
 
 
 class Feedback(Shape):
-    """Response of POST /v1/feedback. `text_kept`: whether comment and correction were, which the tenant's policy decides."""
+    """Response of POST /v1/feedback. `text_kept`: whether comment and correction were kept, which the tenant's policy decides."""
 
     object: Literal["feedback"]
     id: str
@@ -78,7 +78,7 @@ class Feedback(Shape):
 
 
 class Ratings:
-    """Takes ratings, and the answers of tenants that consent, where a journal keeps them."""
+    """Accepts ratings, and the answers of tenants that consent, if there is a journal."""
 
     def __init__(self, ids: ResponseIds, journal: Journal | None, metrics: Metrics) -> None:
         self.ids = ids
@@ -86,7 +86,7 @@ class Ratings:
         self.metrics = metrics
 
     async def rate(self, exchange: Exchange, body: bytes) -> Feedback:
-        """Keep a rating; raises ApiError 400, 404, 410 or 503. A later one of the same answer takes its place."""
+        """Keep a rating; raises ApiError 400, 404, 410 or 503. A later rating of the same answer replaces it."""
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
@@ -120,8 +120,8 @@ class Ratings:
     def answered(self, exchange: Exchange, revision: str, prompt: object, extra: object) -> None:
         """Keep an answer and its prompt, if its text was collected and the model ended it itself.
 
-        Left out are answers to requests with `extra` fields such as tools, which a text does not hold, and very long ones:
-        to find personal data in them takes too long, and no row of training data has them.
+        Answers to requests with `extra` fields such as tools, which text cannot represent, are left out, as are very long ones:
+        finding personal data in them takes too long, and they do not fit into a row of training data.
         """
         if exchange.answer is None or exchange.identity is None or self.journal is None:
             return
@@ -145,18 +145,19 @@ class Ratings:
         )
 
     def assigned(self, exchange: Exchange) -> None:
-        """Keep which arm of an experiment is asked: no text, so it needs no consent; the subject, so that it can be forgotten.
+        """Keep which arm of an experiment answers: without text, so it needs no consent; with the subject, so that it can be
+        forgotten.
 
-        Left out is what compares with nothing, as once all units have the candidate.
+        Assignments that cannot be compared are left out, for example once all units have the candidate.
         """
         if exchange.assigned and exchange.assigned.compares and self.journal:
             self.journal.assigned(of_unit(exchange, exchange.assigned))
 
     def ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        """Keep how an engine answered for an arm, without text: what guardrails look at.
+        """Keep how an engine answered for an arm, without text, for the guardrails.
 
-        Left out is what no engine of the arm answered: what the cache did, which the larger arm has more of, and what the
-        control answered in the candidate's place.
+        Answers that did not come from an engine of the arm are left out: those from the cache, of which the larger arm has more,
+        and those of the control in the candidate's place.
         """
         assigned = exchange.assigned
         if not assigned or not assigned.counts or not self.journal or exchange.cache == b"hit":
@@ -182,13 +183,13 @@ class Ratings:
         self.journal.ended(record)
 
     async def settled(self) -> None:
-        """Wait until all is kept."""
+        """Wait until everything is kept."""
         if self.journal is not None:
             await self.journal.settled()
 
 
 def of_unit(exchange: Exchange, assigned: Assigned) -> dict[str, object]:
-    """Whose exchange it is, which arm it has, and of which experiment; `id` changes with its salt."""
+    """The exchange's holder, its arm, and its experiment, whose `id` changes with its salt."""
     if exchange.identity is None:
         raise RuntimeError("this route must be behind authentication and policy")
     return {

@@ -1,7 +1,7 @@
-"""Ids of answers, which only the subject that was answered can rate an answer by.
+"""Answer ids, with which only the subject that received an answer can rate it.
 
 An id is the exchange's transaction, the second it was issued in, a mark of the host that answered, and a truncated HMAC of
-these and of tenant and subject. It says nothing about model or experiment: what was answered, and by what, is looked up by the
+these and of tenant and subject. It reveals nothing about model or experiment: the answer and its model are looked up by the
 transaction in our own records.
 """
 
@@ -25,8 +25,8 @@ DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What an id says. `transaction`: of the exchange, as in the audit record. `issued`: seconds since the epoch. `host`: that
-    answered; "" where no host that is known has this mark.
+    """The content of an id. `transaction`: of the exchange, as in the audit record. `issued`: seconds since the epoch. `host`:
+    the host that answered; "" if no known host has this mark.
     """
 
     transaction: str
@@ -38,7 +38,7 @@ class ResponseIds:
     """Issues ids and verifies them; the gateways of an estate verify each other's."""
 
     def __init__(self, keys: Ring, days: int = 30, host: str = "local", others: tuple[str, ...] = ()) -> None:
-        """`days`: how long an answer may be rated. `others`: hosts that take ratings of their answers from this one."""
+        """`days`: how long an answer may be rated. `others`: hosts that accept ratings of their answers from this one."""
         self.keys = derived(keys, "response id")
         self.days = days
         self.host, self.others = host, others
@@ -48,7 +48,7 @@ class ResponseIds:
         self.mark = marked(marking[0], host)
 
     def tags(self, what: bytes, identity: Identity) -> list[bytes]:
-        """One by each key. The length of the tenant keeps `ab` and `c` apart from `a` and `bc`."""
+        """One HMAC for each key. The length of the tenant keeps `ab` and `c` apart from `a` and `bc`."""
         tenant, subject = identity.tenant.encode(), identity.subject.encode()
         bound = b"%b%d %b%b" % (what, len(tenant), tenant, subject)
         return [hmac.digest(key, bound, "sha256")[:TAG] for key in self.keys]
@@ -59,7 +59,7 @@ class ResponseIds:
         return base64.urlsafe_b64encode(what + self.tags(what, identity)[0]).decode()
 
     def verify(self, text: str, identity: Identity) -> Answered:
-        """Raises ApiError 404 where the id is not one that `identity` was given, and 410 where it is too old."""
+        """Raises ApiError 404 if the id was not given to `identity`, and 410 if it is too old."""
         answered = self.opened(text, identity)
         age = time.time() - answered.issued
         if not -AHEAD_SECONDS <= age <= self.days * DAY:
@@ -70,7 +70,7 @@ class ResponseIds:
         return answered
 
     def opened(self, text: str, identity: Identity) -> Answered:
-        """What an id says, however old; raises ApiError 404."""
+        """Parse an id of any age; raises ApiError 404."""
         for prefix in PREFIXES:
             text = text.removeprefix(prefix)
         try:
@@ -82,8 +82,8 @@ class ResponseIds:
             raise ApiError(
                 404,
                 "response_not_found",
-                f"'id' is {text[:60]!r}, which is no answer that you were given: send the answer's header X-LLM-Response-Id, "
-                "with the identity that asked",
+                f"'id' is {text[:60]!r}, which is not the id of an answer to you: send the answer's header "
+                "X-LLM-Response-Id, with the identity that sent the request",
                 "id",
             )
         issued = int.from_bytes(what[TRANSACTION:-HOST])

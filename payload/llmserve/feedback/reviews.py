@@ -1,6 +1,6 @@
-"""Reviews: what experts make of badly rated answers of tenants that consent, on this host.
+"""Reviews: experts' corrections of badly rated answers on this host, for tenants that consent.
 
-Journals may be large, so what is read is bounded: texts are read of the few answers that are shown, and of no others.
+Journals may be large, so reading is bounded: only the texts of the few answers that are shown are read.
 """
 
 import json
@@ -43,7 +43,7 @@ ID = re.compile(rb'"transaction\.id": ?"([^"\\]+)"')
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A badly rated answer. `kept_in`: the file that has its rating. `review`: the last one, if there is one, also of an earlier
+    """A badly rated answer. `kept_in`: the file with its rating. `review`: the last one, if any, even if it is of an earlier
     rating.
     """
 
@@ -58,13 +58,13 @@ class Item:
 
     @property
     def reviewed(self) -> bool:
-        """Whether the review is of this rating: of a later one the expert knew nothing."""
+        """Whether the review is of this rating, rather than of an earlier one."""
         return self.review is not None and self.review[TIME] >= self.rating[TIME]
 
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """The last rating of an exchange, which is bad: its time and who rated, and the file that has it."""
+    """The last rating of an exchange, a bad one: its time, the rater, and the file that contains it."""
 
     time: str
     who: tuple[str, str]
@@ -87,7 +87,7 @@ def badly_rated(folder: Path, tenants: Collection[str]) -> dict[str, Rated]:
 
 
 def places(folder: Path, transactions: Collection[str]) -> dict[str, tuple[Path, int]]:
-    """Where the answers of these exchanges are: a file, and the offset of a line."""
+    """The locations of the answers of these exchanges: a file, and the offset of a line."""
     locations: dict[str, tuple[Path, int]] = {}
     for path in files(folder, ANSWERED) if transactions else ():
         try:
@@ -111,7 +111,7 @@ def last_of(folder: Path, kind: str, transactions: Collection[str]) -> dict[str,
 
 
 def line_at(path: Path, offset: int) -> Record:
-    """The record of a line; {} where `forget` has changed the file meanwhile."""
+    """The record of a line; {} if `forget` has changed the file meanwhile."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -123,7 +123,7 @@ def line_at(path: Path, offset: int) -> Record:
 def items(
     folder: Path, exchanges: dict[str, Rated], where: dict[str, tuple[Path, int]], transactions: Iterable[str]
 ) -> Iterator[Item]:
-    """Those of the wanted whose rating and answer are of one subject, and there still."""
+    """The requested answers whose rating and answer belong to one subject, and still exist."""
     transactions = list(transactions)
     ratings, reviews = (last_of(folder, kind, transactions) for kind in (RATED, REVIEWED))
     for transaction in transactions:
@@ -138,8 +138,8 @@ def items(
 
 
 def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item], int, int]:
-    """The oldest answers of these tenants that wait for a review, `most` of them; how many wait in all; and how many more were
-    badly rated whose answer is not here: its text was not kept, or another host has it.
+    """The oldest answers of these tenants that wait for a review, at most `most`; how many are waiting in total; and how many
+    badly rated answers are not here, because their text was not kept or another host has them.
     """
     exchanges = badly_rated(folder, tenants)
     for path in files(folder, REVIEWED):
@@ -153,7 +153,7 @@ def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item]
 
 
 def item(folder: Path, tenants: Collection[str], transaction: str) -> Item | None:
-    """A badly rated answer of these tenants, reviewed or not; None for what is not there, or of others, alike."""
+    """A badly rated answer of these tenants, reviewed or not; None if it does not exist or belongs to another tenant."""
     exchanges = badly_rated(folder, tenants)
     if transaction not in exchanges:
         return None
@@ -162,9 +162,9 @@ def item(folder: Path, tenants: Collection[str], transaction: str) -> Item | Non
 
 
 def written(item: Item, reviewer: Identity, correction: str, tags: Collection[str]) -> Record:
-    """A review as the journal has it; without a correction it dismisses. Raises ApiError 400.
+    """A review in the journal's format; without a correction it dismisses the rating. Raises ApiError 400.
 
-    Subject and tenant are those of the answer, so that what is forgotten of them takes the review along.
+    Subject and tenant are those of the answer, so that forgetting them removes the review as well.
     """
     if len(correction) > LONGEST:
         raise ApiError(
@@ -173,7 +173,7 @@ def written(item: Item, reviewer: Identity, correction: str, tags: Collection[st
             f"the correction has {len(correction)} characters: write {LONGEST} or fewer",
         )
     if unknown := [tag for tag in tags if tag not in TAGS]:
-        raise ApiError(400, "unknown_tag", f"{unknown[0][:40]!r} is no tag: choose from {', '.join(TAGS)}")
+        raise ApiError(400, "unknown_tag", f"{unknown[0][:40]!r} is not a tag: choose from {', '.join(TAGS)}")
     record: Record = {
         TIME: now(),
         TRANSACTION: item.transaction,
@@ -188,7 +188,7 @@ def written(item: Item, reviewer: Identity, correction: str, tags: Collection[st
 
 
 def keep(folder: Path, item: Item, review: Record) -> bool:
-    """Append a review, unless it is that of this rating word for word; False where the answer was forgotten. Raises OSError."""
+    """Append a review unless the rating has the same one already; returns False if the answer was forgotten. Raises OSError."""
 
     def still() -> bool:
         return any(record.get(TRANSACTION) == item.transaction for record in read(item.kept_in))

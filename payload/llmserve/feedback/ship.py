@@ -1,7 +1,7 @@
-"""Sends the journal's ratings to Elasticsearch, and takes out of it those that left the journal.
+"""Sends the journal's ratings to Elasticsearch, and deletes those that left the journal.
 
-The journal is the spool. How far each file was sent is written after Elasticsearch has acknowledged it: a process killed in
-between sends again, which changes nothing there.
+The journal is the spool. The position in each file is written after Elasticsearch has acknowledged it: a process killed in
+between sends records again, which changes nothing there.
 """
 
 import logging
@@ -32,12 +32,13 @@ AGAIN = (429, 503)
 
 
 class AwayError(Exception):
-    """Elasticsearch was not reached, has no room, or refuses the key; the message says what and what to do."""
+    """Elasticsearch cannot be reached, has no room, or refuses the key; the message says which, and what to do."""
 
 
 @dataclass
 class Shipped:
-    """What a run did: ratings sent, ratings taken out of the index, and documents that Elasticsearch refused for good."""
+    """The result of a run: ratings sent, ratings deleted from the index, and documents that Elasticsearch rejected
+    permanently."""
 
     sent: int = 0
     removed: int = 0
@@ -72,7 +73,8 @@ def connected(url: str, pki: Path) -> "Iterator[Elasticsearch]":
 
 
 def send(client: "Elasticsearch", actions: Iterable[Record], shipped: Shipped) -> None:
-    """Send bulk operations; raises AwayError unless each was acknowledged, or refused for good, which is logged and counted."""
+    """Send bulk operations; raises AwayError unless each was acknowledged, or rejected permanently, which is logged and
+    counted."""
     from elasticsearch import ApiError, TransportError
     from elasticsearch.helpers import streaming_bulk
 
@@ -95,23 +97,25 @@ def send(client: "Elasticsearch", actions: Iterable[Record], shipped: Shipped) -
             # Of its error only the kind: a reason may cite what was sent.
             why = f"{verb} of {result['_id']} in {result['_index']}: {status} {result.get('error', {}).get('type')}"
             if status in AGAIN or status in (401, 403, 404):  # no room, no permission, no index
-                raise AwayError(f"Elasticsearch refuses {why}; all that was not acknowledged is sent again")
+                raise AwayError(
+                    f"Elasticsearch refuses {why}; everything that was not acknowledged will be sent again"
+                )
             shipped.refused += 1
             first = first or why
     except (ApiError, TransportError) as error:
         raise AwayError(
-            f"Elasticsearch did not take ratings ({str(error)[:300]}); they stay in the journal and are sent again. See "
+            f"Elasticsearch did not accept ratings ({str(error)[:300]}); they stay in the journal and will be sent again. See "
             "elasticsearch.service on the search host"
         ) from error
     if first:
         log.error(
-            "documents were refused, and are not sent again",
+            "documents were rejected and will not be sent again",
             extra={"fields": {"documents": shipped.refused - before, "first": first}},
         )
 
 
 def answers(folder: Path, records: list[Record]) -> dict[str, Record]:
-    """What the journal says of the answers that were rated: which model gave them. It has those of tenants that consent."""
+    """The journal's records of the rated answers, with their models; it contains those of tenants that consent."""
     transactions = {record[TRANSACTION] for record in records}
     hours = set()
     for record in records:
@@ -129,14 +133,15 @@ def answers(folder: Path, records: list[Record]) -> dict[str, Record]:
 
 
 def next_lines(folder: Path, path: Path, file: BinaryIO) -> tuple[list[bytes], int]:
-    """Lines of a file that were not sent yet, and where they end. Nothing writes meanwhile, so a line without an end is torn."""
+    """The lines of a file that have not been sent, and where they end. Nothing writes meanwhile, so a line without an end is
+    torn."""
     with locked(folder):
         file.seek(positions(folder).get(path.name, 0))
         return file.readlines(BATCH_BYTES), file.tell()
 
 
 def ratings_of(lines: list[bytes]) -> list[Record]:
-    """The ratings in these lines; what a power cut has torn is passed over."""
+    """The ratings in these lines; lines torn by a power cut are skipped."""
     ratings = []
     for line in lines:
         with suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -148,7 +153,7 @@ def ratings_of(lines: list[bytes]) -> list[Record]:
 
 
 def ship_file(folder: Path, path: Path, client: "Elasticsearch", shipped: Shipped) -> None:
-    """Send what a file of ratings has; raises AwayError."""
+    """Send the content of a file of ratings; raises AwayError."""
     while True:
         try:
             file = path.open("rb")
@@ -179,7 +184,7 @@ def ship_file(folder: Path, path: Path, client: "Elasticsearch", shipped: Shippe
 
 
 def remove(folder: Path, client: "Elasticsearch", shipped: Shipped) -> None:
-    """Delete from the index what left the journal; raises AwayError. What it cannot delete stays to be deleted."""
+    """Delete from the index what left the journal; raises AwayError. Failed deletions are tried again by the next run."""
     path = folder / SHIPPING / UNINDEXED
     if not path.exists():
         return
@@ -208,9 +213,9 @@ def news(folder: Path) -> bool:
 
 
 def start_anew_with_another_key(folder: Path) -> None:
-    """Drop all positions if the key is not the one by which they were reached.
+    """Drop all positions if the key is not the one with which they were reached.
 
-    Role filebeat issues one where Elasticsearch does not know the last one. It may have lost the ratings along with that key.
+    Role filebeat issues a key if Elasticsearch does not know the last one. It may have lost the ratings along with that key.
     """
     try:
         identifier, _ = read_key()
@@ -224,7 +229,7 @@ def start_anew_with_another_key(folder: Path) -> None:
 
 
 def ship(folder: Path, url: str, pki: Path) -> Shipped:
-    """Send and delete all that there is; raises AwayError, and then nothing is lost."""
+    """Send and delete everything that is due; raises AwayError, after which nothing is lost."""
     shipped = Shipped()
     shipping = folder / SHIPPING
     shipping.mkdir(mode=0o700, exist_ok=True)

@@ -219,7 +219,7 @@ def test_scripts_in_prompts_answers_and_comments_are_text(page: OperatorPage, ex
     [
         ({"correction": " \r\n "}, 400, "There is no correction"),
         ({"correction": "é" * (LONGEST + 1)}, 400, "The correction is too long"),
-        ({"tag": "<b>"}, 400, "is no tag"),
+        ({"tag": "<b>"}, 400, "is not a tag"),
         ({"verdict": "accepted"}, 400, "send corrected or dismissed"),
         ({"correction": "x" * 1_000_000}, 413, "The form is too large"),
         ({f"more{number}": "x" for number in range(20)}, 400, "more than 14 fields"),

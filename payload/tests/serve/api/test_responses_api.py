@@ -440,7 +440,7 @@ def refusal(**fields: Any) -> ApiError:
         ({"max_tokens": 5}, "max_tokens", "send 'max_output_tokens'"),
         ({"n": 2}, "n", "one choice"),
         ({"top_k": -3}, "top_k", "is -3"),
-        ({"chat_template": "x"}, "chat_template", "the engine would run it"),
+        ({"chat_template": "x"}, "chat_template", "the engine would execute it"),
         ({"made_up": 1}, "made_up", "remove it"),
     ],
 )  # fmt: skip

@@ -166,7 +166,7 @@ def test_an_answer_is_rated_by_the_subject_that_got_it_alone(service: Service, c
     ("body", "says"),
     [
         ({}, "set 'thumb', 'stars' or 'correction'"),
-        ({"thumb": "up", "stars": 5}, "there are 'thumb' and 'stars'"),
+        ({"thumb": "up", "stars": 5}, "both 'thumb' and 'stars' are set"),
         ({"thumb": "sideways"}, "'thumb' is \"sideways\""),
         ({"stars": 6}, "'stars' is 6"),
         ({"stars": True}, "'stars' is true"),

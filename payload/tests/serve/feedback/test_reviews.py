@@ -213,7 +213,7 @@ def test_a_correction_that_is_too_long_and_a_tag_of_ones_own_are_refused(tmp_pat
     assert found
     with pytest.raises(ApiError, match="20001 characters: write 20000 or fewer"):
         reviews.written(found, EVE, "x" * 20_001, [])
-    with pytest.raises(ApiError, match="'<b>' is no tag"):
+    with pytest.raises(ApiError, match="'<b>' is not a tag"):
         reviews.written(found, EVE, "x", ["<b>"])
 
 

@@ -183,7 +183,7 @@ def test_while_elasticsearch_does_not_take_ratings_they_stay_in_the_journal(
     index.away = [status] * 8
     given = ["--folder", str(tmp_path), "--url", index.url]
     assert main(["feedback", "ship", *given]) == 1
-    assert "they stay in the journal and are sent again" in capsys.readouterr().err
+    assert "they stay in the journal and will be sent again" in capsys.readouterr().err
     index.away = []
     assert main(["feedback", "ship", *given]) == 0
     assert capsys.readouterr().out == "sent 1 ratings, deleted 0\n"
@@ -252,7 +252,7 @@ def test_what_is_forgotten_is_deleted_from_the_index_and_the_rest_stays(
     rate(tmp_path, rating(1), rating(1, 1, thumb="down"), rating(2, subject="bob"))
     shipped(tmp_path, index)
     assert forget(tmp_path) == 1
-    assert "2 ratings wait to be deleted from Elasticsearch" in capsys.readouterr().out
+    assert "2 ratings are waiting to be deleted from Elasticsearch" in capsys.readouterr().out
     assert b"ada" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.json*"))
     assert shipped(tmp_path, index) == (1, 2, 0), "the file that was rewritten is sent anew"
     assert list(index.of(LATEST)) == [f"{2:016x}"]
@@ -349,7 +349,7 @@ def test_what_a_killed_removal_left_goes_with_the_next_one(tmp_path: Path, verb:
 
 def test_days_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["feedback", "expire", "--days", "0", "--folder", str(tmp_path)]) == 2
-    assert "--days is 0: take 1 or more" in capsys.readouterr().err
+    assert "--days is 0: specify 1 or more" in capsys.readouterr().err
 
 
 def test_ids_of_what_is_forgotten_are_written_for_the_exports_or_nothing_is_forgotten(
@@ -360,14 +360,14 @@ def test_ids_of_what_is_forgotten_are_written_for_the_exports_or_nothing_is_forg
     rate(folder, rating(1), rating(1, 1), rating(2, subject="bob"), rating(3))
     given = ["feedback", "forget", "--subject", "ada", "--tenant", "research", "--folder", str(folder)]
     assert main([*given, "--ids", str(tmp_path / "none/ids")]) == 2
-    assert "Nothing was forgotten" in capsys.readouterr().err
+    assert "Nothing was removed" in capsys.readouterr().err
     assert main([*given, "--ids", str(ids)]) == 0
     assert ids.read_text() == f"{1:016x}\n{3:016x}\n"
     told = capsys.readouterr()
     assert "removed 3 records of ada" in told.out
     assert "warning" not in told.err
     assert main([*given, "--ids", str(tmp_path / "again")]) == 0
-    assert "exports may have what was removed from it by age" in capsys.readouterr().err
+    assert "exports may contain exchanges that the journal removed by age" in capsys.readouterr().err
 
 
 def test_after_a_power_cut_what_is_forgotten_is_in_the_journal_or_its_ids_are_on_the_disk(
