@@ -1,8 +1,8 @@
 """HTTP/1.1 client of one server, over a UNIX socket, mutual TLS 1.3, or loopback; its connections are reused.
 
 httptools parses what a connection receives, and its callbacks hand the body to the caller's own, without a task or a buffer in
-between. A connection has one request at a time: leaving a request before the end of its response aborts the connection, by which
-the server learns that its work is to stop.
+between. A connection has one request at a time: leaving a request before the end of its response aborts the connection, which
+tells the server to stop working on it.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ END_SECONDS = 1.0  # for the end of a response of which the caller needs no more
 
 
 class BadAnswer(Exception):
-    """The server's response is invalid or too long; the message says which, and quotes nothing."""
+    """The server's response is invalid or too long; the message says which, without quoting it."""
 
 
 class TooLong(BadAnswer):
-    """The body is longer than the caller takes."""
+    """The body is longer than the caller accepts."""
 
 
 class Lost(Exception):
@@ -61,7 +61,7 @@ class Response:
 
     @property
     def headers(self) -> dict[str, str]:
-        """By name in lower case; the last of several."""
+        """The headers by name in lower case; the last value wins."""
         return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self.raw_headers}
 
     def wake(self) -> None:

@@ -68,7 +68,9 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
     needs one.
     """
     if (engine == "echo") != (model is None):
-        raise ConfigError(f"--engine {engine} and --model DIR go together: give both, or neither for echo")
+        raise ConfigError(
+            f"--engine {engine} does not fit --model: give --model DIR for every engine but echo, which takes none"
+        )
     with (
         free_port() as spare,
         free_port() as metrics_port,
@@ -108,7 +110,7 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
             records.append(record)
         if not redis:
             print("no Redis: answers are not cached (use --redis URL)", file=sys.stderr)
-        print("no policy: the key below may do everything; an estate checks every request against its policy",
+        print("no policy: the key below allows everything; an estate checks every request against its policy",
               file=sys.stderr)  # fmt: skip
         seed = folder / "audit.seed"
         seed.write_text(os.urandom(32).hex())

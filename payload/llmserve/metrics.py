@@ -145,7 +145,9 @@ class Metrics:
             "llm_inter_token_seconds", "Time between two pieces of a stream", ["model"]
         )
         self.whole = histogram("llm_e2e_seconds", "Time from request to the end of the answer", ["model"])
-        self.failed = counter("llm_failed", "Answers that failed for a reason of ours", ["model"])
+        self.failed = counter(
+            "llm_failed", "Answers that failed for a reason on the server's side", ["model"]
+        )
         self.queue = histogram("llm_queue_seconds", "Time waiting for a slot", ["model"])
         self.overhead = QuickHistogram(
             "llm_gateway_overhead_seconds",
@@ -179,14 +181,14 @@ class Metrics:
         self.ratings = counter("llm_ratings", "Ratings kept, by thumb and stars", ["thumb", "stars"])
         self.ratings_handed_over = counter(
             "llm_ratings_handed_over",
-            "Ratings of another host's answers: taken by it, or refused and left here",
+            "Ratings of another host's answers: accepted by it, or refused and left here",
             ["verdict"],
         )
         self.ratings_outgoing = gauge(
-            "llm_ratings_outgoing", "Ratings that wait for the host that answered, as its gateway saw last"
+            "llm_ratings_outgoing", "Ratings that wait for the host that answered, as last seen by a gateway"
         )
         self.answers_not_kept = counter(
-            "llm_answers_not_kept", "Answers to learn from, and assignments to arms, that could not be kept"
+            "llm_answers_not_kept", "Training answers and assignments to arms that could not be kept"
         )
         self.experiment_halted = gauge(
             "llm_experiment_halted",
@@ -195,7 +197,7 @@ class Metrics:
         )
         self.experiment_unwatched = gauge(
             "llm_experiment_unwatched",
-            "1 for an experiment whose candidate gives way since nothing watches it, 0 for one that is watched",
+            "1 for an experiment whose candidate is replaced because nothing watches it, 0 for one that is watched",
             ["experiment"],
         )
         self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")

@@ -25,7 +25,7 @@ class Hello:
     gateway rejects the others by name. `dimensions`: length of its embedding vectors; 0 for a text model. `kept`: its
     answers are plain text, so they may be cached. `adapters`: names of its adapters, each with the revision of model
     and adapter together. `parent`: the base model, if `model` is an adapter. `template_arguments`: names that
-    `chat_template_kwargs` may have. `prompts`: what an embedding model wants before a text, by the text's purpose: "query",
+    `chat_template_kwargs` may have. `prompts`: the text that an embedding model needs before a text, by purpose: "query",
     "document". `least_similarity`: by a question's language, the cosine below which its nearest passage does not answer it.
     """
 

@@ -69,7 +69,7 @@ class RedisClient:
             self.connection.ssl_context = ClientContext(settings.tls, settings.url)
 
     def key(self, name: str, host: str = "") -> str:
-        """A key of this host, or of another one that shares this Redis, which may only be read."""
+        """A key of this host, or of another host that shares this Redis, whose keys may only be read."""
         return f"llm:{host or self.host}:{name}"
 
     async def execute(self, *commands: Command) -> list[Any]:
@@ -85,7 +85,7 @@ class RedisClient:
         return await pending.answers
 
     async def execute_all(self) -> None:
-        """Send everything that waits, until nothing does."""
+        """Send everything that is waiting, until nothing is."""
         batch: list[PendingCommands] = []
         try:
             while self.waiting:
@@ -140,7 +140,7 @@ class RedisClient:
                 pending.answers.set_result(answers)
 
     async def connect(self) -> None:
-        """Connect and log in. It goes on beyond a missed deadline, so that a later call finds the connection ready."""
+        """Connect and log in. This continues beyond a missed deadline, so that a later call finds the connection ready."""
         if self.connecting is None:
             self.connecting = asyncio.create_task(
                 asyncio.wait_for(self.connection.connect(), CONNECT_SECONDS)

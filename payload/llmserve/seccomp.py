@@ -1,4 +1,4 @@
-"""Filters of system calls (seccomp), written for prctl(2) since the image has no libseccomp. They cannot be undone."""
+"""System call filters (seccomp), set with prctl(2) since the image has no libseccomp. They cannot be undone."""
 
 import ctypes
 import os
@@ -28,7 +28,8 @@ class _Program(ctypes.Structure):
 
 
 def apply(steps: Sequence[Step]) -> None:
-    """Apply a filter to this thread, threads that it starts and programs; a call of another architecture ends the process.
+    """Apply a filter to this thread and to the threads and programs that it starts; a call of another architecture ends the
+    process.
 
     `steps` begin with the call's number loaded. Raises OSError where the kernel has no seccomp.
     """

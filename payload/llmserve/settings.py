@@ -68,7 +68,7 @@ class ClientTls(Section):
 
 
 class Remote(Section):
-    """Servers of OpenAI's API that serve the same model under the name it has here, on UNIX sockets or at URLs.
+    """Servers of OpenAI's API that serve the same model under the same name as here, on UNIX sockets or at URLs.
 
     `fields`: the API's optional fields that they support; None: those that their own /openapi.json describes, as
     vLLM's does. `template_arguments`: names that clients may set in chat_template_kwargs. `revision` and `context`
@@ -114,8 +114,8 @@ HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]  # in Redis
 
 
 class OfferedEngine(Section):
-    """An engine of another host, which that host's role `engine_access` offers. `host`: the full name that its certificate
-    has. `name`, `socket`: the engine's, there. `gpus`: whether that host runs `llm-gpu watch`, whose quarantine holds here, too.
+    """An engine of another host, offered by that host's role `engine_access`. `host`: the full name in its certificate. `name`,
+    `socket`: of the engine on that host. `gpus`: whether that host runs `llm-gpu watch`, whose quarantine applies here, too.
     """
 
     host: HostName
@@ -142,7 +142,7 @@ class Engine(Section):
             raise ValueError("set either 'socket' (one or a list) or 'remote'")
         if not (self.socket or self.offered or (self.remote and (self.remote.socket or self.remote.url))):
             raise ValueError(
-                "it has no instance: set 'socket', 'offered', or 'remote' with 'socket' or 'url'"
+                "there is no instance: set 'socket', 'offered', or 'remote' with 'socket' or 'url'"
             )
         if bool(self.offered) != (self.tls is not None):
             raise ValueError("'tls' (ca, certificate and key) belongs to 'offered', and only to it")
@@ -204,7 +204,7 @@ class PolicySource(Section):
 
 
 class AuditWriter(Section):
-    """The audit writer, of which each host has one."""
+    """The host's audit writer."""
 
     socket: Path
 
@@ -223,7 +223,8 @@ class Limits(Section):
     drain_seconds: Share = 25.0
 
     def largest_body(self, contexts: Collection[int]) -> int:
-        """Bytes of the largest body: as configured, or by the models' contexts in tokens. The most while one is not known (0)."""
+        """Bytes of the largest body: as configured, or by the models' contexts in tokens. The maximum while one is unknown
+        (0)."""
         derived = BODY_BYTES_A_TOKEN * max(contexts) if all(contexts) else MOST_BODY_BYTES
         return self.body_bytes or min(MOST_BODY_BYTES, max(LEAST_BODY_BYTES, derived))
 
@@ -256,8 +257,8 @@ class Identities(Section):
 
 
 class FeedbackJournal(Section):
-    """Where ratings are kept, and the exchanges of tenants that consent. `days`: how long an answer may be rated. `guarded`:
-    candidates of experiments answer only while `llm-serve experiment guard` watches them on this host. `hold`: file that is there
+    """Where ratings, and the exchanges of tenants that consent, are kept. `days`: how long an answer may be rated. `guarded`:
+    candidates of experiments answer only while `llm-serve experiment guard` watches them on this host. `hold`: a file that exists
     while subjects may delete nothing.
     """
 
@@ -271,9 +272,9 @@ class Documents(Section):
     """The organization's documents in Elasticsearch, which gateways search. `model`: of `engines`, for embeddings.
 
     `key_credential`: the systemd credential that holds ID:SECRET of an Elasticsearch API key. `index`: an alias.
-    `least_similarity`: cosine of the nearest passage below which a question is not in the documents; None: as the model's
-    release states by language, which for one that states none is 0. `intake`: the socket of `llm-serve documents intake`, without
-    which no documents are uploaded; `upload_bytes`: of one file.
+    `least_similarity`: the minimum cosine of the nearest passage for the documents to answer a question; None: the value that the
+    model's release states for the language, or 0. `intake`: the socket of `llm-serve documents intake`; without it, documents
+    cannot be uploaded. `upload_bytes`: of one file.
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/?#@]+$")]
@@ -298,7 +299,7 @@ class Documents(Section):
 
 
 class GatewayConfig(Section):
-    """`llm-serve gateway --config`. The first model answers requests that name none. `host`: this host's full name, by which
+    """`llm-serve gateway --config`. The first model answers requests that name none. `host`: this host's full name, with which
     gateways of several hosts agree on the instance that has a conversation's prefix.
     """
 
@@ -322,7 +323,7 @@ class GatewayConfig(Section):
         """Questions are embedded by an engine of this gateway."""
         if self.documents and self.documents.model not in self.engines:
             raise ValueError(
-                f"documents.model is '{self.documents.model}', which 'engines' does not have: add it"
+                f"documents.model is '{self.documents.model}', which is not in 'engines': add it"
             )
         return self
 
@@ -379,8 +380,8 @@ class LocalModel(Section):
         """Weights in 4 or 8 bits lack the precision to absorb an adapter's changes."""
         if self.merged and self.quantization != "none":
             raise ValueError(
-                f"'merged' and quantization '{self.quantization}' do not go together: "
-                "run `llm-serve merge`, and quantize the model that it writes"
+                f"'merged' cannot be combined with quantization '{self.quantization}': run `llm-serve merge`, and quantize the "
+                f"model that it writes"
             )
         return self
 
@@ -438,10 +439,10 @@ class ContinuousModel(LocalModel):
 
 
 class VllmModel(Section):
-    """vLLM, which `llm-serve engine` becomes once the weights are verified, as in pods. On hosts role vllm runs it.
+    """vLLM, which replaces `llm-serve engine` once the weights are verified, as in pods. On hosts role vllm runs it.
 
     `context`: tokens of prompt and answer. `slots`, `batch_tokens`: concurrent requests and tokens of a step, where vLLM's own
-    choice does not do. `tensor_parallel` times `pipeline_parallel` GPUs share the model. It takes no other option of vLLM's.
+    choice is unsuitable. `tensor_parallel` times `pipeline_parallel` GPUs share the model. It takes no other option of vLLM's.
     """
 
     driver: Literal["vllm"]

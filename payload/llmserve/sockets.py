@@ -1,4 +1,4 @@
-"""Sockets: those that listen, and those of connections to other hosts."""
+"""Listening sockets, and sockets of connections to other hosts."""
 
 import os
 import socket

@@ -62,7 +62,10 @@ def never_loads(path: Path, seconds: float, allowed: float) -> str | None:
     end = time.monotonic() + allowed
     while reason := vllm_trouble(path, seconds):
         if time.monotonic() > end:
-            return f"{reason}. The {allowed:.0f} s that --base and --rate allow are over: raise --base, or lower --rate for a slow disk"
+            return (
+                f"{reason}. The {allowed:.0f} s that --base and --rate allow are over: "
+                "raise --base, or lower --rate for a slow disk"
+            )
         time.sleep(1)
     return None
 

@@ -60,7 +60,7 @@ class AnswerSource:
     async def cached_answer(
         self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], str]
     ) -> Kept | None:
-        """The cached answer, if the client may have it and `wish` permits it."""
+        """The cached answer, if the client may have it and `wish` allows it."""
         if (
             cache is None
             or not wish.write
@@ -158,4 +158,4 @@ class AnswerSource:
 
 
 def no_op() -> None:
-    """The `leave` of a source that is closed."""
+    """`leave` for a source that is closed."""

@@ -46,7 +46,7 @@ EVENT_STREAM = [
 
 
 def collect(exchange: Exchange, text: str) -> None:
-    """Note a piece of the answer, where it may be kept; of an arm's answer how it begins."""
+    """Note a piece of the answer if the answer may be kept, or the beginning of an arm's answer."""
     if exchange.answer is not None:
         exchange.answer.append(text)
     if exchange.assigned is not None and len(exchange.opening) < OPENING:
@@ -54,7 +54,7 @@ def collect(exchange: Exchange, text: str) -> None:
 
 
 def answer_tokens(generate: Generate) -> int:
-    """Tokens that an engine needs for the answer, or answers, as far as the request says."""
+    """The tokens that an engine needs for the answer or answers, as far as the request tells."""
     longest = min(generate.max_tokens, ANSWER_TOKENS) if generate.clip else generate.max_tokens
     return longest * generate.answers
 
@@ -76,7 +76,7 @@ def blind(scope: Scope) -> bool:
 
 
 def blinded(error: ApiError, model: str, client_name: str) -> ApiError:
-    """The error with the name that the client asked for in place of the arm's."""
+    """The error with the name that the client requested in place of the arm's."""
     return replace(error, message=error.message.replace(model, client_name))
 
 
@@ -117,7 +117,7 @@ class Completions:
         await self.answer(scope, send, parsed, routed, rendering)
 
     async def grounded(self, scope: Scope, send: Send, parsed: ParsedRequest) -> None:
-        """Answer a chat from documents alone; where they have nothing like the question, no model is asked."""
+        """Answer a chat from documents alone; if they contain nothing relevant to the question, no model is called."""
         call = parsed.call
         routed, hello = self.route(scope, call)
         grounding, about = await self.search.grounding(scope, call, routed)
@@ -139,11 +139,11 @@ class Completions:
         await send({"type": "http.response.body", "body": body})
 
     async def responses(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST /v1/responses: a chat in other words, also in what errors call its fields."""
+        """POST /v1/responses: a chat in another format, including the field names in errors."""
         parsed = self.parse(scope, parsed_requests.responses, await read_body(scope, receive))
         call = parsed.call
         if not isinstance(call, ResponsesCall):
-            raise RuntimeError("a request for this route must be parsed as one")
+            raise RuntimeError("a request for this route must be parsed for it")
         try:
             routed, hello = self.route(scope, call)
             identifier = self.issue(scope)
@@ -173,7 +173,7 @@ class Completions:
         """Route to the requested model, else to that of the alias `default`, else to the first permitted one; raises ApiError
         400, 404 or 503.
 
-        Also what the client is told of the model, which is as it asked where it is an arm of an experiment.
+        Also returns the model name for the client: the requested name if the model is an arm of an experiment.
         """
         visible = self.state.visible(scope["llm"])
         client_name = call.model
@@ -202,11 +202,10 @@ class Completions:
         return routed, routed.hello
 
     def of_arm(self, exchange: Exchange, name: str, generate: Generate) -> RoutedRequest | None:
-        """Route to an arm, where policy has an experiment about `name` for this tenant; raises ApiError 503.
+        """Route to an arm if the policy has an experiment about `name` for this tenant; raises ApiError 503.
 
-        A candidate that is not up gives way to the control, also while it is expected back, and so does one that was halted on
-        this host, or that nothing watches. Embeddings are never assigned:
-        vectors of two models do not compare.
+        The control replaces a candidate that is not up, even one that is expected back, and one that was halted on this host or
+        is not watched. Embeddings are never assigned, since vectors of two models cannot be compared.
         """
         identity, decision = exchange.identity, exchange.decision
         experiment = decision.experiment(name) if decision else None
@@ -228,7 +227,7 @@ class Completions:
         raise unavailable("engine_unavailable", message, retry_after=2)
 
     def issue(self, scope: Scope) -> str:
-        """The id of the answer, and whether its text is collected, which the tenant's policy decides."""
+        """The answer's id, and whether its text is collected, which the tenant's policy decides."""
         exchange: Exchange = scope["llm"]
         if exchange.identity is None or exchange.decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
@@ -246,7 +245,7 @@ class Completions:
         rendering: Rendering,
         about: dict[str, object] | None = None,
     ) -> None:
-        """Answer from the cache or from the engine, whole or streamed. `about`: further fields of the record."""
+        """Answer from the cache or from the engine, whole or streamed. `about`: further fields of the audit record."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
@@ -408,7 +407,7 @@ class Completions:
             then = now
 
         def take(frame: Delta | Done | Failed) -> bool:
-            """Send a piece while this coroutine waits for it."""
+            """Send a piece that arrives while this coroutine waits for it."""
             client = peer.protocol
             if not isinstance(frame, Delta) or client is None or not client.takes_chunks:
                 return False

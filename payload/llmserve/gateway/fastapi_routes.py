@@ -22,9 +22,9 @@ from llmserve.redis_client import RedisUnavailable
 
 class Model(BaseModel):
     """A model as listed by OpenAI's API. `context`: in tokens. `dimensions`: length of its vectors, for an embedding
-    model. `parent`: the base model of an adapter. `quarantined`: whether it is answered from sick GPUs only, for
-    gateways that have other hosts, too. `alias_of`: the model to which this name leads; `deprecated`: the day since which the
-    name is retired, `sunset`: from which on it may be gone; `collections`: of documents, from which alone it answers.
+    model. `parent`: the base model of an adapter. `quarantined`: whether only instances on sick GPUs serve it, for gateways that
+    have other hosts, too. `alias_of`: the model to which this name leads; `deprecated`: the day on which the name was deprecated;
+    `sunset`: the day from which it may be removed; `collections`: of documents, to which its answers are limited.
     """
 
     id: str
@@ -59,7 +59,8 @@ class Quota(Shape):
 
 
 class OwnUsage(Shape):
-    """Response of GET /v1/usage: the caller's quotas at all gateways, of the rate class that policy gives for this request."""
+    """Response of GET /v1/usage: the caller's quotas at all gateways, by the rate class from the policy's decision on this
+    request."""
 
     object: Literal["usage"] = "usage"
     rate_class: str
@@ -94,7 +95,7 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
         )
 
     def aliased(name: str, alias: Alias) -> Model:
-        """The model, by another name."""
+        """The model under another name."""
         changes = {
             "id": name,
             "alias_of": alias.model,
@@ -106,13 +107,13 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
-        """Handled here, because FastAPI turns exceptions that leave it into a plain 500."""
+        """ApiError is handled here, because FastAPI turns exceptions that leave it into a plain 500."""
         headers = {name.decode(): value.decode() for name, value in error.headers}
         return Response(error.body(), error.status, headers, media_type="application/json")
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        """Paths that Starlette's router does not match, such as a line feed in a name."""
+        """Handle paths that Starlette's router does not match, such as one with a line feed in a name."""
         code = "unknown_path" if error.status_code == 404 else "invalid_request"
         refused = ApiError(error.status_code, code, f"{request.method} here: {error.detail}")
         return await refuse(request, refused)
@@ -141,8 +142,8 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
             windows = await state.quotas.usage(identity.tenant, identity.subject, decision.rate)
         except RedisUnavailable:
             message = (
-                "what you have used is counted in Redis, which this gateway does not reach: retry later. "
-                "Requests are answered meanwhile, each gateway process by a lower limit of its own"
+                "your usage is counted in Redis, which this gateway cannot reach: retry later. Requests are still answered, with "
+                "a lower limit in each gateway process"
             )
             raise unavailable("usage_unavailable", message, retry_after=5) from None
         requests, minute, day = (quota(window, used) for window, used in windows)
@@ -157,18 +158,18 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
 
     @app.post("/v1/feedback", openapi_extra={"requestBody": {"required": True, "content": body}})
     async def rate(request: Request) -> Feedback:
-        """Rate an answer. A later rating of the same answer takes the place of the one before."""
+        """Rate an answer. A later rating of the same answer replaces the earlier one."""
         return await state.ratings.rate(request.scope["llm"], await request.body())
 
     @app.get("/v1/feedback")
     async def list_kept(request: Request, before: str = "") -> Kept:
-        """What this host keeps of the caller: ratings, and exchanges where the tenant's policy keeps text. `before`: a
-        time, for the next page."""
+        """The caller's records on this host: ratings, and exchanges if the tenant's policy keeps text. `before`: a time, for the
+        next page."""
         return await state.own.list(request.scope["llm"], before)
 
     @app.delete("/v1/feedback")
     async def forget(request: Request) -> Forgotten:
-        """Delete all that this host's journal keeps of the caller."""
+        """Delete all of the caller's records in this host's journal."""
         return await state.own.forget(request.scope["llm"])
 
     add_upload_routes(app, state)

@@ -42,6 +42,6 @@ class Health:
         await respond(send, 200, json_body({"status": "ready"}))
 
     async def drain(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Whether this gateway is stopping, and how many answers are in flight; at 0 it can be killed without loss."""
+        """Whether this gateway is stopping, and the number of answers in flight; at 0 it can be killed without loss."""
         state = "draining" if self.state.draining else "serving"
         await respond(send, 200, json_body({"status": state, "in_flight": len(self.state.in_flight.active)}))

@@ -25,7 +25,7 @@ class Peer:
         self.tell: Callable[[], None] | None = None
 
     def when_gone(self, tell: Callable[[], None]) -> None:
-        """Call `tell` once the client has disconnected, or now if it already has."""
+        """Call `tell` once the client disconnects, or now if it already has."""
         self.tell = tell
         if self.is_closed:
             tell()
@@ -55,8 +55,8 @@ class BoundedHttp(HttpToolsProtocol):
         self.peer.leave()
 
     def respond(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Write a whole response with status 200, as ASGI's `send` does, which takes longer, since it also checks the headers.
-        False if nothing was written: `send` has more to do.
+        """Write a whole response with status 200, faster than ASGI's `send`, which also checks the headers. Returns False if
+        nothing was written because `send` has more to do.
         """
         cycle = self.cycle
         if (
@@ -79,12 +79,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     @property
     def takes_chunks(self) -> bool:
-        """Whether a response in chunks has begun, and the client takes more of it."""
+        """Whether a chunked response has begun and the client accepts more of it."""
         chunked = self.cycle is not None and self.cycle.chunked_encoding
         return bool(chunked) and not self.flow.write_paused and not self.transport.is_closing()
 
     def write_chunk(self, part: bytes) -> None:
-        """Write a part of the body, as ASGI's `send` does, which takes longer. Call it while `takes_chunks`."""
+        """Write a part of the body, faster than ASGI's `send`. Call it only while `takes_chunks`."""
         self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     def on_message_begin(self) -> None:
@@ -110,7 +110,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data; reject a head, or what comes between the parts of a body or after them, above HEAD_BYTES."""
+        """Parse the data; reject a head, a chunk extension or trailers of more than HEAD_BYTES."""
         self.read_bytes = len(data)
         self.head_bytes += len(data)
         super().data_received(data)

@@ -112,7 +112,7 @@ class InFlightRequests:
                 request.interrupt(deadline_exceeded(request.seconds))
 
     def end_all(self) -> None:
-        """Interrupt everything, because this process stops."""
+        """Interrupt everything, because this process is stopping."""
         for request in list(self.active):
             self.metrics.cancelled.labels("drain").inc()
             request.interrupt(unavailable("draining", "this gateway is stopping: retry", retry_after=5))

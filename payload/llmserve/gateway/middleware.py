@@ -51,7 +51,7 @@ class RequestContext:
         self.metrics = metrics
 
     def begin(self, scope: Scope) -> Exchange:
-        """Take request id and trace from the headers, or generate them; the identity is not known yet."""
+        """Take request id and trace from the headers, or generate them; the identity is still unknown."""
         client_id = parent = address = None
         for name, value in scope["headers"]:
             if name == b"x-request-id":
@@ -190,15 +190,15 @@ class ErrorEnvelope:
             await respond(send, refused.status, refused.body())
 
     def count(self, exchange: Exchange, status: int) -> None:
-        """Count what failed for a reason of ours, by the model that was asked; a stream that breaks has had status 200."""
+        """Count failures on our side by requested model; a stream that breaks has already had status 200."""
         if exchange.model and status >= 500:
             self.metrics.of(exchange.model).failed.inc()
 
 
 class BodyLimit:
     """Rejects a body of more than `limit()` bytes with 413, and one beyond the BODIES_BYTES of all requests in progress
-    with 503; gateway.http_protocol limits request line and headers. A body below `streamed` is not held here, and has a limit of
-    its own.
+    with 503; gateway.http_protocol limits request line and headers. Bodies of paths below `streamed` are not held here, and have
+    a limit of their own.
     """
 
     def __init__(self, app: App, limit: Callable[[], int], streamed: str, streamed_limit: int) -> None:

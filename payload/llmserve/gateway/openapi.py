@@ -26,7 +26,7 @@ EVERY_ANSWER = {
     "x-llm-overhead-us": text_header("Overhead of the gateway, in microseconds"),
 }
 TEXT_ANSWER = EVERY_ANSWER | {
-    "x-llm-response-id": text_header("Id of the answer, by which it can be rated"),
+    "x-llm-response-id": text_header("The answer's id, for rating it"),
     "x-llm-model": text_header("The model that answered"),
     "x-llm-cache": text_header("hit, miss or bypass"),
     "age": text_header("Age of a cached answer, in seconds"),

@@ -1,8 +1,8 @@
 """Parsed and validated requests; recent ones are memoized for identical bodies.
 
-A memoized request is only its content, never a permission: authentication, policy, quotas and audit apply as to any
-other. Tenants share none, so that response times do not reveal what other tenants send. Only greedy requests are
-memoized: their answers are in the cache anyway, so no prompt stays in memory that would not be stored elsewhere.
+A memoized request is only content, never a permission: authentication, policy, quotas and audit apply as to any other. Tenants
+share none, so that response times do not reveal what other tenants send. Only greedy requests are memoized: their answers are in
+the cache anyway, so no prompt stays in memory that would not be stored elsewhere.
 """
 
 import re
@@ -103,7 +103,7 @@ def content_of(generate: Generate) -> object:
 
 
 def text_of(generate: Generate) -> str:
-    """The same as one text, which the audit record's hash is of."""
+    """The same as one text, from which the audit record's hash is computed."""
     content = content_of(generate)
     return content if isinstance(content, str) else to_json(content).decode()
 
@@ -113,7 +113,7 @@ class ParsedRequest:
     """A parsed request. Identical requests share it, so `call` must not be changed.
 
     `text`: its content as one text. `proof`: the audit record's hash of what the client sent.
-    `secret`: of names in the cache. `sent`: the client's own request, where passages were added to it.
+    `secret`: for names in the cache. `sent`: the client's own request, if passages were added to it.
     """
 
     call: Call
@@ -129,7 +129,7 @@ class ParsedRequest:
         return content_of(self.original or self.call.generate)
 
     def grounded(self, grounding: Grounding) -> "ParsedRequest":
-        """The request with passages, and with a grammar that allows no citation but of these."""
+        """The request with passages, and with a grammar that only allows citations of them."""
         generate = self.call.generate
         request = replace(
             generate,
@@ -151,7 +151,7 @@ class ParsedRequests:
     """The most recent requests of this process."""
 
     def __init__(self, proof: Callable[[str], str], secret: bytes) -> None:
-        """`proof` computes the audit record's hash of a text. `secret`: of names in the cache."""
+        """`proof` computes the audit record's hash of a text. `secret`: for names in the cache."""
         self.proof = proof
         self.secret = secret
         self.cache: dict[tuple[str, Read, int, bytes], ParsedRequest] = {}

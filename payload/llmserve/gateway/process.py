@@ -109,7 +109,7 @@ def metrics_app(metrics: Metrics) -> App:
 
 
 def open_redis(config: GatewayConfig, deadline_ms: int | None = None) -> RedisClient | None:
-    """A client of the configured Redis, or None; raises ConfigError if its password is missing. `deadline_ms`: in place of the
+    """A client of the configured Redis, or None; raises ConfigError if its password is missing. `deadline_ms`: overrides the
     configured one.
     """
     if config.redis is None:
@@ -161,9 +161,11 @@ def open_policy(source: PolicySource | None, metrics: Metrics, policy_engine: Po
 
 
 def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | None) -> State:
-    """The state of a gateway, with nothing connected yet; raises ConfigError where policy or audit is missing."""
+    """The state of a gateway, with nothing connected yet; raises ConfigError if policy or audit is missing."""
     if config.audit is None:
-        raise ConfigError("key 'audit' is missing: requests that cannot be recorded are not answered; set it")
+        raise ConfigError(
+            "key 'audit' is missing, and requests that cannot be recorded are not answered: set it"
+        )
     metrics = Metrics()
     limits = config.limits
     issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
@@ -222,20 +224,20 @@ def open_documents(config: GatewayConfig) -> Retrieval | None:
 
 
 def open_ratings(config: GatewayConfig, keys: Ring, metrics: Metrics) -> Ratings:
-    """Ratings, without a journal if none is configured; raises ConfigError if its folder is not there."""
+    """Ratings, without a journal if none is configured; raises ConfigError if its folder is missing."""
     feedback, redis = config.feedback, config.redis
     host, others = (redis.host, redis.others) if redis else (config.host, ())
     if feedback is None:
         return Ratings(ResponseIds(keys, host=host), None, metrics)
     if not feedback.folder.is_dir():
         raise ConfigError(
-            f"feedback.folder is {feedback.folder}, which is no folder: mount its volume, or make it"
+            f"feedback.folder is {feedback.folder}, which is not a folder: mount its volume, or create it"
         )
     return Ratings(ResponseIds(keys, feedback.days, host, others), Journal(feedback.folder, metrics), metrics)
 
 
 def open_handover(config: GatewayConfig, ratings: Ratings, keys: Ring) -> Handover | None:
-    """The handover of ratings between hosts; None where this host has no journal, or shares its Redis with no other one."""
+    """The handover of ratings between hosts; None if this host has no journal or does not share its Redis."""
     if config.feedback is None or ratings.journal is None or not (config.redis and config.redis.others):
         return None
     redis = open_redis(config, DEADLINE_MS)
@@ -288,8 +290,7 @@ async def run_gateway(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
 
-    Raises ConfigError where the configuration lacks policy or audit. `policy_engine` replaces the policy on a
-    developer's machine.
+    Raises ConfigError if the configuration lacks policy or audit. `policy_engine` replaces the policy on a developer's machine.
     """
     logs.guard(asyncio.get_running_loop())
     state = build(config, pepper, policy_engine)

@@ -1,4 +1,4 @@
-"""Passages of the organization's documents for those who may read them: POST /v1/search, and answers from documents."""
+"""Passages of the organization's documents for callers who may read them: POST /v1/search, and answers from documents."""
 
 import json
 import time
@@ -72,7 +72,7 @@ def readable_collections(collections: Iterable[str], decision: Decision) -> froz
 
 
 def on_record(names: Iterable[str], hits: Sequence[Hit]) -> dict[str, object]:
-    """Fields of the record about passages: ids, hashes and revisions, never text or names."""
+    """The audit record's fields about passages: ids, hashes and revisions, never text or names."""
     return {
         "llmkeep.documents.collections": sorted(names),
         "llmkeep.documents.passages": [hit.id for hit in hits],
@@ -82,7 +82,8 @@ def on_record(names: Iterable[str], hits: Sequence[Hit]) -> dict[str, object]:
 
 
 def least_similarity(settings: Documents, hello: Hello, query: str) -> float:
-    """The cosine of the nearest passage below which the query is not in the documents: the operator's, else the model's."""
+    """The minimum cosine of the nearest passage for the documents to answer the query: the operator's setting, else the
+    model's."""
     if settings.least_similarity is not None:
         return settings.least_similarity
     return hello.least_similarity.get(language(query), LEAST_SIMILARITY)
@@ -110,16 +111,14 @@ class Search:
     async def grounding(
         self, scope: Scope, call: Call, routed: RoutedRequest
     ) -> tuple[Grounding, dict[str, object]]:
-        """The passages from which to answer a chat, and the record's fields about them; raises ApiError 400, 404, 429 or 503."""
+        """The passages for answering a chat, and the audit record's fields about them; raises ApiError 400, 404, 429 or 503."""
         exchange: Exchange = scope["llm"]
         documents, names = self.permitted(exchange, call.collections)
         if "structured_outputs" not in routed.hello.fields:
-            message = f"'{routed.model}' cannot be held to citations, for its engine takes no grammar: choose another model"
+            message = f"'{routed.model}' cannot answer from documents, as its engine supports no grammars: choose another model"
             raise ApiError(400, "unsupported_field", message, "collections")
         if own := [name for name in OWN_ANSWERS if name in call.generate.extra]:
-            message = (
-                f"'{own[0]}' does not go with 'collections', which set the form of the answer: leave one out"
-            )
+            message = f"'{own[0]}' cannot be combined with 'collections', which determines the form of the answer: leave one out"
             raise ApiError(400, "invalid_value", message, own[0])
         query = question(call.generate.messages or ())
         result, least = await self.results(

@@ -1,7 +1,7 @@
-"""Shadow mode: a candidate is asked a copy of what the control has answered, and its answer reaches no client.
+"""Shadow mode: a candidate gets a copy of a request that the control has answered; its answer reaches no client.
 
-A copy begins once the client has its answer, waits behind all requests of users, and counts against no quota. It is an exchange
-of its own on the audit record, which names the one that it copies, and so is what is noted of its end.
+A copy starts once the client has its answer, waits behind all client requests, and counts against no quota. It has its own
+exchange in the audit record, which names the original, and so does its outcome.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class Shadows:
         self.state = state
 
     def consider(self, exchange: Exchange, parsed: ParsedRequest, tokens: int) -> None:
-        """Ask a copy of this exchange, if its experiment wants one, and there is room. `tokens`: of prompt and answer."""
+        """Start a copy of this exchange if its experiment requires one and there is room. `tokens`: of prompt and answer."""
         assigned, decision = exchange.assigned, exchange.decision
         if assigned is None or not assigned.shadowed or assigned.arm != "control" or exchange.cache == b"hit":
             return
@@ -59,7 +59,7 @@ class Shadows:
         candidate: Instances,
         tokens: int,
     ) -> None:
-        """Ask the candidate, and note how it answered."""
+        """Send the copy to the candidate, and note how it answered."""
         copy = Exchange(of.request_id, of.trace_id, of.sampled, time.monotonic())
         copy.identity, copy.decision, copy.action = of.identity, of.decision, of.action
         copy.route, copy.address = of.route, of.address
@@ -106,7 +106,7 @@ class Shadows:
                 self.state.ratings.ended(copy, error)
 
     def answered(self, copy: Exchange, frame: Done | None) -> None:
-        """Note length, finish reason and opening of the answer, and drop it."""
+        """Note length, finish reason and beginning of the answer, and drop it."""
         if frame is None:
             raise RuntimeError("a piece of a stream in an answer that is not streamed")
         copy.fields["gen_ai.usage.input_tokens"] = frame.prompt_tokens

@@ -56,8 +56,8 @@ class State:
     hidden: set[str] = field(default_factory=set)  # aliases by a served model of the same name
 
     def visible(self, exchange: Exchange) -> list[str]:
-        """The models that this exchange's decision permits, in the order of the configuration; then names of experiments that
-        are no model's own.
+        """The models that this exchange's decision permits, in the order of the configuration; then names of experiments that are
+        not names of models.
         """
         decision = exchange.decision
         if decision is None:
@@ -68,7 +68,8 @@ class State:
         ]
 
     def aliases(self, exchange: Exchange) -> dict[str, Alias]:
-        """The aliases that lead to one of the models of `visible`. A served model goes before an alias of its name."""
+        """The aliases that lead to one of the models of `visible`. A served model takes precedence over an alias of the same
+        name."""
         aliases = exchange.decision.aliases if exchange.decision else {}
         visible = self.visible(exchange) if aliases else ()
         return {
@@ -78,12 +79,12 @@ class State:
         }
 
     def collections(self, exchange: Exchange, name: str | None) -> tuple[str, ...]:
-        """Those from which chats with a model of this name are answered: where it is an alias that has some."""
+        """The collections from which chats with this model name are answered: those of the alias, if it is one and has any."""
         alias = exchange.decision.aliases.get(name) if exchange.decision and name else None
         return alias.collections if alias and name not in self.instances else ()
 
     def resolve(self, exchange: Exchange, name: str) -> str:
-        """The model that a name leads to, served or not; the name itself where it is no alias."""
+        """The model that a name leads to, served or not; the name itself if it is not an alias."""
         alias = exchange.decision.aliases.get(name) if exchange.decision else None
         if alias is None:
             return name
@@ -91,7 +92,7 @@ class State:
             if name not in self.hidden:
                 self.hidden.add(name)
                 log.error(
-                    "an alias has no effect: a served model has its name",
+                    "an alias has no effect, because a served model has the same name",
                     extra={"fields": {"llm.alias": name}},
                 )
             return name
@@ -100,13 +101,14 @@ class State:
         return alias.model
 
     def declared(self, names: list[str]) -> dict[str, Hello]:
-        """What each of these models declares, but for those that are not up."""
+        """The declarations of those of these models that are up."""
         hellos = ((name, self.instances[name].hello) for name in names if name in self.instances)
         return {name: hello for name, hello in hellos if hello}
 
 
 def no_such_model(name: str, visible: list[str], client_name: str | None = None) -> ApiError:
-    """404. A model that the caller may not use looks like one that does not exist. `client_name`: as the client calls it."""
+    """A 404. A model that the caller may not use looks like one that does not exist. `client_name`: the name that the client
+    sent."""
     listed = ", ".join(f"'{model}'" for model in visible) or "none"
     alias = f", to which the alias '{client_name}' leads" if client_name not in (None, name) else ""
     message = f"there is no model '{name[:80]}'{alias}: you may use {listed}"

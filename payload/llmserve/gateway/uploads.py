@@ -1,4 +1,4 @@
-"""Documents of collections, for those whom the policy lets write them: listed, uploaded and removed by a unit of its own."""
+"""Documents of collections, for callers whom the policy lets write them: a unit of its own lists, adds and removes them."""
 
 from collections.abc import AsyncIterator
 from typing import Literal
@@ -29,8 +29,8 @@ class OwnCollection(Shape):
 
 
 class OwnCollections(Shape):
-    """Response of GET /v1/collections. `suffixes`: of files of which text is taken; `upload_bytes`: of one file; `uploads`: if
-    this host takes any.
+    """Response of GET /v1/collections. `suffixes`: of supported files; `upload_bytes`: limit for one file; `uploads`: whether
+    this host accepts uploads.
     """
 
     object: Literal["list"] = "list"
@@ -66,13 +66,13 @@ def shown(row: Row, status: str | None = None) -> StoredDocument:
 
 
 def writable(exchange: Exchange, collection: str) -> None:
-    """Raises ApiError 403 for a collection that the caller may only read, 404 for one that is not there for it."""
+    """Raises ApiError 403 for a collection that the caller may only read, 404 for one that it may not read either."""
     if exchange.decision is None:
         raise RuntimeError("this route must be behind authentication and policy")
     if collection in exchange.decision.writes:
         return
     if collection in exchange.decision.collections:
-        message = f"you may read '{collection}', and not write it: ask for a role among its writers"
+        message = f"you may read '{collection}', but not write it: ask for a role among its writers"
         raise ApiError(403, "denied", message)
     names = ", ".join(f"'{each}'" for each in sorted(exchange.decision.writes)) or "none"
     message = f"there is no collection '{collection[:64]}': you may write {names}"
@@ -82,7 +82,7 @@ def writable(exchange: Exchange, collection: str) -> None:
 def order(
     exchange: Exchange, verb: Literal["add", "list", "remove"], collection: str, **more: object
 ) -> Order:
-    """What the caller wants done; its ids are on the record."""
+    """The order for the caller's request; its ids are in the audit record."""
     identity, decision = exchange.identity, exchange.decision
     if identity is None or decision is None:
         raise RuntimeError("this route must be behind authentication and policy")
@@ -107,12 +107,12 @@ def size_of(request: Request) -> int:
 
 
 async def pieces(request: Request) -> AsyncIterator[bytes]:
-    """The file as it comes; raises ApiError 400 where it breaks off."""
+    """The file as it arrives; raises ApiError 400 if it is cut off."""
     try:
         async for piece in request.stream():
             yield piece
     except ClientDisconnect:
-        raise ApiError(400, "invalid_request", "the file broke off: send it again") from None
+        raise ApiError(400, "invalid_request", "the file was cut off: send it again") from None
 
 
 def refuse(outcome: Outcome) -> None:
@@ -120,7 +120,7 @@ def refuse(outcome: Outcome) -> None:
     if outcome.status == "unreadable":
         raise ApiError(422, "unreadable_document", outcome.reason, "name")
     if outcome.status == "missing":
-        message = "there is no document of this id: GET the collection's documents for their ids"
+        message = "there is no document with this id: GET the collection's documents for their ids"
         raise ApiError(404, "document_not_found", message, "document")
     if outcome.status == "busy":
         raise unavailable("documents_busy", outcome.reason, BUSY_SECONDS)
@@ -157,7 +157,7 @@ def add_upload_routes(app: FastAPI, state: State) -> None:
 
     @app.get("/v1/collections/{collection}/documents")
     async def list_documents(request: Request, collection: str) -> StoredDocuments:
-        """The documents of a collection that the caller may write, those that wait or failed included."""
+        """The documents of a collection that the caller may write, including those that are waiting or have failed."""
         exchange: Exchange = request.scope["llm"]
         unit = intake(exchange, collection)
         outcome = await unit.ask(order(exchange, "list", collection))
@@ -171,7 +171,7 @@ def add_upload_routes(app: FastAPI, state: State) -> None:
     async def add_document(
         request: Request, response: Response, collection: str, name: str = ""
     ) -> StoredDocument:
-        """Add the file in the body by the name in the query, or replace the one of that name."""
+        """Add the file in the body under the name in the query, or replace the document of that name."""
         exchange: Exchange = request.scope["llm"]
         unit = intake(exchange, collection)
         if fault := name_fault(name):
@@ -187,7 +187,7 @@ def add_upload_routes(app: FastAPI, state: State) -> None:
 
     @app.delete("/v1/collections/{collection}/documents", status_code=204)
     async def remove_document(request: Request, collection: str, document: str = "") -> Response:
-        """Remove the document of this id; nothing finds it any more."""
+        """Remove the document with this id; searches no longer find it."""
         exchange: Exchange = request.scope["llm"]
         unit = intake(exchange, collection)
         exchange.recorded["llmkeep.documents.document"] = document[:64]

@@ -269,7 +269,7 @@ class Admission:
         return tenants.get(place.tenant) if tenants else None
 
     def append(self, place: Place) -> None:
-        """Queue it behind the others of its subject; a new tenant or subject is the last in turn."""
+        """Queue it behind the others of its subject; a new tenant or subject comes last."""
         tenants = self.queues.setdefault(place.priority, OrderedDict())
         tenant = tenants.setdefault(place.tenant, Tenant(QUANTUM * place.weight))
         tenant.subjects.setdefault(place.subject, OrderedDict())[place.number] = place
@@ -307,14 +307,14 @@ class Admission:
             self.grant(place)
 
     def last(self) -> Place | None:
-        """A request of the lowest priority: the last of the subject and tenant that have just been served."""
+        """A waiting request of the lowest priority: the last one of the subject and tenant that were served most recently."""
         if not self.queues:
             return None
         tenant = next(reversed(self.queues[min(self.queues)].values()))
         return next(reversed(next(reversed(tenant.subjects.values())).values()))
 
     def __iter__(self) -> Iterator[Place]:
-        """Everything that waits, by priority."""
+        """Everything that is waiting, by priority."""
         for priority in sorted(self.queues, reverse=True):
             for tenant in self.queues[priority].values():
                 for requests in tenant.subjects.values():

@@ -41,7 +41,7 @@ RETURN_SECONDS = 300.0  # how long a departed engine is expected back; loading a
 class Answer:
     """The frames of one answer, for one reader.
 
-    `take` may be set by the reader: it is called with a frame that comes while the reader waits, which costs no switch of tasks.
+    The reader may set `take`: it is called with a frame that arrives while the reader waits, which avoids a task switch.
     Unless it returns True, the reader gets the frame.
     """
 
@@ -75,8 +75,8 @@ class EngineClient:
     def __init__(
         self, model: str, address: Path | OfferedAddress, waiting: Queue, identity: str = ""
     ) -> None:
-        """`model`: the name under which the engine must serve it. `waiting`: capacity of its queue. `identity`: a name that
-        gateways of all hosts have for it.
+        """`model`: the name under which the engine must serve it. `waiting`: capacity of its queue. `identity`: its name at the
+        gateways of all hosts.
         """
         self.model = model
         self.address = address
@@ -127,9 +127,9 @@ class EngineClient:
         return await asyncio.open_unix_connection(str(self.address), limit=LINE_LIMIT)
 
     async def hold(self) -> None:
-        """Connect, and return when the connection has ended, or a newer one that took its place.
+        """Connect, and return when the connection, or a newer one that replaced it, has ended.
 
-        A connection to another host is replaced every LINK_SECONDS; what was begun on it is finished there. Raises as
+        A connection to another host is replaced every LINK_SECONDS; requests that were started on it finish there. Raises as
         `connect` and `read` do.
         """
         reader, self.writer = await self.connect()
@@ -214,7 +214,7 @@ class EngineClient:
         self.send_away()
 
     def send_away(self) -> None:
-        """Move what is in its queue to other instances; what runs is finished here."""
+        """Move queued requests to other instances; running requests finish here."""
         for place in list(self.admission):
             self.admission.dismiss(place, self.absent())
 

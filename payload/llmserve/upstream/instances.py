@@ -1,11 +1,12 @@
 """The instances of one model: a request goes to the one that has its prefix cached, unless the first token is expected much
 sooner elsewhere.
 
-The cost of an instance is the work before that token, in characters of prompts: what it has to compute of this prompt, what it
-has to compute of others that wait for their first token, and REQUEST_CHARACTERS for each of its requests. The cost of one that
-takes longer than the others for the same work is multiplied by that. What is cached elsewhere counts CACHE_WEIGHT times:
-computing it again delays all requests after it, too. The instance of the least cost is chosen, among those that have a free
-slot or a load within LOAD_BOUND of the average (as in consistent hashing with bounded loads, Mirrokni et al., 2016).
+The cost of an instance is the work before that token, in characters of prompts: the part of this prompt that it has to compute,
+the parts of other prompts that wait for their first token, and REQUEST_CHARACTERS for each of its requests. If an instance takes
+longer than the others for the same work, its cost is multiplied by that factor. A prefix that is cached elsewhere counts
+CACHE_WEIGHT times: computing it again delays all requests after it, too. The instance of the lowest cost is chosen, among those
+that have a free slot or a load within LOAD_BOUND of the average (as in consistent hashing with bounded loads, Mirrokni et al.,
+2016).
 
 Each gateway remembers where it has sent conversations and their system messages (`Prefixes`). For others rendezvous hashing
 names a home, by the system messages where they are longer than the first question, else by the conversation. Another instance
@@ -78,7 +79,7 @@ class Instances:
             engine.on_return = partial(self.returned, engine)
 
     def returned(self, engine: EngineClient) -> None:
-        """An engine has come back, whose cache is empty: requests that wait for one go on."""
+        """An engine has come back with an empty cache: requests that wait for one continue."""
         self.prefixes.forget(engine)
         self.away.call_in()
 
@@ -124,8 +125,8 @@ class Instances:
         return RoutedRequest(self, self.order(prefix.home), prefix)
 
     def cheapest(self, prefix: "Prefix", there: list[EngineClient]) -> tuple[EngineClient, int]:
-        """The instance of the least cost among `there`, which are in the order of preference, and the characters that it has
-        to compute.
+        """The instance of the lowest cost among `there`, which are in order of preference, and the characters that it has to
+        compute.
         """
         bound = math.ceil(LOAD_BOUND * (sum(engine.load for engine in there) + 1) / len(there))
         slowness = self.slowness(there)
@@ -143,7 +144,7 @@ class Instances:
         return best, missing[best]
 
     def slowness(self, there: list[EngineClient]) -> dict[EngineClient, float]:
-        """By how much an instance is slower than usual, which is the median of `there`: at least SLOW, or 1."""
+        """The factor by which an instance is slower than the median of `there`: at least SLOW, or 1."""
         now = time.monotonic()
         paces = {engine: self.paces[engine].at(now) for engine in there}
         usual = statistics.median_low([max(pace, LEAST_PACE) for pace in paces.values() if pace] or [1.0])
@@ -164,7 +165,7 @@ class Instances:
 
 
 class Pace:
-    """How long an instance takes to the first token, for the work that was expected: the average of recent requests."""
+    """How long an instance takes to the first token for the expected work: the average of recent requests."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -180,7 +181,7 @@ class Pace:
         self.observed = time.monotonic()
 
     def at(self, now: float) -> float:
-        """Seconds a character; 0 while not known. `now`: time.monotonic()."""
+        """Seconds per character; 0 while unknown. `now`: time.monotonic()."""
         if self.requests < PACE_REQUESTS:
             return 0.0
         return self.seconds / self.characters * math.exp2((self.observed - now) / PACE_SECONDS)
@@ -188,11 +189,11 @@ class Pace:
 
 @dataclass(slots=True)
 class Prefix:
-    """What a request has in common with others. Keys are hashes, of the tenant, too; lengths are in characters.
+    """The prefixes that a request shares with others. Keys are hashes, which include the tenant; lengths are in characters.
 
     `system`: the messages before the first one by the user. `conversation`: these and the first one by the user. `home`: the one
-    of both that determines the home. `earlier`: the length of what the request before it in the conversation had; without one,
-    of the system messages.
+    of the two that determines the home. `earlier`: the length of the previous request in the conversation; without one, of the
+    system messages.
     """
 
     system: bytes
@@ -291,7 +292,7 @@ class RoutedRequest:
         return [engine for engine in available if not engine.quarantined] or available
 
     def choose(self) -> EngineClient:
-        """The instance of the least cost; raises ApiError 503."""
+        """The instance of the lowest cost; raises ApiError 503."""
         there = self.there()
         if not there:
             raise self.engine.absent()

@@ -1,4 +1,4 @@
-"""Connections to an engine of another host, through that host's role `engine_access`: mutual TLS 1.3, and the engine's name by
+"""Connections to an engine of another host, through that host's role `engine_access`: mutual TLS 1.3, with the engine's name in
 ALPN, so that one port leads to all engines of the host.
 """
 

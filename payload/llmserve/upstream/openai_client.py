@@ -1,4 +1,4 @@
-"""Client of a server of OpenAI's API, such as vLLM or another gateway, in the place of an engine.
+"""Client of a server of OpenAI's API, such as vLLM or another gateway, in place of an engine.
 
 The gateway calls it directly, without a process in between. The events of an answer are validated and counted, but
 passed through unchanged.
@@ -62,7 +62,7 @@ class OpenAiClient(EngineClient):
         identity: str = "",
     ) -> None:
         """The server must list the model under the name it has here, because its answers name the model and pass
-        through. `salt_key`: by which a tenant's salt is derived from its name. `offered`: where another host offers it.
+        through. `salt_key`: the key for deriving a tenant's salt from its name. `offered`: set if another host offers it.
         `identity`: as in `EngineClient`.
         """
         super().__init__(model, offered or Path(str(http.address)), waiting, identity)
@@ -75,7 +75,7 @@ class OpenAiClient(EngineClient):
 
     @property
     def stalled(self) -> bool:
-        """Always False: it sends no beats. The probe detects a server that hangs, and deadlines end its requests."""
+        """Always False, since it sends no beats. The probe detects a server that hangs, and deadlines end its requests."""
         return False
 
     async def keep_connected(self) -> None:
@@ -125,8 +125,8 @@ class OpenAiClient(EngineClient):
                 return
 
     async def read_description(self) -> None:
-        """Learn from the server's own description, as vLLM has one, which optional fields it takes, unless the settings say
-        so, and whether it takes a salt. One that fails to say so is asked again before it gets a prompt.
+        """Learn from the server's own description, such as vLLM's, which optional fields it accepts, unless the settings list
+        them, and whether it accepts a salt. If that fails, the server is asked again before it gets a prompt.
         """
         async with asyncio.timeout(PROBE_SECONDS), self.http.request("GET", DESCRIPTION) as response:
             body = await response.whole(ANSWER_BYTES)
@@ -218,8 +218,8 @@ class OpenAiClient(EngineClient):
     async def ask_upstream(self, request: Generate, length: int | None) -> Done | Failed:
         """Send the request, pass on the events of a stream, and return the frame that ends the answer.
 
-        `length`: of the longest answer. If the server refuses one that the client has not asked for, the request is sent
-        again without; the server's default is then the rest of its context, which is shorter.
+        `length`: of the longest answer. If the server rejects a length that the client did not ask for, the request is sent again
+        without it; the server's default is then the rest of its context, which is shorter.
         """
         path, body = http_request(self.model, request, length, self.salt(request))
         async with self.http.request("POST", path, body) as response:
@@ -233,8 +233,8 @@ class OpenAiClient(EngineClient):
         return self.refusal(request, response.status, refused)
 
     def salt(self, request: Generate) -> str | None:
-        """What keeps the prompts of the request's tenant apart from all others in the server's cache, if it takes such.
-        Copies for a candidate, whose time no client sees, share one.
+        """The salt that separates the prompts of the request's tenant from all others in the server's cache, if the server
+        accepts salts. Copies for a candidate, whose response time no client sees, share one.
         """
         if not self.salted or request.id not in self.answers:
             return None
@@ -296,7 +296,7 @@ class OpenAiClient(EngineClient):
 
 
 def fields_of(description: bytes) -> set[str]:
-    """The fields that a server's OpenAPI document has in the bodies of its endpoints; none if it is no such document."""
+    """The fields in the request bodies of a server's OpenAPI document; none if it is not such a document."""
     try:
         schemas = parse(description)["components"]["schemas"]
         return {name for body in BODIES if body in schemas for name in schemas[body]["properties"]}
@@ -344,7 +344,7 @@ class Stream:
         self.total = 0  # bytes
 
     def take(self, data: bytes) -> bool:
-        """Pass on the events of which `data` is the last piece; returns whether [DONE] came. Raises BadAnswer."""
+        """Pass on the events that end with the piece `data`; returns whether [DONE] came. Raises BadAnswer."""
         self.total += len(data)
         end = None if self.rest or self.total > ANSWER_BYTES else EVENT_END.search(data)
         if end and end.end() == len(data) <= EVENT_BYTES:
@@ -363,7 +363,7 @@ class Stream:
         return False
 
     def read(self, event: bytes) -> bool:
-        """Pass on one server-sent event as it came; comments and others without data, too.
+        """Pass on one server-sent event unchanged, including comments and others without data.
 
         The chunk with the usage is marked, so that it reaches only clients that requested it.
         """

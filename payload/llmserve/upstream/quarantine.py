@@ -2,8 +2,8 @@
 is available.
 
 The rule is applied here because only here the instances of a model are known, at each request: there is no lease to
-expire and no vote to lose, and however many hosts are sick at once, the last available instance keeps serving. Of this host, a
-file says what is quarantined; of other hosts, their `llm-gpu watch` does, through their role `engine_access`.
+expire and no vote to lose, and however many hosts are sick at once, the last available instance keeps serving. For this host, a
+file lists what is quarantined; for other hosts, their `llm-gpu watch` does, through their role `engine_access`.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ class Quarantine:
     """Applies the file of `llm-gpu watch`, if there is one, and what other hosts report, to the instances, and records what that
     changes.
 
-    A file that cannot be read changes nothing, nor does a host that does not answer: neither a sick instance returns by
-    that, nor a healthy one leaves.
+    A file that cannot be read changes nothing, nor does a host that does not answer: no sick instance returns and no healthy one
+    leaves because of it.
     """
 
     path: Path | None
@@ -55,7 +55,7 @@ class Quarantine:
     actions: dict[EngineClient, str] = field(default_factory=dict)  # last action on the record
 
     async def watch(self) -> None:
-        """Look again and again; runs until cancelled."""
+        """Check repeatedly; runs until cancelled."""
         hosts = {(each.engine.host, each.engine.port): each for each in self.offered() if each.engine.gpus}
         async with asyncio.TaskGroup() as tasks:
             for address in hosts.values():
@@ -70,7 +70,7 @@ class Quarantine:
         return [engine.address for engine in engines if isinstance(engine.address, OfferedAddress)]
 
     async def watch_host(self, address: OfferedAddress) -> None:
-        """Ask the host for its quarantine again and again; runs until cancelled."""
+        """Ask the host for its quarantine repeatedly; runs until cancelled."""
         host = address.engine.host
         http = HttpClient(address.url, address.tls.tls, None, PROTOCOL)
         while True:
@@ -109,14 +109,14 @@ class Quarantine:
                 self.apply(each, engine)
 
     def entry(self, engine: EngineClient) -> Entry | None:
-        """Its entry in its own host's quarantine."""
+        """The instance's entry in its own host's quarantine."""
         if isinstance(engine.address, OfferedAddress):
             there = engine.address.engine
             return self.elsewhere.get(there.host, {}).get(str(there.socket))
         return self.entries.get(str(engine.socket))
 
     def apply(self, instances: Instances, engine: EngineClient) -> None:
-        """Close or open the admission of one instance; who else is quarantined is known by now."""
+        """Close or open the admission of one instance, once the quarantine of all others is known."""
         entry = self.entry(engine)
         previous = self.actions.get(engine)
         before = previous or OPENED

@@ -29,6 +29,7 @@ COLLECTIONS: dict[str, dict[str, object]] = {
     "salaries": {"tenant": "research", "readers": ["auditor"]},
     "plans": {"tenant": "sales", "readers": ["developer"]},
     "drafts": {"tenant": "research", "readers": ["developer"]},  # without documents
+    "letters": {"tenant": "sales", "readers": ["developer"]},  # of strangers
 }
 # For clients that cannot send `collections`.
 ALIASES = {
@@ -135,13 +136,13 @@ def test_an_instruction_in_a_document_brings_out_no_passage_of_another_collectio
     }
     for name, content in files.items():
         (service.folder / name).write_bytes(content)
-    added = documents(service, "add", "plans", *(str(service.folder / name) for name in files))
+    added = documents(service, "add", "letters", *(str(service.folder / name) for name in files))
     assert added.returncode == 0, added.stderr
-    others = [marker for collection, marker in MARKERS.items() if collection != "plans"]
-    for query in [*orders, *others]:
-        answer = search(service, keys(service)["sales"], query, "plans", size=50)
+    key = keys(service)["sales"]
+    for query in [*orders, *MARKERS.values()]:
+        answer = search(service, key, query, "letters", size=50)
         assert orders[0] in answer.text
-        assert not any(marker in answer.text for marker in others)
+        assert not any(marker in answer.text for marker in MARKERS.values())
 
 
 def test_a_body_cannot_name_a_tenant(service: Service) -> None:
@@ -367,8 +368,11 @@ def test_a_chat_with_a_collection_of_another_tenant_is_refused(service: Service)
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model": "echo", "logit_bias": None}, "'echo' cannot be held to citations"),
-        ({"response_format": {"type": "json_object"}}, "'response_format' does not go with 'collections'"),
+        ({"model": "echo", "logit_bias": None}, "'echo' cannot answer from documents"),
+        (
+            {"response_format": {"type": "json_object"}},
+            "'response_format' cannot be combined with 'collections'",
+        ),
         ({"messages": [{"role": "system", "content": "Be brief."}]}, "'messages' has no question"),
         ({"collections": []}, "'collections'"),
         ({"tenant": "sales"}, "'tenant'"),

@@ -461,7 +461,7 @@ def test_no_upstream_is_used_by_a_revocation_list_that_has_expired(tmp_path: Pat
     [
         ("{remote: {url: 'http://gpu1:8000'}}", "in clear"),
         ("{remote: {url: 'https://gpu1:8000'}}", "needs 'tls'"),
-        ("{remote: {revision: x}}", "it has no instance"),
+        ("{remote: {revision: x}}", "there is no instance"),
         ("{remote: {socket: /run/x, fields: [teleport]}}", "teleport"),
         ("{socket: /run/x, remote: {socket: /run/y}}", "either 'socket'"),
         ("{remote: {url: 'https://user:word@gpu1'}}", "match pattern"),
