@@ -19,6 +19,14 @@ def archive(parts: Mapping[str, str | bytes]) -> bytes:
     return content.getvalue()
 
 
+def with_part(content: bytes, name: str, part: str) -> bytes:
+    """An archive with one more part."""
+    copy = io.BytesIO(content)
+    with zipfile.ZipFile(copy, "a") as file:
+        file.writestr(name, part)
+    return copy.getvalue()
+
+
 def relationships(*targets: tuple[str, str, str]) -> str:
     """Of (id, last part of the type, target)."""
     rows = "".join(
@@ -82,8 +90,8 @@ def cell(place: str, text: str) -> str:
     return f'<c r="{place}" t="inlineStr"><is><t>{text}</t></is></c>'
 
 
-def pdf(*pages: str, trailer: str = "") -> bytes:
-    """A PDF whose pages have these content streams, and a font F1."""
+def pdf(*pages: str, trailer: str = "", page: str = "") -> bytes:
+    """A PDF whose pages have these content streams, a font F1, and the entries of `page`."""
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -92,7 +100,7 @@ def pdf(*pages: str, trailer: str = "") -> bytes:
     ]
     for number, content in enumerate(pages):
         objects += [
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents {5 + 2 * number} 0 R {RESOURCES} >>",
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents {5 + 2 * number} 0 R {RESOURCES} {page} >>",
             f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
         ]
     file = "%PDF-1.7\n"
