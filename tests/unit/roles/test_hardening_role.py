@@ -76,10 +76,10 @@ def test_another_user_of_ansible_becomes_root_without_a_terminal(tmp_path: Path)
 PARSER = shutil.which("apparmor_parser", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
-def profiles() -> str:
+def profiles(**variables: str) -> str:
     text = (ROOT / "roles/hardening/templates/apparmor.profiles.j2").read_text()
     templates = jinja2.Environment(autoescape=False, trim_blocks=True)  # noqa: S701 - of a policy
-    return templates.from_string(text).render()
+    return templates.from_string(text).render(variables)
 
 
 def compiled(policy: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +100,11 @@ def test_each_unit_has_a_profile_that_compiles_and_enforces(tmp_path: Path) -> N
 
 def test_a_rule_that_is_none_is_refused() -> None:
     assert compiled(profiles().replace("network unix,", "network everything,")).returncode != 0
+
+
+def test_elasticsearch_writes_snapshots_where_the_inventory_has_them() -> None:
+    assert "  /var/lib/elasticsearch-snapshots/** rwl,\n" in profiles()
+    assert "  /srv/snapshots/** rwl,\n" in profiles(elasticsearch_snapshot_path="/srv/snapshots")
 
 
 def test_units_whose_profile_was_never_tried_have_none(tmp_path: Path) -> None:
