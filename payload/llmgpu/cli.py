@@ -51,13 +51,13 @@ def parser() -> argparse.ArgumentParser:
     status.set_defaults(run=status_command)
     for name, text in (
         ("drain", "take an engine of this host out of service"),
-        ("undrain", "take back a drain; only the operator who gave it may"),
+        ("undrain", "end a drain; only the operator who ordered it may do that"),
     ):
         command = add(name, text)
         command.add_argument("engine")
         command.set_defaults(run=order_command)
     repaired = add("repaired", "declare a GPU reset, repaired or inspected: its Xids are forgotten")
-    repaired.add_argument("uuid", help="as `llm-gpu check` prints it")
+    repaired.add_argument("uuid", help="UUID as printed by `llm-gpu check`")
     repaired.set_defaults(run=order_command)
     settings = add("settings", "set ECC, MIG, persistence, power limit and compute mode as declared")
     settings.add_argument("--check", action="store_true", help="only print the differences; exit 0")
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     )
     settings.set_defaults(run=settings_command)
     for name in ("drain", "undrain", "repaired"):
-        commands.choices[name].add_argument("--reason", required=True, help="put on the audit record")
+        commands.choices[name].add_argument("--reason", required=True, help="reason for the audit record")
     for name in ("drain", "undrain", "repaired", "settings"):
         command = commands.choices[name]
         command.add_argument("--operator", default=who(), help="default: the login's user, here %(default)s")
@@ -110,7 +110,7 @@ def watch_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    """Read once and judge, with what is remembered of Xids."""
+    """Take one reading and judge it, together with the Xids recorded earlier."""
     config = load(options.config, GpuConfig)
     become_owner(config.state)
     histories = quarantine.load(config.state).histories
@@ -152,7 +152,7 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def cuda_findings(count: int) -> list[Finding]:
-    """Findings of using each GPU: ready means that CUDA works on all of them."""
+    """Findings from using each GPU: ready means that CUDA works on all of them."""
     try:
         answers = cuda.check()
     except cuda.CudaError as error:
@@ -162,7 +162,7 @@ def cuda_findings(count: int) -> list[Finding]:
     ]
     if len(answers) != count:
         findings.append(
-            Finding("cuda", f"CUDA finds {len(answers)} GPUs, {count} are expected", "missing-gpu")
+            Finding("cuda", f"CUDA finds {len(answers)} GPUs, but {count} are expected", "missing-gpu")
         )
     return findings
 
@@ -182,7 +182,7 @@ def status_command(options: argparse.Namespace) -> int:
 
 
 def settings_command(options: argparse.Namespace) -> int:
-    """Bring the GPUs' settings to what is declared. Nothing is set before all of it is known to be possible."""
+    """Apply the declared settings to the GPUs. Nothing is set unless everything is known to be possible."""
     config = load(options.config, GpuConfig)
     for number in (signal.SIGTERM, signal.SIGHUP):  # engines come back then, too
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -192,8 +192,8 @@ def settings_command(options: argparse.Namespace) -> int:
         gpus = nvml.read().gpus
         if len(gpus) != config.expect.count:
             raise OrderError(
-                f"the driver finds {len(gpus)} GPUs, {config.expect.count} are expected: no setting was changed, since"
-                " indices may have shifted"
+                f"the driver finds {len(gpus)} GPUs, but {config.expect.count} are expected: no setting was changed, since "
+                f"indices may have shifted"
             )
         refused = [each for gpu in gpus for each in declared.refusals(nvml, gpu, config.expect)]
         if refused:
@@ -232,7 +232,7 @@ def settings_command(options: argparse.Namespace) -> int:
 
 
 def accept(nvml: Nvml, expect: Expect, waiting: Sequence[Difference]) -> None:
-    """Raises SettingError where a GPU is not as declared after it was set, unless that waits for a reset."""
+    """Raises SettingError if a GPU is not as declared after it was set, unless the change waits for a reset."""
     awaited = {(each.gpu, each.setting) for each in waiting}
     try:
         gpus = nvml.read().gpus
@@ -242,7 +242,7 @@ def accept(nvml: Nvml, expect: Expect, waiting: Sequence[Difference]) -> None:
         for each in () if gpu.lost else declared.differences(gpu, expect):
             if (each.gpu, each.setting) not in awaited:
                 raise SettingError(
-                    f"{each.setting} of GPU {each.gpu} was set to {each.after}, and is {each.before}"
+                    f"{each.setting} of GPU {each.gpu} was set to {each.after}, but is {each.before}"
                 )
 
 
@@ -259,9 +259,9 @@ def order_command(options: argparse.Namespace) -> int:
             orders.undrain(order_set, options.engine, options.operator, options.reason)
         else:
             if not options.uuid.startswith("GPU-"):
-                raise OrderError(f"'{options.uuid}' is no UUID of a GPU: `llm-gpu check` prints them")
+                raise OrderError(f"'{options.uuid}' is not the UUID of a GPU: `llm-gpu check` prints them")
             orders.repaired(order_set, options.uuid, options.operator, options.reason)
-    print("ordered: llm-gpu.service records it and carries it out, `llm-gpu status` shows it")
+    print("ordered: llm-gpu.service records it and carries it out; `llm-gpu status` shows it")
     return 0
 
 

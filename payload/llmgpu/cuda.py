@@ -1,4 +1,4 @@
-"""Whether CUDA works on each GPU: a context, memory that keeps what is written to it. `python -m llmgpu.cuda` prints it.
+"""Checks that CUDA works on each GPU: a context, and memory that retains data. `python -m llmgpu.cuda` prints the result.
 
 Through the driver's library (libcuda.so.1), which needs no CUDA toolkit. A process of its own runs it, since a sick
 GPU makes these calls hang or end the process.
@@ -21,7 +21,7 @@ class CudaError(Exception):
 
 
 def check(seconds: float = SECONDS) -> list[str]:
-    """For each GPU that CUDA finds, in PCI order, what is wrong with it, "" if nothing is; raises CudaError."""
+    """For each GPU that CUDA finds, in PCI order, the fault, or ""; raises CudaError."""
     environment = {name: text for name, text in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
         result = subprocess.run(

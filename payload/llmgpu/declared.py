@@ -1,4 +1,4 @@
-"""The declared settings of GPUs: what differs, whether the GPUs can take it, and setting it through NVML, as root."""
+"""The declared settings of GPUs: what differs, whether the GPUs support it, and setting it through NVML, as root."""
 
 import ctypes
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ WORDS = {True: "on", False: "off", None: "not supported"}
 
 
 class SettingError(Exception):
-    """A setting that a GPU does not take; the message says which and why."""
+    """A setting that a GPU does not accept; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One setting of one GPU. `pending`: it was ordered already, and comes with a reset of the GPU or a reboot."""
+    """One setting of one GPU. `pending`: it is already ordered, and takes effect with a reset of the GPU or a reboot."""
 
     gpu: int
     setting: str
@@ -31,7 +31,7 @@ class Difference:
 
 
 def differences(gpu: Gpu, expect: Expect) -> Iterator[Difference]:
-    """What differs from the declaration, in the order in which it is set. `gpu` answers."""
+    """The differences from the declaration, in the order in which they are set. `gpu` must answer."""
     for setting, value, target, pending in (
         (PERSISTENCE, gpu.persistence, expect.persistence, None),
         (ECC, gpu.ecc, expect.ecc, gpu.ecc_pending),
@@ -57,7 +57,7 @@ def layout(mig: bool | None, profiles: tuple[str, ...]) -> str:
 
 
 def refusals(nvml: Nvml, gpu: Gpu, expect: Expect) -> Iterator[str]:
-    """Why a GPU cannot take what is declared, found before anything is set."""
+    """Why a GPU cannot have the declared settings; checked before anything is set."""
     if gpu.lost:
         yield f"GPU {gpu.index} does not answer: reboot the host"
         return
@@ -75,7 +75,7 @@ def refusals(nvml: Nvml, gpu: Gpu, expect: Expect) -> Iterator[str]:
 
 
 def set_one(nvml: Nvml, each: Difference, expect: Expect) -> bool:
-    """Set what differs; whether that waits for a reset of the GPU. Raises SettingError, and leaves MIG as it was then."""
+    """Set what differs; returns whether that waits for a reset of the GPU. If it raises SettingError, MIG is unchanged."""
     handle = nvml.handles[each.gpu].handle
     try:
         if each.setting == PERSISTENCE:
@@ -99,15 +99,15 @@ def set_one(nvml: Nvml, each: Difference, expect: Expect) -> bool:
 def reason(error: pynvml.NVMLError) -> str:
     """Why NVML refused, and what to do."""
     if isinstance(error, pynvml.NVMLError_NoPermission):
-        return "root alone may set it"
+        return "only root may set it"
     if isinstance(error, pynvml.NVMLError_InUse):
-        return "the GPU is in use: stop what computes on it, DCGM and other monitors too"
+        return "the GPU is in use: stop the programs that use it, including DCGM and other monitors"
     return message(error)
 
 
 def set_mig(handle: Any, mode: bool, profiles: tuple[str, ...]) -> bool:
-    """Divide a GPU, or end that; whether the mode waits for a reset. Raises NVMLError or SettingError once the former layout is
-    back.
+    """Divide a GPU, or end its division; returns whether the mode waits for a reset. Raises NVMLError or SettingError once the
+    former layout is restored.
     """
     before, instances = bool(pynvml.nvmlDeviceGetMigMode(handle)[0]), instances_of(handle)
     former = tuple(name for name, _ in instances)
@@ -126,7 +126,7 @@ def set_mig(handle: Any, mode: bool, profiles: tuple[str, ...]) -> bool:
 
 
 def known_profiles(handle: Any) -> dict[str, Any]:
-    """What a GPU whose MIG is on can be divided into, by name."""
+    """The profiles into which a GPU in MIG mode can be divided, by name."""
     profiles = {}
     for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
         if (info := supported(pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, number)) is not None:
@@ -135,7 +135,7 @@ def known_profiles(handle: Any) -> dict[str, Any]:
 
 
 def instances_of(handle: Any) -> list[tuple[str, Any]]:
-    """A GPU's instances, each with the name of its profile; root alone may list them."""
+    """A GPU's instances, each with the name of its profile; only root may list them."""
     instances = []
     for name, info in known_profiles(handle).items():
         array, count = (pynvml.c_nvmlGpuInstance_t * info.instanceCount)(), ctypes.c_uint(info.instanceCount)
@@ -145,7 +145,7 @@ def instances_of(handle: Any) -> list[tuple[str, Any]]:
 
 
 def compute_profiles(instance: Any) -> Iterator[Any]:
-    """What a GPU instance can be divided into."""
+    """The profiles into which a GPU instance can be divided."""
     for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
         shared = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
         info = supported(pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo, instance, number, shared)

@@ -1,4 +1,4 @@
-"""What a reading says about the health of a host's GPUs, against what is expected of them.
+"""Judges the health of a host's GPUs from a reading and the expectations.
 
 Findings either drain (no answer of this GPU can be trusted, or its engine cannot run) or only warn: what makes a GPU
 slow is no reason to serve from fewer of them, and taking the load off a hot GPU would cool it and bring the load back.
@@ -40,7 +40,7 @@ class Finding:
 def judge(
     reading: Reading | None, trouble: str, expect: Expect, histories: Mapping[str, history.State]
 ) -> list[Finding]:
-    """All findings, of the host first. `reading`: None if there is none that is recent, and `trouble` says why.
+    """All findings, those of the host first. `reading`: None if there is no recent one; `trouble` then says why.
 
     `histories`: by UUID of the GPU.
     """
@@ -49,7 +49,7 @@ def judge(
     findings = []
     # Indices shift when the driver no longer counts a GPU, so which engine has lost it is not known.
     if len(reading.gpus) != expect.count:
-        text = f"the driver finds {len(reading.gpus)} GPUs, {expect.count} are expected: see `lspci -d 10de:`"
+        text = f"the driver finds {len(reading.gpus)} GPUs, but {expect.count} are expected: see `lspci -d 10de:`"
         findings.append(Finding("count", text, "missing-gpu"))
     for gpu in reading.gpus:
         findings += lost(gpu) if gpu.lost else state_of(gpu, expect)
@@ -77,7 +77,7 @@ def state_of(gpu: Gpu, expect: Expect) -> Iterator[Finding]:
         return Finding(check, text, runbook, drains, gpu.index)
 
     if expect.name and gpu.name != expect.name:
-        yield finding("name", f"it is a {gpu.name}, expected is {expect.name}", "acceptance")
+        yield finding("name", f"it is a {gpu.name}, but a {expect.name} is expected", "acceptance")
     if gpu.remap_failed:
         yield finding("remap", "a memory row could not be remapped: have the GPU replaced", "memory-xids")
     elif gpu.remap_pending:
@@ -91,12 +91,12 @@ def state_of(gpu: Gpu, expect: Expect) -> Iterator[Finding]:
         )  # Xids 48, 94 and 95 tell which of them matter
     width = expect.pcie_width or gpu.pcie_width_max
     if gpu.pcie_width is not None and width and gpu.pcie_width < width:
-        text = f"PCIe has {gpu.pcie_width} lanes, expected are {width}: reseat the card or the riser"
+        text = f"PCIe has {gpu.pcie_width} lanes, but {width} are expected: reseat the card or the riser"
         yield finding("pcie", text, "bus-xids")
     generation = expect.pcie_generation or gpu.pcie_generation_max
     busy = gpu.utilization is not None and gpu.utilization > IDLE
     if busy and gpu.pcie_generation is not None and generation and gpu.pcie_generation < generation:
-        text = f"PCIe runs at generation {gpu.pcie_generation} under load, expected is {generation}"
+        text = f"PCIe runs at generation {gpu.pcie_generation} under load, but {generation} is expected"
         yield finding("pcie", text, "bus-xids", drains=False)
     links = gpu.nvlinks - len(gpu.nvlinks_down)
     # Compared only with what is declared: PCIe cards have links, too, which are up where bridges were plugged in.
@@ -111,8 +111,8 @@ def state_of(gpu: Gpu, expect: Expect) -> Iterator[Finding]:
 
 
 def settings_of(gpu: Gpu, expect: Expect) -> Iterator[Finding]:
-    """What differs from the declared settings. Only ECC and MIG change what the GPU computes with."""
+    """The differences from the declared settings. Only ECC and MIG affect the resources for computing."""
     for each in differences(gpu, expect):
-        waits = ", which a reset of the GPU or a reboot brings" if each.pending else ""
-        text = f"{each.setting} is {each.before}, expected is {each.after}{waits}"
+        waits = ", which takes effect after a reset of the GPU or a reboot" if each.pending else ""
+        text = f"{each.setting} is {each.before}, but {each.after} is expected{waits}"
         yield Finding(CHECKS[each.setting], text, "settings", each.setting in DRAINING, gpu.index)

@@ -1,9 +1,9 @@
-"""What a GPU's Xid events and the host's reboots amount to: a pure fold, so that its state can be stored in place of
-the events and stays small however many there are.
+"""Summarizes a GPU's Xid events and the host's reboots: a pure fold, so that its state can be stored in place of the events, and
+stays small however many there are.
 
 A reboot clears an Xid only if a reset or reboot was its advice. If the same Xid is back after two reboots that had
 cleared it, the advice becomes an inspection of the hardware, which only `Repaired` clears. The rule is that of gpud
-(leptonai/gpud, components/accelerator/nvidia/xid/health_state.go, Apache-2.0), of which no code is used.
+(leptonai/gpud, components/accelerator/nvidia/xid/health_state.go, Apache-2.0), none of whose code is used.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""GPUs that have to be free: their engines are drained on the record, then stopped, and come back afterwards."""
+"""Frees GPUs: their engines are drained, which is recorded, then stopped, and come back afterwards."""
 
 import fcntl
 import os
@@ -33,7 +33,7 @@ DRAINED, KEPT = "engine_drained", "admission_kept"
 
 @dataclass
 class Maintenance:
-    """`operator` takes the engines of some GPUs out of service. `seconds`: for what their gateways have begun.
+    """`operator` takes the engines of some GPUs out of service. `seconds`: time for requests that gateways have started.
 
     `take_last`: also where no other instance serves the model.
     """
@@ -48,10 +48,10 @@ class Maintenance:
 
     @contextmanager
     def of(self, nvml: Nvml, gpus: Sequence[int]) -> Iterator[None]:
-        """GPUs without an engine, until the block ends; after an error the engines come back as well, and so does what a
-        former one left drained because it was killed.
+        """Keeps the GPUs free of engines until the block ends; the engines also come back after an error, as do those that an
+        earlier killed run left drained.
 
-        Raises OrderError, once everything is as before, where an engine cannot be spared or a program holds a GPU.
+        Raises OrderError, with everything restored, if an engine cannot be spared or a program uses a GPU.
         """
         engines = [name for name, served in self.config.engines.items() if set(served.gpus) & set(gpus)]
         with self.alone():
@@ -89,7 +89,7 @@ class Maintenance:
                 self.stopped += [served.unit] if served.unit else []
 
     def drain(self, engines: Sequence[str], reason: str) -> None:
-        """Return once each is quarantined on the record, and each gateway has ended what it had begun there."""
+        """Return once the quarantine of each is recorded, and each gateway has finished its requests there."""
         for name in engines:
             with orders.edited(self.config.orders) as order_set:
                 existing = name in order_set.drains
@@ -102,7 +102,7 @@ class Maintenance:
             wait(
                 lambda name=name: self.on_record(name),  # type: ignore[misc]
                 RECORD_SECONDS,
-                f"the drain of '{name}' is not on record after {RECORD_SECONDS:g} s: start llm-gpu.service and llm-audit.service",
+                f"the drain of '{name}' has not been recorded after {RECORD_SECONDS:g} s: start llm-gpu.service and llm-audit.service",
             )
         for name in engines:
             socket = str(self.config.engines[name].socket)
@@ -110,11 +110,11 @@ class Maintenance:
                 wait(
                     lambda name=name, socket=socket, port=port: self.is_drained(name, socket, port),  # type: ignore[misc]
                     self.seconds,
-                    f"'{name}' still answers requests that came {self.seconds:g} s ago: try again later",
+                    f"'{name}' is still answering requests from {self.seconds:g} s ago: try again later",
                 )
 
     def status(self, engine: str) -> str:
-        """What `llm-gpu status` says of it. A process of its own, which reads the watch's file as the watch's user."""
+        """The output of `llm-gpu status` about it, from a separate process that reads the watch's file as the watch's user."""
         arguments = [sys.executable, "-P", "-m", "llmgpu", "status", "--config", str(self.config_path)]
         output = subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
         return next((line for line in output.splitlines() if line.startswith(f"{engine}: ")), "")
@@ -124,7 +124,7 @@ class Maintenance:
         return f" by {self.operator}: " in self.status(engine)
 
     def await_return(self) -> None:
-        """Return once the engines are in service again; raises SettingError if one is not in time."""
+        """Return once the engines are in service again; raises SettingError if one takes too long."""
         patience = self.config.return_seconds + self.config.stale_seconds + RECORD_SECONDS
         try:
             for name in self.drained:
@@ -137,7 +137,7 @@ class Maintenance:
             raise SettingError(str(error)) from error
 
     def is_drained(self, engine: str, socket: str, port: int) -> bool:
-        """Whether a gateway has ended what it had begun on an engine; raises OrderError where it has no other for the model."""
+        """Whether a gateway has finished its requests on an engine; raises OrderError if it has no other engine for the model."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
@@ -149,12 +149,12 @@ class Maintenance:
         state = states.get(socket, DRAINED)  # a gateway that does not know the socket sends nothing there
         if state == KEPT and not self.take_last:
             raise OrderError(
-                f"'{engine}' is the last instance that serves its model: start another one, or say --take-last"
+                f"'{engine}' is the last instance that serves its model: start another one, or use --take-last"
             )
         return state in (DRAINED, KEPT)
 
     def stop(self, engines: Sequence[str]) -> None:
-        """Stop the engines' units; each ends what it has begun."""
+        """Stop the engines' units; each finishes its requests."""
         for unit in filter(None, (self.config.engines[name].unit for name in engines)):
             if systemctl("is-active", "--quiet", unit) == 0:
                 self.stopped += [] if unit in self.stopped else [unit]
@@ -162,7 +162,7 @@ class Maintenance:
                     raise OrderError(f"{unit} does not stop: see `journalctl --unit {unit}`")
 
     def bring_back(self) -> None:
-        """Start what was stopped, and take back each drain whose engine runs again. Raises SettingError for one that does not."""
+        """Start what was stopped, and end the drain of each engine that runs again. Raises SettingError for one that does not."""
         failed = [unit for unit in self.stopped if systemctl("start", unit)]
         for name in self.drained:
             if self.config.engines[name].unit not in failed:
@@ -175,7 +175,7 @@ class Maintenance:
 
 
 def free(nvml: Nvml, gpus: Sequence[int]) -> None:
-    """Raises OrderError while a program computes on one of the GPUs."""
+    """Raises OrderError while a program is using one of the GPUs."""
     for index in gpus:
         try:
             running = supported(pynvml.nvmlDeviceGetComputeRunningProcesses, nvml.handles[index].handle) or []
@@ -197,7 +197,7 @@ def command(pid: int) -> str:
 
 
 def wait(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
-    """Wait until it holds; raises OrderError if that takes longer."""
+    """Wait until the condition holds; raises OrderError if that takes too long."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

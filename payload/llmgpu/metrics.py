@@ -37,8 +37,8 @@ GAUGES: tuple[tuple[str, str, Callable[[Gpu], float | None]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a scrape shows. `age`: seconds since the last successful reading. `findings`: number by GPU ("" the host)
-    and whether they drain. `quarantined`: engines, 1 or 0.
+    """The content of a scrape. `age`: seconds since the last successful reading. `findings`: number by GPU ("" for the host) and
+    whether they drain. `quarantined`: engines, 1 or 0.
     """
 
     reading: Reading
@@ -52,14 +52,14 @@ class Stale(Exception):
 
 
 class GpuGauges(Collector):
-    """Gauges of the moment of a scrape."""
+    """Gauges that are read at the moment of a scrape."""
 
     def __init__(self, look: Callable[[], Snapshot]) -> None:
         """`look` raises Stale."""
         self.look = look
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not read."""
+        """Returns nothing, since registering must not take a reading."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
@@ -113,8 +113,8 @@ class Metrics:
         self.xids.labels(str(gpu) if in_range else "unknown", label(code)).inc(number)
 
     def listen(self, host: str, port: int, quarantine: Callable[[], bytes]) -> ThreadingHTTPServer:
-        """Serve GET /metrics in a thread: 200, or 503 without a recent reading. For gateways of other hosts, GET /quarantine
-        has what `quarantine` returns.
+        """Serve GET /metrics in a thread: 200, or 503 without a recent reading. GET /quarantine returns the result of
+        `quarantine` to gateways of other hosts.
         """
         registry = self.registry
 

@@ -84,7 +84,7 @@ class Reading:
 
 @dataclass(slots=True)
 class Handle:
-    """A GPU that has answered: what of it does not change."""
+    """A GPU that has answered: its constant properties."""
 
     handle: Any
     uuid: str
@@ -125,7 +125,7 @@ class Nvml:
         self.handles[index] = Handle(handle, uuid, name, links)
 
     def close(self) -> None:
-        """Give the library back; it may be opened again, and then finds what has changed."""
+        """Close the library; when it is opened again, it finds what has changed."""
         self.handles.clear()
         try:
             if self.events is not None:
@@ -239,7 +239,8 @@ def read_gpu(index: int, entry: Handle) -> Gpu:
 
 
 def mig_instances(handle: Any) -> tuple[str, ...]:
-    """Profiles of a GPU's MIG devices, sorted. By their names, which every user may read; the instances are root's to list."""
+    """Profiles of a GPU's MIG devices, sorted. Taken from the device names, which every user may read; only root may list the
+    instances."""
     profiles = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:

@@ -23,7 +23,7 @@ class OrderError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """An engine that an operator drained."""
+    """An engine that an operator has drained."""
 
     operator: str
     reason: str
@@ -79,18 +79,18 @@ def drain(orders: Orders, engine: str, operator: str, reason: str) -> None:
     current = orders.drains.get(engine)
     if current and current.operator != operator:
         raise OrderError(
-            f"'{engine}' was drained by {current.operator} ({current.reason}): only they change that"
+            f"'{engine}' was drained by {current.operator} ({current.reason}): only that operator can change it"
         )
     orders.drains[engine] = Drain(operator, reason, current.since if current else now())
 
 
 def undrain(orders: Orders, engine: str, operator: str, reason: str) -> None:
-    """Take back a drain; raises OrderError unless this operator gave it."""
+    """End a drain; raises OrderError unless this operator ordered it."""
     current = orders.drains.get(engine)
     if current is None:
         raise OrderError(
-            f"no operator has drained '{engine}'. What llm-gpu quarantined itself ends once its GPUs are healthy: "
-            "`llm-gpu status` says what is wrong with them"
+            f"no operator has drained '{engine}'. A quarantine by llm-gpu itself ends once its GPUs are healthy: `llm-gpu "
+            f"status` says what is wrong with them"
         )
     if current.operator != operator:
         raise OrderError(
@@ -101,7 +101,7 @@ def undrain(orders: Orders, engine: str, operator: str, reason: str) -> None:
 
 
 def repaired(orders: Orders, uuid: str, operator: str, reason: str) -> None:
-    """Declare a GPU repaired. Numbers rise even if the file is made anew, so that the watch misses none."""
+    """Declare a GPU repaired. Numbers rise even if the file is recreated, so that the watch misses none."""
     number = max(int(time.time()), orders.repairs[-1].number + 1 if orders.repairs else 0)
     orders.repairs = [*orders.repairs, Repair(number, uuid, operator, reason)][-REPAIRS:]
 

@@ -1,4 +1,5 @@
-"""Which engines of this host are quarantined, by whom, and why: the file that `llm-gpu watch` writes, and gateways read.
+"""The quarantined engines of this host, with the reason and who quarantined them: a file that `llm-gpu watch` writes and gateways
+read.
 
 The watch owns the file and its folder; every other service may only read it.
 """
@@ -44,7 +45,7 @@ class Saved:
 
 
 def load(path: Path) -> Saved:
-    """What was saved; an empty `Saved` if there is no file. Raises StateError."""
+    """The saved state; an empty `Saved` if there is no file. Raises StateError."""
     content = parsed(path)
     if content is None:
         return Saved()
@@ -104,7 +105,7 @@ def received(content: bytes) -> dict[str, Entry]:
             Entry(**{name: str(value) for name, value in each.items()}) for each in json.loads(content)
         ]
     except (TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"no list of quarantined engines ({type(error).__name__})") from error
+        raise ValueError(f"not a list of quarantined engines ({type(error).__name__})") from error
     return {entry.socket: entry for entry in entries}
 
 
@@ -122,4 +123,4 @@ def parsed(path: Path) -> dict[str, Any] | None:
 
 
 def unusable(path: Path, error: Exception) -> str:
-    return f"{path} cannot be used ({type(error).__name__}: {error}): restore it, or remove it to begin anew"
+    return f"{path} cannot be used ({type(error).__name__}: {error}): restore it, or remove it to start over"

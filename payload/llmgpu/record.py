@@ -9,7 +9,7 @@ ANSWER_BYTES = 4096
 
 
 class RecordError(Exception):
-    """An event is not on record; the message says why."""
+    """An event could not be recorded; the message says why."""
 
 
 def event(action: str, fields: dict[str, object]) -> dict[str, object]:

@@ -28,9 +28,9 @@ SKUS: dict[str, dict[str, Any]] = {
 
 
 class Expect(Section):
-    """What each GPU of the host must be. What is not set comes from `SKUS` by `name`, and is not compared where that
-    has nothing either, except for PCIe, which is then compared with the maximum that the GPU reports. `mig_layout` has the
-    profiles of the MIG instances by the GPU's index; MIG is off on a GPU that it does not name.
+    """The expectations for each GPU of the host. Unset values come from `SKUS` by `name`; values missing there as well are not
+    compared, except for PCIe, which is then compared with the maximum that the GPU reports. `mig_layout` lists the profiles of
+    the MIG instances by GPU index; MIG is off on GPUs that it does not list.
     """
 
     count: Positive
@@ -57,7 +57,7 @@ class Expect(Section):
 
     @model_validator(mode="after")
     def possible_layout(self) -> "Expect":
-        """A layout is of GPUs that are expected, and of instances that one GPU can hold."""
+        """A layout names only expected GPUs, and only as many instances as a GPU can hold."""
         if self.mig_layout is None:
             return self
         if self.mig is not None:
@@ -79,7 +79,7 @@ class Expect(Section):
 
 
 class Served(Section):
-    """An engine of this host: the socket under which the gateways know it, and the indices of its GPUs.
+    """An engine of this host: the socket by which gateways know it, and the indices of its GPUs.
 
     `unit`: what systemd runs it as; a change of MIG stops it, and starts it again.
     """
@@ -94,7 +94,7 @@ class GpuConfig(Section):
 
     A reading every `seconds`. Without one for `stale_seconds`, the GPUs' health is unknown and nothing is exported.
     An engine returns once its GPUs were healthy for `return_seconds`. `audit`: None on a host that only trains and has no record.
-    `gateways`: ports on 127.0.0.1 of the metrics of this host's gateways, which know when an engine is drained.
+    `gateways`: the metrics ports on 127.0.0.1 of this host's gateways, which know when an engine is drained.
     """
 
     expect: Expect

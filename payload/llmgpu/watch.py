@@ -1,7 +1,7 @@
 """`llm-gpu watch`: reads the GPUs, remembers their Xids, quarantines the engines of sick ones, exports metrics.
 
-One thread calls NVML. It may hang in the driver for good, where nothing can end it; what decides is another thread,
-which only looks at how old the last reading is.
+One thread calls NVML. It may hang in the driver forever, where nothing can end it; another thread makes the decisions, and only
+looks at the age of the last reading.
 """
 
 import logging
@@ -33,7 +33,7 @@ REASON = 500  # characters of a reason on the record
 
 @dataclass(slots=True)
 class Reader:
-    """The thread that calls NVML, and what it has seen."""
+    """The thread that calls NVML, and its readings."""
 
     seconds: float
     expected: int  # GPUs
@@ -45,7 +45,7 @@ class Reader:
     news: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> threading.Thread:
-        """Read from now on, until the process ends; the thread ends before only by a defect of this program."""
+        """Start reading, until the process ends; the thread only ends earlier through a bug in this program."""
         thread = threading.Thread(target=self.run, name="nvml", daemon=True)
         thread.start()
         return thread
@@ -65,7 +65,7 @@ class Reader:
                 nvml.close()
 
     def read_on(self, nvml: Nvml) -> None:
-        """Read until a GPU has been missing for a while: only a library that is opened anew finds it again. Raises NvmlError."""
+        """Read until a GPU has been missing for a while: only a reopened library finds it again. Raises NvmlError."""
         missing = 0
         while missing < REOPEN:
             reading = self.with_uuids(nvml.read())
@@ -88,7 +88,7 @@ class Reader:
         return replace(reading, gpus=tuple(gpus))
 
     def latest(self, stale_seconds: float) -> tuple[Reading | None, str]:
-        """The last reading if it is no older than that, else None; and what prevents the next one, if known."""
+        """The last reading unless it is too old, else None; and what prevents the next one, if known."""
         with self.lock:
             reading, trouble = self.reading, self.trouble
         if reading is None:
@@ -107,10 +107,10 @@ class Reader:
 
 
 class Watch:
-    """Decides and remembers. Everything but the reader's thread runs in `run`."""
+    """Decides and keeps the state. Everything but the reader's thread runs in `run`."""
 
     def __init__(self, config: GpuConfig) -> None:
-        """Load what was remembered; raises StateError. A boot since then is an event of all GPUs."""
+        """Load the state; raises StateError. A boot since then is an event of all GPUs."""
         self.config = config
         self.reader = Reader(config.seconds, config.expect.count)
         self.metrics = Metrics(self.snapshot, config.expect.count)
@@ -163,7 +163,7 @@ class Watch:
                 self.look()
             except OSError as error:
                 self.say(
-                    f"{error.filename or self.config.state}: {error.strerror}: nothing is decided meanwhile"
+                    f"{error.filename or self.config.state}: {error.strerror}: no decisions are made meanwhile"
                 )
             if watched:
                 notify("WATCHDOG=1")
@@ -229,7 +229,7 @@ class Watch:
         }
 
     def decide(self, order_set: orders.Orders) -> None:
-        """Compare what is quarantined with what has to be; each change is on record before it takes effect."""
+        """Compare what is quarantined with what must be; each change is recorded before it takes effect."""
         now = time.monotonic()
         for name, served in self.config.engines.items():
             wrong = [
@@ -260,14 +260,14 @@ class Watch:
                     name, ended.reason if ended and current.by != WATCH else "its GPUs are healthy again"
                 )
         for name in set(self.saved.quarantine) - set(self.config.engines):
-            self.take_back(name, "this host has no such engine any more")
+            self.take_back(name, "this host no longer has such an engine")
 
     def well_for(self, engine: str, now: float) -> bool:
         """Whether its GPUs have been healthy for long enough to return; counted anew after a restart."""
         return now - self.last_sick.setdefault(engine, now) >= self.config.return_seconds
 
     def put(self, engine: str, entry: Entry) -> None:
-        """Quarantine an engine, once that is on record; otherwise the next round tries again."""
+        """Quarantine an engine once that is recorded; otherwise the next round tries again."""
         if self.on_record("gpu.engine_quarantined", fields(engine, entry.by, entry.reason)):
             self.saved.quarantine[engine] = entry
             quarantine.save(self.config.state, self.saved)
@@ -279,7 +279,8 @@ class Watch:
             quarantine.save(self.config.state, self.saved)
 
     def on_record(self, action: str, fields: dict[str, object]) -> bool:
-        """Whether the event is on record, if there is one; says why not. After one that is not, none is tried in this round."""
+        """Whether the event was recorded, if there is a record; logs why not. After a failure no further one is tried in this
+        round."""
         if not self.records:
             return False
         try:
@@ -293,7 +294,7 @@ class Watch:
         return True
 
     def tell(self) -> None:
-        """Log findings that are new, and those that are over; not what changes within one, as a temperature does."""
+        """Log new findings and those that are over, but not changes within one, such as a temperature."""
         now = {(each.check, each.gpu): each for each in self.findings}
         for key, each in now.items():
             if key not in self.reports:
@@ -314,7 +315,7 @@ class Watch:
 
 @dataclass(slots=True)
 class XidLog:
-    """Logs Xids, of each GPU and code the first one at once and then their number once a minute, however many there are."""
+    """Logs Xids: for each GPU and code the first one at once, and then their number once a minute, however many there are."""
 
     counts: Counter[tuple[int | None, str, int]] = field(default_factory=Counter)  # not logged yet
     logged: dict[tuple[int | None, str, int], float] = field(default_factory=dict)  # time.monotonic()

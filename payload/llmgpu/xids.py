@@ -2,7 +2,7 @@
 
 Codes, meanings and resolution buckets are facts of NVIDIA's Xid catalog
 (https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html, columns "Immediate Action" and "Investigatory
-Action", as of October 2025); the words are this project's. Codes whose action depends on fields that NVML events do not
+Action", as of October 2025); the wording is this project's. Codes whose action depends on fields that NVML events do not
 carry (144 to 150, by sub-code) or for which the catalog names no action (162 to 172) are left out: they are counted as
 `other`, and what they do to a GPU shows in its readings.
 """
@@ -77,7 +77,7 @@ TABLE: dict[int, Xid] = {
         Xid(137, "NVLink privilege error, mostly of a program", "none", NVLINK),
         Xid(140, "unrecovered ECC error", "reset", MEMORY),
         Xid(143, "the GPU failed to initialize", "reset", FIRMWARE),
-        Xid(154, "the recommended recovery action has changed, told beside another Xid", "none", FIRMWARE),
+        Xid(154, "the recommended recovery action has changed, reported with another Xid", "none", FIRMWARE),
         Xid(155, "NVLink error found by the driver", "reset", NVLINK),
         Xid(156, "a resource of the GPU was retired", "reset", MEMORY),
         Xid(157, "a resource of the GPU could not be retired", "none", MEMORY),

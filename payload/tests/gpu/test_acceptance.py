@@ -116,7 +116,8 @@ def test_a_refusal_says_what_is_wrong_the_value_and_what_to_do(host: Host) -> No
     assert result.returncode == 1
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
     assert failed == [
-        "FAILED: GPU 1: PCIe has 8 lanes, expected are 16: reseat the card or the riser (docs/operate/gpu-health.md#bus-xids)",
+        "FAILED: GPU 1: PCIe has 8 lanes, but 16 are expected: reseat the card or the riser "
+        "(docs/operate/gpu-health.md#bus-xids)",
         "FAILED: GPU 4: 10 of 12 NVLinks are up; down: 0, 1 (docs/operate/gpu-health.md#nvlink-xids)",
     ]
 

@@ -193,7 +193,7 @@ def test_without_the_right_to_set_it_says_so(host: Host) -> None:
     host.gpus.file.with_suffix(".txt.set").mkdir()
     host.declare(persistence=False)
     code, told = host.settings()
-    assert (code, told) == (1, "llm-gpu: persistence of GPU 0 is still on: root alone may set it\n")
+    assert (code, told) == (1, "llm-gpu: persistence of GPU 0 is still on: only root may set it\n")
 
 
 def test_mig_is_changed_on_a_drained_gpu_whose_engine_then_returns(host: Host) -> None:
@@ -227,7 +227,7 @@ def test_a_layout_is_changed_and_ended(host: Host) -> None:
 @pytest.mark.parametrize(
     ("state", "units", "says"),
     [
-        ("admission_kept", [], "'big' is the last instance that serves its model: start another one, or say --take-last"),
+        ("admission_kept", [], "'big' is the last instance that serves its model: start another one, or use --take-last"),
         ("admission_closed", [], "'big' still answers requests that came 1 s ago: try again later"),
         ("engine_drained", ["stop vllm@big.service", "start vllm@big.service"], "vllm@big.service does not stop"),
     ],
