@@ -1,6 +1,6 @@
 """llmtrain: from raw text to a better model: data, plan, run, gate, publish.
 
-Nothing here ever asks the internet: the libraries that would are told so before any of them is imported.
+Nothing here ever accesses the internet: libraries that would are switched to offline mode before they are imported.
 """
 
 import os

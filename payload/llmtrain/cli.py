@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, PermissionError) and error.errno != errno.ELOOP:
             raise
         print(
-            f"llm-train: user {os.geteuid()} may not use {error.filename}: give it access, or name another path "
-            "(root works on the files of a job as their owner)",
+            f"llm-train: user {os.geteuid()} has no access to {error.filename}: grant it, or specify another path (root works on "
+            f"the files of a job as their owner)",
             file=sys.stderr,
         )
         return exits.USAGE

@@ -9,9 +9,9 @@ Level = Literal["nominal", "ordinal"]
 
 
 def alpha(units: Iterable[Sequence[Hashable]], values: Sequence[Hashable], level: Level) -> float | None:
-    """Alpha of what was said of each unit, 1 if all agree and about 0 by chance; None if nothing can be compared.
+    """Alpha of the annotations of each unit: 1 if all agree, about 0 for chance; None if nothing can be compared.
 
-    `values` are all that there can be, of level "ordinal" from lowest to highest. Units with one annotation do not count.
+    `values` are all possible values; at level "ordinal" from lowest to highest. Units with one annotation do not count.
     """
     coincidences: defaultdict[tuple[int, int], float] = defaultdict(float)
     for unit in units:

@@ -1,4 +1,4 @@
-"""What annotators are asked: Label Studio's labelling configuration, and what its controls may answer.
+"""The annotators' questions: Label Studio's labelling configuration, and the valid values of its controls.
 
 https://labelstud.io/tags: a control's result has the control's name, that of the object it is about, a type, and a value.
 """
@@ -20,7 +20,7 @@ CORRECTED, UNCHANGED = "corrected", "unchanged"
 
 
 class Label(Section):
-    """A label of a domain. `good`: what KTO learns of an answer that has it; without it, nothing."""
+    """A label of a domain. `good`: what KTO learns from an answer with this label; nothing if it is unset."""
 
     name: Name
     good: bool | None = None
@@ -38,15 +38,15 @@ class Labels(Section):
         """No two labels have the same name."""
         names = [each.name for each in value]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{twice[0]!r} is there twice")
+            raise ValueError(f"{twice[0]!r} occurs twice")
         return value
 
 
 @dataclass(frozen=True)
 class Control:
-    """The one control of a configuration, about the object `of`. `values`: all it may have, lowest first; None: any text.
+    """The single control of a configuration, for the object `of`. `values`: all possible values, lowest first; None: any text.
 
-    `scale` and `level` are what agreement is measured by.
+    Agreement is measured by `scale` and `level`.
     """
 
     name: str
@@ -57,51 +57,51 @@ class Control:
     level: Level
 
     def value(self, results: Any) -> str | int:
-        """The value of an annotation's results; raises Rejected for whatever this control cannot have made."""
+        """The value of an annotation's results; raises Rejected for anything that this control cannot produce."""
         if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
-            raise Rejected("malformed", "its `result` is no list of results")
+            raise Rejected("malformed", "its `result` is not a list of results")
         for each in results:
             for key, own in ("from_name", self.name), ("to_name", self.of), ("type", self.type):
                 if each.get(key) != own:
                     raise Rejected(
                         "unknown_control",
-                        f"{key} is {str(each.get(key))[:60]!r}, and the configuration of this export has {own!r} alone",
+                        f"{key} is {str(each.get(key))[:60]!r}, but the configuration of this export only has {own!r}",
                     )
         if not results:
             raise Rejected("empty", "it was submitted without an answer")
         if len(results) > 1:
-            raise Rejected("several_values", f"{len(results)} results of one control")
+            raise Rejected("several_values", f"there are {len(results)} results of one control")
         content = results[0].get("value")
         key = "text" if self.type == "textarea" else self.type
         if not isinstance(content, dict) or content.keys() != {key}:
-            raise Rejected("malformed", f"its value has not {key!r} alone")
+            raise Rejected("malformed", f"its value must contain {key!r} and nothing else")
         value = content[key]
         if self.type != "rating":
             if not isinstance(value, list):
-                raise Rejected("malformed", f"{key} is {type(value).__name__}, and has to be a list")
+                raise Rejected("malformed", f"{key} is {type(value).__name__}, but must be a list")
             if len(value) != 1:
-                raise Rejected("several_values", f"{key} has {len(value)} values, and one is asked for")
+                raise Rejected("several_values", f"{key} has {len(value)} values, but must have one")
             value = value[0]
         return self.allowed(value)
 
     def allowed(self, value: Any) -> str | int:
-        """The value, if the control may have it; raises Rejected."""
+        """The value, if it is valid for the control; raises Rejected."""
         if self.values is None:
             if not isinstance(value, str) or not encodable(value):
-                raise Rejected("malformed", "its text is no text that UTF-8 can have")
+                raise Rejected("malformed", "its text cannot be encoded in UTF-8")
             if not value.strip():
-                raise Rejected("empty", "its text has blanks alone")
+                raise Rejected("empty", "its text is blank")
             return value
         # True is 1, and 4.0 is 4, for `in`.
         if not any(type(value) is type(each) and value == each for each in self.values):
             raise Rejected(
-                "value", f"{str(value)[:60]!r} is none of {', '.join(map(str, self.values))[:200]}"
+                "value", f"{str(value)[:60]!r} is not one of {', '.join(map(str, self.values))[:200]}"
             )
         return value  # type: ignore[no-any-return]  # one of the values
 
 
 def encodable(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can have and UTF-8 cannot."""
+    """Whether a text has no half of a surrogate pair, which JSON can contain but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""`llm-train annotate import`: what annotators answered becomes examples, as `llm-train feedback export` writes them.
+"""`llm-train annotate import`: annotations become examples in the format of `llm-train feedback export`.
 
-Reads Label Studio's JSON export. Of its ids none is used but an annotator's, and that only to tell annotators apart.
+Reads Label Studio's JSON export. The only id that is used is the annotator's, and only to tell annotators apart.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GIVES = {"better": ("dpo",), "rating": ("kto", "sft"), "correction": ("dpo", "sf
 
 @dataclass(frozen=True)
 class Exported:
-    """What `llm-train annotate export` wrote. `items` by our id."""
+    """An export of `llm-train annotate export`; `items` by our id."""
 
     kind: str
     labels: Labels | None
@@ -48,7 +48,7 @@ class Exported:
 
 
 def read_exported(folder: Path) -> Exported:
-    """An export of tasks; raises Refusal if it is altered or incomplete."""
+    """Load an export of tasks; raises Refusal if it is altered or incomplete."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         data = (folder / ITEMS).read_bytes()
@@ -60,20 +60,20 @@ def read_exported(folder: Path) -> Exported:
         digest = hashlib.sha256(data).hexdigest()
         if digest != expected:
             raise exits.Refusal(
-                f"{folder}/{ITEMS} has sha256 {digest}, {REPORT} says {expected}: take the export as it was written",
+                f"{folder}/{ITEMS} has sha256 {digest}, but {REPORT} says {expected}: use the unchanged export",
                 exits.ALTERED,
             )
         items = [Item(**json.loads(line)) for line in data.splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise exits.Refusal(
-            f"--tasks is {folder}, which has no whole export ({error}): write it with `llm-train annotate export`"
+            f"--tasks is {folder}, which does not contain a complete export ({error}): write it with `llm-train annotate export`"
         ) from error
     return Exported(kind, labels, key, {each.task: each for each in items}, digest)
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """An annotation where it was found. `annotator` is a pseudonym."""
+    """An annotation and its location. `annotator` is a pseudonym."""
 
     item: Item
     annotator: str
@@ -92,7 +92,7 @@ def read_file(path: Path) -> tuple[list[dict[str, Any]], str]:
             f"--annotations: {path} cannot be read as JSON ({error}): export the project as JSON"
         ) from error
     if not isinstance(tasks, list) or not all(isinstance(each, dict) for each in tasks):
-        raise exits.Refusal(f"--annotations: {path} is no list of tasks: export the project as JSON")
+        raise exits.Refusal(f"--annotations: {path} is not a list of tasks: export the project as JSON")
     if any(not isinstance(each.get("annotations"), list) for each in tasks):
         raise exits.Refusal(
             f"--annotations: a task of {path} has no list of annotations: export the project as JSON, not as JSON-MIN"
@@ -108,22 +108,22 @@ def annotation_of(raw: Any, item: Item, key: bytes, place: dict[str, Any]) -> An
         time = datetime.fromisoformat(raw.get("updated_at") or raw["created_at"])
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise Rejected("malformed", f"it does not say who made it, and when ({error!r})") from error
+        raise Rejected("malformed", f"its annotator or time is missing ({error!r})") from error
     if type(who) is not int:
         raise Rejected(
-            "malformed", f"completed_by is {type(who).__name__}, and has to be an annotator's number"
+            "malformed", f"completed_by is {type(who).__name__}, but must be an annotator's number"
         )
     return Annotation(item, mac(key, "annotator", str(who)).hex()[:12], time, place, raw)
 
 
 def own(task: dict[str, Any], name: str, task_ids: set[str], exported: Exported) -> Item:
-    """The item of a task that is one of this export; raises Rejected. `task_ids` are those of the file before it."""
+    """The item of a task that belongs to this export; raises Rejected. `task_ids` are those of earlier tasks in the file."""
     if (item := exported.items.get(name)) is None:
-        raise Rejected("foreign_task", f"its {ID} is {name[:60]!r}, which this export does not have")
+        raise Rejected("foreign_task", f"its {ID} is {name[:60]!r}, which is not in this export")
     if item.task in task_ids:
-        raise Rejected("duplicate_id", f"{item.task} is in this file twice: the first one counts")
+        raise Rejected("duplicate_id", f"{item.task} occurs twice in this file: the first one counts")
     if task["data"] != data_of(exported.key, exported.kind, item):
-        raise Rejected("altered_task", "its texts are not those that were exported")
+        raise Rejected("altered_task", "its texts differ from the exported ones")
     task_ids.add(item.task)
     return item
 
@@ -131,7 +131,7 @@ def own(task: dict[str, Any], name: str, task_ids: set[str], exported: Exported)
 def found_in(
     path: Path, tasks: list[dict[str, Any]], exported: Exported
 ) -> Iterator[Annotation | dict[str, Any]]:
-    """Each annotation of a file, or why it is refused; also a task that is refused without having any, and drafts."""
+    """Each annotation of a file, or why it is rejected; also rejected tasks without annotations, and drafts."""
     task_ids: set[str] = set()
     for number, task in enumerate(tasks):
         data, drafts, annotations = task.get("data"), task.get("drafts"), task["annotations"]
@@ -155,7 +155,7 @@ def found_in(
 
 
 def rated(exported: Exported, item: Item, value: str | int) -> Rated:
-    """What was answered, as a rating of the exchange; raises Rejected."""
+    """The annotation as a rating of the exchange; raises Rejected."""
     prompt, answer, good, best, correction = item.prompt, "", None, False, None
     if exported.kind == "better":
         if value == "equal":
@@ -176,14 +176,14 @@ def rated(exported: Exported, item: Item, value: str | int) -> Rated:
 
 
 def scaled(kind: str, item: Item, value: str | int) -> str | int:
-    """What of a value is compared with other annotators': of a correction, whether there is one."""
+    """The part of a value that is compared with other annotators': for a correction, whether there is one."""
     if kind != "correction":
         return value
     return UNCHANGED if str(value).strip() == item.answers[0].strip() else CORRECTED
 
 
 class Judged:
-    """What came of all annotations: examples, rejects and disagreements. Each annotation is in an example or a reject."""
+    """The result of all annotations: examples, rejects and disagreements. Each annotation is in an example or a reject."""
 
     def __init__(self, exported: Exported, kind: str, shares: Callable[[Example], bool]) -> None:
         self.exported, self.kind, self.shares = exported, kind, shares
@@ -201,12 +201,14 @@ class Judged:
         self.rejects.append({**each.place, "annotator": each.annotator, "rule": rule, "reason": reason})
 
     def last(self, annotations: list[Annotation]) -> dict[str, list[Annotation]]:
-        """The last annotation of each annotator by task, of those that were not skipped; others are rejected."""
+        """The last annotation of each annotator by task, except skipped ones; others are rejected."""
         lasting: dict[tuple[str, str], Annotation] = {}
         for each in sorted(annotations, key=lambda each: each.time):
             pair = each.item.task, each.annotator
             if pair in lasting:
-                self.reject(lasting[pair], "superseded", "the annotator's later one of this task counts")
+                self.reject(
+                    lasting[pair], "superseded", "the annotator's later annotation of this task counts"
+                )
             lasting[pair] = each
         tasks: dict[str, list[Annotation]] = {}
         for (task, _), each in sorted(lasting.items()):
@@ -217,7 +219,7 @@ class Judged:
         return tasks
 
     def judge(self, entries: Iterable[Annotation | dict[str, Any]]) -> None:
-        """Sort what was found in all files."""
+        """Sort the annotations of all files."""
         annotations: list[Annotation] = []
         for each in entries:
             if isinstance(each, Annotation):
@@ -276,7 +278,7 @@ class Judged:
         except Rejected as rejected:
             return rejected
         if self.shares(example):
-            return Rejected("held_out", "it is in the held-out set, or has a part of it")
+            return Rejected("held_out", "it is in the held-out set, or contains a part of it")
         return json.dumps(example, sort_keys=True)
 
 
@@ -288,10 +290,10 @@ def import_(arguments: argparse.Namespace) -> int:
     exported = read_exported(arguments.tasks)
     if arguments.kind not in GIVES[exported.kind]:
         raise exits.Refusal(
-            f"--kind is {arguments.kind}: annotations by {exported.kind} give {' or '.join(GIVES[exported.kind])}"
+            f"--kind is {arguments.kind}, but annotations by {exported.kind} only yield {' or '.join(GIVES[exported.kind])}"
         )
     if arguments.out.exists():
-        raise exits.Refusal(f"--out is {arguments.out}, which is there: name a new folder")
+        raise exits.Refusal(f"--out is {arguments.out}, which exists: specify a new folder")
     read = {path: read_file(path) for path in arguments.annotations}
     judged = Judged(exported, arguments.kind, shares)
     judged.judge(each for path, (tasks, _) in read.items() for each in found_in(path, tasks, exported))
@@ -306,7 +308,9 @@ def import_(arguments: argparse.Namespace) -> int:
     refuse_disagreement(judged, agreement)
     if not judged.examples:
         rules = dict(Counter(each["rule"] for each in judged.rejects))
-        raise exits.Refusal(f"no annotation is an example for {arguments.kind}: {rules or 'there are none'}")
+        raise exits.Refusal(
+            f"no annotation yields an example for {arguments.kind}: {rules or 'there are none'}"
+        )
     report = {
         "annotation": exported.kind,
         "tasks": {"export": exported.digest, "number": len(exported.items)},
@@ -330,7 +334,7 @@ def import_(arguments: argparse.Namespace) -> int:
 
 
 def refuse_disagreement(judged: Judged, agreement: dict[str, Any]) -> None:
-    """Raise Refusal, with the disagreements on stdout, unless annotators agree enough, or nothing is asked of them."""
+    """Raise Refusal, with the disagreements on stdout, unless annotators agree enough, or no agreement is required."""
     reached, least, double = agreement["alpha"], agreement["least"], agreement["tasks"]
     if least is None or (reached is not None and reached >= least):
         return
@@ -340,10 +344,10 @@ def refuse_disagreement(judged: Judged, agreement: dict[str, Any]) -> None:
     if reached is None:
         why = "all have the same value" if judged.units else "there are none"
         raise exits.Refusal(
-            f"{message}not defined, since {why}. Have a second person annotate overlap.json, or take the annotations as "
-            "they are with --least-alpha none"
+            f"{message}undefined, because {why}. Have a second person annotate overlap.json, or accept the annotations as they "
+            f"are with --least-alpha none"
         )
     raise exits.Refusal(
-        f"{message}{reached:.3f}, and --least-alpha {least}. Stdout has the {len(judged.disagreements)} tasks that they "
-        "differ on: settle those, and what annotators are told, or lower --least-alpha"
+        f"{message}{reached:.3f}, below --least-alpha {least}. Stdout lists the {len(judged.disagreements)} tasks on which they "
+        "differ: settle those and improve the instructions, or lower --least-alpha"
     )

@@ -1,7 +1,7 @@
-"""`llm-train annotate export`: examples become tasks for Label Studio, and what it takes to know them again.
+"""`llm-train annotate export`: turns examples into tasks for Label Studio, and writes the data for recognizing them later.
 
-A task has an id of ours in its data, since Label Studio gives ids of its own at each import. The order of tasks, and of the
-answers of a task, are HMACs by a key that stays here: annotators cannot tell which answer was which.
+The data of a task contains our own id, since Label Studio assigns new ids at each import. The order of tasks, and of the answers
+of a task, comes from HMACs with a key that stays here: annotators cannot tell which answer was which.
 """
 
 import argparse
@@ -36,7 +36,7 @@ TASKS, OVERLAP, CONFIGURATION = (
 
 @dataclass(frozen=True)
 class Item:
-    """What a task is about: the example's id, our id, a conversation, and the answers to it."""
+    """The subject of a task: the example's id, our id, a conversation, and the answers to it."""
 
     id: str
     task: str
@@ -45,7 +45,7 @@ class Item:
 
 
 def mac(key: bytes, purpose: str, text: str) -> bytes:
-    """32 bytes that say nothing without the key."""
+    """32 bytes that reveal nothing without the key."""
     return hmac.digest(key, f"{purpose}\0{text}".encode(), "sha256")
 
 
@@ -76,12 +76,12 @@ def turns_of(value: Any) -> Messages:
     """A text, or messages, as messages; raises Rejected."""
     turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
-        raise Rejected("no_text", "it has neither a text nor messages where one of them has to be")
+        raise Rejected("no_text", "it has neither a text nor messages, but needs one of them")
     for each in turns:
         if not isinstance(each, dict) or each.keys() != {"role", "content"}:
-            raise Rejected("no_plain_text", "a message has more, or less, than role and content")
+            raise Rejected("no_plain_text", "a message must have a role and a content, and nothing else")
         if not all(isinstance(text, str) and text.strip() for text in each.values()):
-            raise Rejected("no_plain_text", "a message has an empty text, or what is no text")
+            raise Rejected("no_plain_text", "the text of a message is empty or not a string")
     return turns
 
 
@@ -92,7 +92,7 @@ def parsed(line: dict[str, Any]) -> tuple[Messages, list[str]]:
             "answers", [line[each] for each in ("chosen", "rejected", "completion") if each in line]
         )
         if not isinstance(answers, list):
-            raise Rejected("answers", "`answers` is no list")
+            raise Rejected("answers", "`answers` is not a list")
         return turns_of(line["prompt"]), [turns_of(each)[-1]["content"] for each in answers]
     turns = turns_of(line.get("messages", line.get("text")))
     if len(turns) > 1 and turns[-1]["role"] == "assistant":
@@ -107,8 +107,8 @@ def read_lines(path: Path) -> tuple[list[Any], str]:
         lines = [json.loads(line) for line in StringIO(data.decode()) if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
         raise exits.Refusal(
-            f"--examples: {path} cannot be read as JSON lines of UTF-8 ({error}): name such a file, or a folder that "
-            "`llm-train feedback export` wrote"
+            f"--examples: {path} cannot be read as JSON lines of UTF-8 ({error}): specify such a file, or a folder written by "
+            f"`llm-train feedback export`"
         ) from error
     for each in lines:
         if isinstance(each, dict):
@@ -118,21 +118,21 @@ def read_lines(path: Path) -> tuple[list[Any], str]:
 
 
 def items(lines: list[Any], kind: str, key: bytes) -> Iterator[Item | dict[str, Any]]:
-    """For each line its item, or why it is none."""
+    """For each line its item, or why there is none."""
     ids: set[str] = set()
     for number, line in enumerate(lines, 1):
         name = line.get("id") if isinstance(line, dict) else None
         printable_id = str(name).encode("utf-8", "backslashreplace").decode()
         try:
             if not isinstance(name, str) or not name:
-                raise Rejected("malformed", f"line {number} is no object, or its id is no text")
+                raise Rejected("malformed", f"line {number} is not an object, or its id is not text")
             if name in ids:
-                raise Rejected("duplicate_id", f"line {number} has the id of one before it")
+                raise Rejected("duplicate_id", f"line {number} repeats the id of an earlier line")
             ids.add(name)
             prompt, answers = parsed(line)
             if len(answers) not in ANSWERS[kind]:
                 numbers = " or ".join(map(str, ANSWERS[kind]))
-                raise Rejected("answers", f"{len(answers)} answers, and {kind} is about {numbers}")
+                raise Rejected("answers", f"there are {len(answers)} answers, but {kind} needs {numbers}")
             if len(answers) == 2 and answers[0].strip() == answers[1].strip():
                 raise Rejected("same", "both answers are the same")
             lines_of([{"texts": [name, prompt, answers]}]).encode()
@@ -140,7 +140,7 @@ def items(lines: list[Any], kind: str, key: bytes) -> Iterator[Item | dict[str, 
             yield {
                 "id": printable_id,
                 "rule": "no_plain_text",
-                "reason": "half of a surrogate pair, which UTF-8 cannot have",
+                "reason": "half of a surrogate pair, which UTF-8 cannot encode",
             }
         except Rejected as rejected:
             yield {"id": printable_id, **asdict(rejected)}
@@ -149,16 +149,16 @@ def items(lines: list[Any], kind: str, key: bytes) -> Iterator[Item | dict[str, 
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write tasks, configuration, key and report into a new folder, and print the report."""
+    """Write tasks, configuration, key and report to a new folder, and print the report."""
     become_owner(arguments.examples, arguments.out)
     kind, out = arguments.kind, arguments.out
     if (arguments.labels is None) == (kind == "labels"):
         raise exits.Refusal(
-            f"--kind is {kind} and --labels is {arguments.labels}: kind labels, and no other, needs a file of labels"
+            f"--kind is {kind} and --labels is {arguments.labels}: kind labels, and no other, requires --labels"
         )
     labels = load(arguments.labels, Labels) if arguments.labels else None
     if out.exists():
-        raise exits.Refusal(f"--out is {out}, which is there: name a new folder")
+        raise exits.Refusal(f"--out is {out}, which exists: specify a new folder")
     lines, digest = (
         read_export(arguments.examples)[1:] if arguments.examples.is_dir() else read_lines(arguments.examples)
     )
@@ -169,7 +169,7 @@ def export(arguments: argparse.Namespace) -> int:
     rejected = dict(sorted(Counter(each["rule"] for each in rejects).items()))
     if not entries:
         raise exits.Refusal(
-            f"{arguments.examples} has nothing to annotate by {kind}: {rejected or 'it is empty'}"
+            f"{arguments.examples} contains nothing to annotate by {kind}: {rejected or 'it is empty'}"
         )
     by_chance = sorted(entries, key=lambda each: mac(key, "overlap", each.task))
     double = {each.task for each in by_chance[: math.ceil(arguments.overlap * len(entries))]}

@@ -114,7 +114,7 @@ class Classifier:
         except (OSError, ValueError) as error:
             raise Refusal(
                 f"annotate.classifier {directory} cannot be loaded: {str(error).splitlines()[0]}; "
-                "give a directory with config.json, model.safetensors and tokenizer.json"
+                "specify a directory with config.json, model.safetensors and tokenizer.json"
             ) from error
 
     def label(self, text: str) -> tuple[str, float]:

@@ -27,8 +27,8 @@ class Chat:
         self.tokenizer, self.name = tokenizer, name
         if not tokenizer.chat_template:
             raise Refusal(
-                f"{name} has no chat template and the data has conversations: "
-                "use the tokenizer of an instruct model, or plain texts"
+                f"{name} has no chat template, but the data contains conversations: use the tokenizer of an instruct model, or "
+                f"plain texts"
             )
         if not tokenizer.is_fast:
             raise Refusal(f"{name} has no tokenizer.json: turns cannot be located in its tokens")
@@ -86,7 +86,7 @@ class Chat:
         )
         if "".join(text.split()) != "So.Thus.":
             raise Refusal(
-                f"the chat template of {self.name} cannot be trained on: of 'So.' and 'Thus.' it marks {text!r} as learned; "
+                f"the chat template of {self.name} cannot be trained on: for 'So.' and 'Thus.' it marks {text!r} as learned; "
                 "use another template, or correct its {% generation %} marks"
             )
 

@@ -26,7 +26,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=int,
         default=0,
         metavar="N",
-        help="number of processes; default: that of CPUs. Does not change the result",
+        help="number of processes; default: the number of CPUs. Does not change the result",
     )
     run.add_argument(
         "--prune",
@@ -65,7 +65,7 @@ def where_command(arguments: argparse.Namespace) -> int:
     settings = load(arguments.config, Settings) if arguments.config else None
     data = [*([settings.output] if settings else []), *arguments.data]
     if not data:
-        raise exits.Refusal("nothing to search: give --config or --data")
+        raise exits.Refusal("nothing to search: specify --config or --data")
     document = sys.stdin.read().strip() if arguments.asked == "-" else arguments.asked
     answer = where(document, data, settings, arguments.models)
     if arguments.json:
@@ -75,7 +75,7 @@ def where_command(arguments: argparse.Namespace) -> int:
             numbers = ", ".join(map(str, line["rows"]))
             print(f"{line['data']}/{line['file']}: rows {numbers}: {line['id']} from {line['source']}")
         for line in answer["dropped"]:
-            print(f"{line['data']}: not in it: {line['id']} from {line['source']}: {line['reason']}")
+            print(f"{line['data']}: dropped: {line['id']} from {line['source']}: {line['reason']}")
         for line in answer["models"]:
             print(f"{line['model']}: trained on it")
         if not answer["rows"]:
@@ -94,7 +94,7 @@ def prepare(config: Path, workers: int = 0, prune: bool = False) -> int:
     from llmtrain.data.settings import Settings
 
     if workers < 0:
-        raise exits.Refusal(f"--workers is {workers}: want 1 or more")
+        raise exits.Refusal(f"--workers is {workers}: specify 1 or more")
     settings = load(config, Settings)
     # Stop as on Ctrl-C: finished results are kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -107,8 +107,8 @@ def prepare(config: Path, workers: int = 0, prune: bool = False) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise exits.Refusal(
-            f"{settings.work} or {settings.output} is full ({error.strerror}): free space or move it, and run again; "
-            "finished results are kept",
+            f"{settings.work} or {settings.output} is full ({error.strerror}): free some space or move it, and run again; "
+            f"finished results are kept",
             exits.NO_SPACE,
         ) from error
     print(json.dumps(report["rows"], indent=1))

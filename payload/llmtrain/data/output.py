@@ -24,7 +24,7 @@ def publish(
 ) -> dict[str, Any]:
     """Write the data set to `output`, its index last, and return the report. Raises Refusal if no row is left.
 
-    `learned_from` has the sha256 of the input files, by which the gate recognizes a held-out set among them.
+    `learned_from` has the sha256 of the input files, with which the gate recognizes a held-out set among them.
     """
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Packing: rows of one length from tokens, each with one document, or with several that are told apart by numbers.
+"""Packing: rows of equal length from tokens, each with one document, or with several that are distinguished by numbers.
 
 Packing is best-fit decreasing (Johnson 1973): longest first, each into the fullest row that has room.
 """

@@ -92,10 +92,10 @@ class Read:
     def from_fields(self, record: Any, where: str, metadata: dict[str, Any], source: Input) -> Document:
         """The document of a record with named fields; raises NoDocument."""
         if not isinstance(record, dict):
-            raise NoDocument("no_object", f"the line holds {type(record).__name__}, want an object")
+            raise NoDocument("no_object", f"the line holds {type(record).__name__}, not an object")
         identity = record.get(source.id) if source.id else None
         if source.id and not isinstance(identity, str | int):
-            raise NoDocument("no_id", f"field {source.id!r} holds {type(identity).__name__}, want text")
+            raise NoDocument("no_id", f"field {source.id!r} holds {type(identity).__name__}, not text")
         name = str(identity) if source.id else where
         messages = record.get(source.messages)
         if messages is not None:
@@ -111,7 +111,7 @@ class Read:
             return Document(text, name, metadata)
         content = record.get(source.text)
         if not isinstance(content, str):
-            raise NoDocument("no_text", f"field {source.text!r} holds {type(content).__name__}, want text")
+            raise NoDocument("no_text", f"field {source.text!r} holds {type(content).__name__}, not text")
         return Document(self.sound(content), name, metadata)
 
     def decoded(self, raw: bytes, source: Input) -> str:
@@ -181,7 +181,7 @@ class Read:
         if source.text not in (rows.fieldnames or ()):
             raise Refusal(
                 f"{piece.path} has columns {', '.join(rows.fieldnames or ['none'])}: "
-                f"set `text` of this input to one of them, it is {source.text!r}"
+                f"set `text` of this input, now {source.text!r}, to one of them"
             )
         try:
             for number, row in enumerate(rows):
@@ -244,7 +244,7 @@ def parquet_rows(path: Path, source: Input) -> Iterator[dict[str, Any]]:
             if not {source.text, source.messages} & set(columns):
                 raise Refusal(
                     f"{path} has columns {', '.join(file.schema_arrow.names)}: set `text` or `messages` "
-                    f"of this input to one of them, they are {source.text!r} and {source.messages!r}"
+                    f"of this input, now {source.text!r} and {source.messages!r}, to one of them"
                 )
             for batch in file.iter_batches(1024, columns=columns):
                 yield from batch.to_pylist()

@@ -68,7 +68,7 @@ class Rows:
             ) from error
         self._starts = numpy.cumsum([0, *(rows for _, rows, _ in self.shards)])
         if not len(self):
-            raise Refusal(f"{directory} has no rows, so nothing can be learned from it; see its reject file")
+            raise Refusal(f"{directory} has no rows, so it cannot be used for training; see its reject file")
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -62,7 +62,7 @@ class Clean(Section):
         """The rules have to exist."""
         unknown = sorted(set(value) - CLEANING.keys())
         if unknown:
-            raise ValueError(f"no such rule: {', '.join(unknown)}; there are {', '.join(CLEANING)}")
+            raise ValueError(f"there are no rules {', '.join(unknown)}: choose from {', '.join(CLEANING)}")
         return value
 
 
@@ -124,7 +124,7 @@ class Near(Section):
 
 
 class Duplicates(Section):
-    """Of duplicates the first is kept, in the order of inputs, paths and positions."""
+    """The first of several duplicates is kept, in the order of inputs, paths and positions."""
 
     exact: bool = True
     near: Near | None = Near()

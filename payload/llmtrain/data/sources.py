@@ -91,7 +91,7 @@ def files_of(source: Input) -> list[Path]:
         pattern = str(path.relative_to(anchor))
         files = [each for each in anchor.glob(pattern) if each.is_file()]
     if not files:
-        raise Refusal(f"inputs has path {source.path!r}: no such file; correct or remove it")
+        raise Refusal(f"inputs has path {source.path!r}, which matches no file: correct or remove it")
     return sorted(files)
 
 

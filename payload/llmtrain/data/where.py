@@ -88,7 +88,7 @@ def rejected(path: Path) -> Iterator[dict[str, Any]]:
 def trained_on(models: Path, digests: set[str]) -> list[dict[str, str]]:
     """The models below a directory that were trained on one of the data sets, by their training.json; raises Refusal."""
     if not models.is_dir():
-        raise Refusal(f"--models {models} is not a directory: give the one that contains the models")
+        raise Refusal(f"--models {models} is not a directory: specify the one that contains the models")
     matches = []
     for path in sorted(models.rglob("training.json")):
         try:

@@ -1,1 +1,1 @@
-"""What users said, as examples and rows to learn from."""
+"""User feedback as training examples and rows."""

@@ -1,4 +1,4 @@
-"""`llm-train feedback export`: ratings become examples to learn from, in TRL's conversational formats.
+"""`llm-train feedback export`: turns ratings into training examples in TRL's conversational formats.
 
 KTO (Ethayarajh et al. 2024) learns from thumbs, DPO (Rafailov et al. 2023) from corrections, which are the chosen answers, SFT
 from the best answers and from corrections. Only exchanges of tenants that consented have a text, so only they are exported.
@@ -29,7 +29,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Rejected(Exception):
-    """Why a rating is no example."""
+    """Why a rating yields no example."""
 
     rule: str
     reason: str
@@ -37,7 +37,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Rated:
-    """An exchange with its rating. `good`: None where neither thumb nor stars say so."""
+    """An exchange with its rating. `good`: None if neither thumb nor stars decide it."""
 
     transaction: str
     subject: tuple[str, str]
@@ -52,7 +52,7 @@ class Rated:
 def joined(
     rating: ratings.Record, review: ratings.Record | None, answers: dict[str, ratings.Record]
 ) -> Rated:
-    """The exchange that was rated, as an expert's review has it, if there is one; raises Rejected."""
+    """The rated exchange, with an expert's review applied if there is one; raises Rejected."""
     exchange = answers.get(rating[ratings.TRANSACTION])
     if exchange is None:
         raise Rejected(
@@ -60,32 +60,32 @@ def joined(
             "prompt and answer were not kept: the tenant does not consent, or the answer was cut off",
         )
     if not all(each.keys() >= ratings.NAMES for each in (rating, exchange, review or exchange)):
-        raise Rejected("malformed", "it lacks its tenant or its subject: the journal was altered")
+        raise Rejected("malformed", "it lacks a tenant or a subject: the journal was altered")
     who = rating[ratings.TENANT], rating[ratings.SUBJECT]
     if any(who != (each[ratings.TENANT], each[ratings.SUBJECT]) for each in (exchange, review or exchange)):
-        raise Rejected("foreign", "rating, review and answer are not of one subject: the journal was altered")
+        raise Rejected(
+            "foreign", "rating, review and answer do not belong to one subject: the journal was altered"
+        )
     if review and review.get(ratings.VERDICT) == "dismissed":
-        raise Rejected("dismissed", "an expert found nothing to learn in it")
+        raise Rejected("dismissed", "an expert dismissed it")
     prompt, answer, correction = (
         exchange.get(FIELD + "prompt"),
         exchange.get(FIELD + "answer"),
         (review or rating).get(FIELD + "correction"),
     )
     if not isinstance(answer, str) or not isinstance(correction, str | None):
-        raise Rejected("malformed", "its answer or its correction is no text: the journal was altered")
+        raise Rejected("malformed", "its answer or its correction is not text: the journal was altered")
     if not isinstance(rating.get(FIELD + "stars"), int | None):
-        raise Rejected("malformed", "its stars are no number: the journal was altered")
+        raise Rejected("malformed", "its stars are not a number: the journal was altered")
     if exchange.get("event.action") == "POST /v1/completions":
-        raise Rejected(
-            "no_chat", "the prompt was sent without the chat template by which examples are learned"
-        )
+        raise Rejected("no_chat", "the prompt was sent without the chat template that training uses")
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not all(
         isinstance(each, dict) and each.keys() == {"role", "content"} and isinstance(each["content"], str)
         for each in prompt
     ):
-        raise Rejected("no_plain_text", "the prompt has tool calls, or parts that are no text")
+        raise Rejected("no_plain_text", "the prompt contains tool calls, or parts that are not text")
     return Rated(
         transaction=rating[ratings.TRANSACTION],
         subject=who,
@@ -104,7 +104,7 @@ def assistant_turn(text: str) -> Messages:
 
 def kto(rated: Rated) -> Example:
     if rated.good is None:
-        raise Rejected("neutral", "three stars, or a correction alone, are neither good nor bad")
+        raise Rejected("neutral", "three stars, or a correction alone, do not say whether the answer is good")
     return {"prompt": rated.prompt, "completion": assistant_turn(rated.answer), "label": rated.good}
 
 
@@ -132,7 +132,7 @@ KINDS: dict[str, Callable[[Rated], Example]] = {"kto": kto, "dpo": dpo, "sft": s
 
 
 def texts(value: object) -> Iterator[str]:
-    """All strings of a JSON value but names and roles."""
+    """All strings of a JSON value except names and roles."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -145,7 +145,7 @@ def texts(value: object) -> Iterator[str]:
 
 
 def held_out(path: Path | None) -> Callable[[Example], bool]:
-    """Whether an example has RUN words in a row, or a whole shorter text, of a file of JSON lines."""
+    """Whether an example contains RUN consecutive words, or a whole shorter text, from a file of JSON lines."""
     from llmtrain.data.words import runs_of, words_of
 
     runs_by_size: dict[int, set[int]] = {}
@@ -154,13 +154,13 @@ def held_out(path: Path | None) -> Callable[[Example], bool]:
         lines = list(StringIO(path.read_text(encoding="utf-8"))) if path else []
     except (OSError, UnicodeDecodeError) as error:
         raise exits.Refusal(
-            f"--held-out: {path} cannot be read as UTF-8 ({error}): name a file of JSON lines"
+            f"--held-out: {path} cannot be read as UTF-8 ({error}): specify a file of JSON lines"
         ) from error
     for number, line in enumerate(lines, 1):
         try:
             strings = list(texts(json.loads(line)))
         except ValueError:
-            raise exits.Refusal(f"--held-out: line {number} of {path} is no JSON: {line[:60]!r}") from None
+            raise exits.Refusal(f"--held-out: line {number} of {path} is not JSON: {line[:60]!r}") from None
         for text in strings:
             words = words_of(text)
             if size := min(RUN, len(words)):
@@ -189,8 +189,8 @@ def examples(
     folders: list[Path], kind: str, since: str, until: str, most: int, shares: Callable[[Example], bool]
 ) -> Iterator[tuple[str, Example | Rejected]]:
     """For each rating its transaction and the example, or why there is none: first those that experts reviewed, then the others,
-    the oldest first. A review counts at its own time, from `until` on not yet, and not for a later rating, which its expert never
-    saw. KTO learns from the rating alone, so a review gives it no example anew.
+    oldest first. A review counts from its own time on, if that is before `until`, and not for a later rating, which its expert
+    never saw. KTO learns from the rating alone, so a review does not yield another example for it.
     """
     rated: dict[str, ratings.Record] = {}
     answers: dict[str, ratings.Record] = {}
@@ -233,12 +233,12 @@ def examples(
             each = joined(rating, review, answers)
             example = KINDS[kind](each)
             if shares(example):
-                raise Rejected("held_out", "it is in the held-out set, or has a part of it")
+                raise Rejected("held_out", "it is in the held-out set, or contains a part of it")
             content = json.dumps(example, sort_keys=True)
             if content in originals:
                 raise Rejected("duplicate", f"the same as {originals[content]}")
             if of_subject[each.subject] >= most:
-                raise Rejected("cap", f"more than {most} of one subject")
+                raise Rejected("cap", f"more than {most} from one subject")
         except Rejected as rejected:
             yield transaction, rejected
             continue
@@ -248,7 +248,7 @@ def examples(
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write examples, rejects and a report into a new folder, and print the report."""
+    """Write examples, rejects and a report to a new folder, and print the report."""
     # What root alone can change, root reads: the held-out set, of which jobs know nothing.
     become_owner(*filter(None, [arguments.held_out]))
     shares = held_out(arguments.held_out)
@@ -256,11 +256,11 @@ def export(arguments: argparse.Namespace) -> int:
     for folder in arguments.journal:
         if not folder.is_dir():
             raise exits.Refusal(
-                f"--journal is {folder}, which is no folder: name a copy of /var/lib/llm-feedback"
+                f"--journal is {folder}, which is not a folder: specify a copy of /var/lib/llm-feedback"
             )
     until = arguments.until or datetime.now(UTC).isoformat()
     if arguments.out.exists():
-        raise exits.Refusal(f"--out is {arguments.out}, which is there: name a new folder")
+        raise exits.Refusal(f"--out is {arguments.out}, which exists: specify a new folder")
     records, rejects = [], []
     span = arguments.since, until
     for transaction, each in examples(
@@ -273,7 +273,7 @@ def export(arguments: argparse.Namespace) -> int:
     if not records:
         counts = dict(Counter(each["rule"] for each in rejects))
         raise exits.Refusal(
-            f"no rating since {arguments.since} is an example for {arguments.kind}: {counts or 'there are none'}"
+            f"no rating since {arguments.since} yields an example for {arguments.kind}: {counts or 'there are none'}"
         )
     write_export(arguments.out, arguments.kind, records, rejects, {"since": arguments.since, "until": until})
     return exits.DONE
@@ -292,7 +292,7 @@ def write_export(
     details: dict[str, Any],
     **more: list[dict[str, Any]],
 ) -> None:
-    """Write examples, rejects, `more` lists by name, and a report into a new folder, and print the report."""
+    """Write examples, rejects, `more` lists by name, and a report to a new folder, and print the report."""
     data = lines_of(records)
     report = {
         "kind": kind,
@@ -321,7 +321,7 @@ def write_export(
 
 
 def read_export(folder: Path) -> tuple[str, list[Example], str]:
-    """Kind, examples and digest of an export; raises Refusal if it is altered or incomplete."""
+    """The kind, examples and digest of an export; raises Refusal if it is altered or incomplete."""
     try:
         report = json.loads((folder / "export.json").read_text())
         if (kind := report["kind"]) not in KINDS:
@@ -329,12 +329,13 @@ def read_export(folder: Path) -> tuple[str, list[Example], str]:
         data = (folder / f"{kind}.jsonl").read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise exits.Refusal(
-            f"--examples is {folder}, which has no whole export ({error}): write it with `llm-train feedback export`"
+            f"--examples is {folder}, which does not contain a complete export ({error}): write it with `llm-train feedback "
+            f"export`"
         ) from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != report["sha256"]:
         raise exits.Refusal(
-            f"{folder}/{kind}.jsonl has sha256 {digest}, export.json says {report['sha256']}: export it again",
+            f"{folder}/{kind}.jsonl has sha256 {digest}, but export.json says {report['sha256']}: export it again",
             exits.ALTERED,
         )
     return kind, [json.loads(line) for line in data.splitlines()], digest

@@ -1,7 +1,7 @@
-"""`llm-train feedback pack`: examples for KTO and DPO become rows of tokens, in which answers are compared.
+"""`llm-train feedback pack`: turns examples for KTO and DPO into rows of tokens in which answers are compared.
 
-The answers of one comparison are in one row (`run.preferences` says how they are told apart): for DPO a chosen and a rejected
-one, for KTO an answer, and the example's before it to the same prompt.
+The answers of one comparison are in one row (`run.preferences` says how they are distinguished): for DPO a chosen and a rejected
+one, for KTO an answer, and the previous example's answer to the same prompt.
 """
 
 import json
@@ -25,7 +25,7 @@ Messages = list[dict[str, str]]
 
 
 def answer(chat: Chat, prompt: Messages, reply: Messages, mark: int) -> Piece:
-    """Prompt and answer as tokens, of which those of the last turn have the mark; raises NotLearnable."""
+    """Prompt and answer as tokens; those of the last turn are marked. Raises NotLearnable."""
     ids, learned = chat.tokens([*prompt, *reply])
     flags = numpy.array(learned, numpy.uint8)
     end = int(numpy.flatnonzero(flags)[-1]) + 1
@@ -44,18 +44,18 @@ def compared(chat: Chat, kind: str, example: dict[str, Any], other: dict[str, An
 
 
 def pack(directory: Path, model: Path, seq_len: int, out: Path) -> int:
-    """Write rows into a new folder; examples that do not fit are in its `rejects.jsonl`."""
+    """Write rows to a new folder; examples that do not fit go to its `rejects.jsonl`."""
     kind, examples, digest = read_export(directory)
     if kind not in ("kto", "dpo"):
         raise exits.Refusal(
-            f"{directory} has conversations for {kind}: name {kind}.jsonl in `inputs` of `llm-train data run`"
+            f"{directory} contains conversations for {kind}: add {kind}.jsonl to `inputs` of `llm-train data run` instead"
         )
     if kind == "kto" and len(examples) < 2:
         raise exits.Refusal(
-            f"{directory} has one example: KTO compares answers to different prompts, so give two or more"
+            f"{directory} has one example: KTO compares answers to different prompts, so provide two or more"
         )
     if out.exists():
-        raise exits.Refusal(f"--out is {out}, which is there: name a new folder")
+        raise exits.Refusal(f"--out is {out}, which exists: specify a new folder")
     tokenizer = Tokenize(model).tokenizer
     chat = Chat(tokenizer, str(model))
     groups: list[list[Piece]] = []
@@ -64,7 +64,9 @@ def pack(directory: Path, model: Path, seq_len: int, out: Path) -> int:
         try:
             pieces = compared(chat, kind, example, examples[number - 1])
             if (length := sum(len(piece.ids) for piece in pieces)) > seq_len:
-                raise NotLearnable("long", f"its answers have {length} tokens together, a row {seq_len}")
+                raise NotLearnable(
+                    "long", f"its answers have {length} tokens in total, but a row has {seq_len}"
+                )
         except NotLearnable as error:
             rejects.append({"id": example["id"], "rule": error.rule, "reason": str(error)})
             continue

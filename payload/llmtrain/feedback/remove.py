@@ -1,4 +1,4 @@
-"""`llm-train feedback remove`: takes the examples of exchanges that were forgotten out of exports."""
+"""`llm-train feedback remove`: removes the examples of forgotten exchanges from exports."""
 
 import argparse
 import hashlib
@@ -22,30 +22,30 @@ def written(path: Path, text: str) -> None:
 
 
 def without(path: Path, ids: set[str]) -> tuple[str, int]:
-    """The lines of a file but those of these exchanges, and how many those were."""
+    """The lines of a file without those of these exchanges, and the number of removed lines."""
     lines = list(StringIO(path.read_text(encoding="utf-8")))  # splitlines would split at U+2028 in a text
     remaining = [line for line in lines if json.loads(line)["id"] not in ids]
     return "".join(remaining), len(lines) - len(remaining)
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    """The report of an export; raises Refusal if it is none."""
+    """The report of an export; raises Refusal if the folder has none."""
     try:
         report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         if report["kind"] not in KINDS:
             raise ValueError(f"its kind is {report['kind']!r}")
     except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise exits.Refusal(
-            f"{folder} has no {REPORT} of an export ({error}): name folders that `llm-train feedback export` wrote; "
-            "pack rows anew from them"
+            f"{folder} has no {REPORT} of an export ({error}): specify folders written by `llm-train feedback export`, and pack "
+            f"rows again from them"
         ) from error
     return report
 
 
 def from_export(folder: Path, ids: set[str]) -> int:
-    """Remove what an export, or an import of annotations, has of these exchanges, and return the number of lines.
+    """Remove the lines of these exchanges from an export, or an import of annotations, and return their number.
 
-    The lists are replaced before the report. Killed in between, the report's digest is another one until this runs again.
+    The lists are replaced before the report. If this is killed in between, the report's digest is wrong until it runs again.
     """
     report = report_of(folder)
     lists = {path.name: without(path, ids) for path in folder.glob("*.jsonl")}
@@ -66,12 +66,12 @@ def counted(rejects: str) -> dict[str, int]:
 
 
 def remove(arguments: argparse.Namespace) -> int:
-    """Remove from each export, and print what is left in it."""
+    """Remove the exchanges from each export, and print the number of lines left."""
     try:
         ids = set(arguments.ids.read_text("ascii").split())
     except (OSError, UnicodeDecodeError) as error:
         raise exits.Refusal(
-            f"--ids: {arguments.ids} cannot be read ({error}): name the file that `llm-serve feedback forget --ids` wrote"
+            f"--ids: {arguments.ids} cannot be read ({error}): specify the file written by `llm-serve feedback forget --ids`"
         ) from error
     become_owner(*arguments.exports)
     for folder in arguments.exports:

@@ -72,9 +72,7 @@ def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: st
         if not same_tokens:
             reasons.append("perplexity: the tokenizers differ, so it is reported and judged per byte only")
     if not provenance[1]:
-        reasons.append(
-            "NEW's training files are not recorded, so whether this set is among them is not known"
-        )
+        reasons.append("NEW's training files are not recorded, so this set may be among them")
     settings = rule.model_dump(mode="json")
     return {
         "verdict": outcome,
@@ -216,7 +214,7 @@ def add_command(commands: Any) -> None:
         description=__doc__,
     )
     parser.add_argument(
-        "old", metavar="OLD", help="a model's directory, or MODEL+ADAPTER; each with its manifest"
+        "old", metavar="OLD", help="a model's directory, or MODEL+ADAPTER, each with its manifest"
     )
     parser.add_argument("new", metavar="NEW", help="like OLD")
     parser.add_argument(

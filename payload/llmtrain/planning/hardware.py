@@ -81,7 +81,7 @@ def hardware_of(
 ) -> Hardware:
     """The hardware that the arguments describe; raises Refusal or ConfigError."""
     if gpu not in CARDS:
-        raise Refusal(f"--gpu is '{gpu}': known are {', '.join(CARDS)}; for a CPU omit --gpu")
+        raise Refusal(f"--gpu is '{gpu}': choose from {', '.join(CARDS)}; for a CPU omit --gpu")
     if gpus < 1 or nodes < 1:
         raise Refusal(f"--gpus is {gpus} and --nodes is {nodes}: both must be at least 1")
     size = parse_memory(memory) if memory else CARDS[gpu].memory * G

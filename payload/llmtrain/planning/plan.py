@@ -149,8 +149,8 @@ def share_of_a_step(job: Job, hardware: Hardware, seq_len: int) -> int:
         way = f"{below} or {above}" if below else str(above)
         micro = f" × {job.scale.micro_batch} rows at a time" if job.scale.micro_batch else ""
         raise Refusal(
-            f"scale.tokens_per_step is {tokens}, which {world} processes × {seq_len} tokens{micro} = {unit} does not "
-            f"divide: take {way}"
+            f"scale.tokens_per_step is {tokens}, which {world} processes × {seq_len} tokens{micro} = {unit} does not divide: use "
+            f"{way}"
         )
     return tokens // (world * seq_len)
 
@@ -232,7 +232,7 @@ def reasons(load: Load, choice: Choice, unfit: list[Choice]) -> Iterator[str]:
     if 0 <= spare < 0.1 * hardware.memory:
         yield f"tight: {gib(spare)} are left; a longer row or another kernel's workspace may not fit"
     if tokens_per_second(load, choice, 1) is None:
-        yield "no speed: there is no published figure for this hardware; the first steps will tell"
+        yield "no speed prediction: there is no published figure for this hardware; the first steps will show it"
     else:
         yield describes(load, choice)
 

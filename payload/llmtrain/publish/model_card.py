@@ -26,7 +26,7 @@ def card(
 
     job, losses = job_output.training["job"], losses_of(job_output.training)
     if verdict is None:
-        gate = f"**Not proved better than its base.** Published all the same, because: {unproved}\n"
+        gate = f"**Not proved better than its base.** Published anyway, because: {unproved}\n"
     else:
         rows = "\n".join(
             f"| {metric} | {each['old']:.4g} | {each['new']:.4g} | {each['gain']:+.4g} "
@@ -56,7 +56,7 @@ def card(
         f"---\n{facts.to_yaml()}\n---\n# {name}\n\n"
         f"Base: `{job_output.base.name}`, manifest sha256 `{job_output.base_digest}`.\n"
         f"Learned: {'LoRA adapter' if job_output.is_adapter else 'all weights'}, manifest sha256 `{job_output.learned_digest}`.\n"
-        f"Licence: {licence}, which the base has.\n{merging}\n"
+        f"Licence: {licence}, inherited from the base.\n{merging}\n"
         f"## Verdict\n{gate}\n"
         f"## Data\n```json\n{json.dumps(job_output.training.get('data', []), indent=1, sort_keys=True)}\n```\n\n"
         f"## Losses\n```json\n{json.dumps(losses, indent=1, sort_keys=True)}\n```\n\n"
@@ -65,7 +65,7 @@ def card(
 
 
 def licence_of(base: Path, option: str | None) -> str:
-    """The licence of the base: as given, by its card, or by the name of its LICENSE file; raises Refusal."""
+    """The licence of the base: as specified, from its card, or from the name of its LICENSE file; raises Refusal."""
     from huggingface_hub import ModelCard
 
     if option:
@@ -75,14 +75,14 @@ def licence_of(base: Path, option: str | None) -> str:
             stated = ModelCard.load(path, ignore_metadata_errors=True).data
         except (ValueError, YAMLError) as error:
             raise Refusal(
-                f"the head of {path} is no YAML ({error}): correct it, or give --licence"
+                f"the header of {path} is not YAML ({error}): correct it, or specify --licence"
             ) from error
         if stated_name := stated.get("license_name") or stated.license:
             return str(stated_name)
     if own := [name for name in LICENCE_FILES if (base / name).is_file()]:
         return f"that of the base, see {own[0]}"
     raise Refusal(
-        f"{base} does not state its licence, which a derived model inherits: give it with --licence"
+        f"{base} does not state its licence, which a derived model inherits: specify it with --licence"
     )
 
 

@@ -24,7 +24,7 @@ def publish(
             f"the name is {name!r}: use lower-case letters, digits, dots and dashes, at most 63, with --name"
         )
     if into.exists():
-        raise Refusal(f"{into} exists: name a directory that does not")
+        raise Refusal(f"{into} exists: specify a directory that does not exist")
     job_output = read_job_output(output)
     judgement = judged(verdict, job_output, unproved)
     licence_name = licence_of(job_output.base, licence)

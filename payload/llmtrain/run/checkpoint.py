@@ -49,14 +49,14 @@ def read_key(file: Path | None) -> bytes:
         mode, key = path.stat().st_mode, path.read_bytes()
     except OSError as error:
         raise Refusal(
-            f"cannot read the checkpoint key {path}: {error.strerror}; name a file with --key-file"
+            f"cannot read the checkpoint key {path}: {error.strerror}; specify a file with --key-file"
         ) from error
     # The group bits of a credential are the mask of systemd's ACL, not permissions of a group.
     if mode & (0o077 if file else 0o007):
         raise Refusal(f"the checkpoint key {path} has mode {mode & 0o777:o}: others can read it; chmod 600")
     if len(key) < KEY_BYTES:
         raise Refusal(
-            f"the checkpoint key {path} has {len(key)} bytes: want at least {KEY_BYTES} random ones"
+            f"the checkpoint key {path} has {len(key)} bytes: it needs at least {KEY_BYTES} random ones"
         )
     return key
 
@@ -152,8 +152,8 @@ class Checkpoints:
         if any(placed for *_, placed in nodes):
             have = "; ".join(f"node {node} has {', '.join(placed) or 'none'}" for node, _, _, placed in nodes)
             raise Refusal(
-                f"{self.directory}: no checkpoint is good on all nodes ({have}); what is wrong is said above. "
-                "Restore the files or the key, or move the directory away to start over",
+                f"{self.directory}: no checkpoint is good on all nodes ({have}); the messages above say why. Restore the files "
+                f"or the key, or move the directory away to start over",
                 ALTERED,
             )
         self._compare_with_remembered("none", "")
@@ -190,7 +190,7 @@ class Checkpoints:
             if remembered and remembered["save"] > save:
                 self._say(
                     f"{self.directory}: the last save of node {node} was of step {remembered['step']}, the newest good one is "
-                    f"of step {step}. Unless a message above explains this, older files were restored: find out by whom"
+                    f"of step {step}. Unless a message above explains this, older files were restored: find out who did that"
                 )
 
     def _resumed(self, step: int, own_save: tuple[Path, dict[str, Any]] | None) -> Checkpoint:
@@ -262,8 +262,7 @@ class Checkpoints:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise Refusal(
-                f"another process uses the checkpoints in {self.directory}: wait for it, or give this job an output "
-                "of its own"
+                f"another process uses the checkpoints in {self.directory}: wait for it, or set another output for this job"
             ) from error
 
     def _begin(self, aside: Path, state: dict[str, Any]) -> tuple[str, bool]:

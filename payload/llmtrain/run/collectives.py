@@ -20,7 +20,7 @@ def process_group() -> Any:
 
 def gathered(value: Any) -> list[Any]:
     """The values of all ranks, by rank, after a round trip through JSON: tuples are lists. All ranks call it; without a
-    process group, there is one rank. Raises ValueError for more than MOST bytes, and for a peer's bytes that are no JSON."""
+    process group, there is one rank. Raises ValueError for more than MOST bytes, and if a peer's bytes are not JSON."""
     content = json.dumps(value).encode()
     group = process_group()
     if group is None:
@@ -34,7 +34,7 @@ def gathered(value: Any) -> list[Any]:
     for rank, length in enumerate(lengths):
         if not 0 < length <= MOST:
             raise ValueError(
-                f"rank {rank} announces {length} bytes, at most {MOST} are taken: check its host"
+                f"rank {rank} announces {length} bytes, but at most {MOST} are accepted: check its host"
             )
     longest = max(lengths)
     mine = torch.frombuffer(bytearray(content.ljust(longest)), dtype=torch.uint8).to(device)
@@ -45,7 +45,7 @@ def gathered(value: Any) -> list[Any]:
         try:
             values.append(json.loads(part[:length].cpu().numpy().tobytes()))
         except ValueError as error:
-            raise ValueError(f"rank {rank} sent no JSON ({error}): check its host") from None
+            raise ValueError(f"rank {rank} sent invalid JSON ({error}): check its host") from None
     return values
 
 

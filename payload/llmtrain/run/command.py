@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
     run.add_argument(
         "--traffic",
         choices=["esp", "clear"],
-        help="how what the nodes exchange travels; needed for several nodes, and recorded in training.json",
+        help="protection of the traffic between nodes; required for several nodes, and recorded in training.json",
     )
     run.add_argument("--restarts", type=int, default=3, help="how often failed processes are restarted (3)")
     run.add_argument(
@@ -61,13 +61,15 @@ def run_command(options: argparse.Namespace) -> int:
         slurm.take_place(options)
     nodes = options.nodes or job.scale.nodes
     if not 0 <= options.node_rank < nodes:
-        raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
+        raise Refusal(
+            f"--node-rank is {options.node_rank}, but there are {nodes} node(s): specify 0 to {nodes - 1}"
+        )
     if nodes > 1 and not options.rendezvous and not submits:
         raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
     if nodes > 1 and not options.traffic:
         raise Refusal(
             f"{nodes} nodes exchange gradients and weights, which others on their network could read and change: protect them "
-            "(role ipsec) and say --traffic esp, or accept it with --traffic clear"
+            f"(role ipsec) and use --traffic esp, or accept the risk with --traffic clear"
         )
     if submits:
         return slurm.submit(options, job, nodes)
@@ -76,7 +78,7 @@ def run_command(options: argparse.Namespace) -> int:
     if (result_file := job.output / "training.json").is_file() and not options.dry_run:
         if json.loads(result_file.read_text())["job_digest"] != job_digest(job):
             raise Refusal(
-                f"{result_file.parent} belongs to another job: give this one an output of its own, or move it away"
+                f"{result_file.parent} belongs to another job: set another output for this one, or move it away"
             )
         print(f"llm-train: {result_file} exists: this job is done", file=sys.stderr)
         return DONE

@@ -35,7 +35,7 @@ def verify(job: Job) -> Verified:
     objective = sets[0].objective
     if len({rows.objective for rows in sets}) > 1:
         raise Refusal(
-            f"data.train has rows for {objective}, data.eval for {sets[1].objective}: give both of one kind"
+            f"data.train has rows for {objective}, but data.eval has rows for {sets[1].objective}: use the same kind for both"
         )
     return Verified(revision, sets[0].tokenizer, [rows.digest for rows in sets], objective)
 
@@ -44,8 +44,8 @@ def check_rows(rows: Rows, job: Job) -> None:
     """Raise Refusal for rows that were packed for another tokenizer, or that are too long for the model."""
     if (own := tokenizer_digest(job.model)) != rows.tokenizer:
         raise Refusal(
-            f"{rows.directory} was packed for the tokenizer {rows.tokenizer[:16]}, {job.model} has {own[:16]}: pack the data "
-            "again with this model's"
+            f"{rows.directory} was packed for the tokenizer {rows.tokenizer[:16]}, but {job.model} has {own[:16]}: pack the data "
+            f"again with this model's tokenizer"
         )
     from transformers import AutoConfig
 

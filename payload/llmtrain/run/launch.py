@@ -36,12 +36,14 @@ class Nodes:
 
 
 def agree_on_address(nodes: Nodes) -> str:
-    """This host's address on the route to node 0. Unless the environment does, tells gloo and NCCL to use its interface:
+    """This host's address on the route to node 0. Makes gloo and NCCL use its interface unless the environment sets one:
     otherwise they use the address of the host name, which on Debian is 127.0.1.1. Raises Refusal.
     """
     host, _, port = nodes.rendezvous.rpartition(":")
     if not host or not port.isdecimal():
-        raise Refusal(f"--rendezvous is {nodes.rendezvous!r}: want HOST:PORT of the node with --node-rank 0")
+        raise Refusal(
+            f"--rendezvous is {nodes.rendezvous!r}: specify HOST:PORT of the node with --node-rank 0"
+        )
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_DGRAM)[
             0
@@ -68,7 +70,7 @@ def interface_address(probe: socket.socket, name: str) -> str:
 
 
 def do_without_libuv() -> None:
-    """Let torch's rendezvous work if torch was built without libuv, as Debian's is.
+    """Make torch's rendezvous work if torch was built without libuv, as in Debian.
 
     Otherwise the agent and its processes ask for a store that needs libuv, regardless of USE_LIBUV, and fail. Does nothing
     if torch has libuv.
@@ -117,7 +119,7 @@ class RendezvousState(pickle.Unpickler):
 
 
 def refuse_code_in_the_rendezvous() -> None:
-    """Have torchrun's agent read the state of the rendezvous with RendezvousState alone."""
+    """Make torchrun's agent read the state of the rendezvous only with RendezvousState."""
     module: Any = importlib.import_module("torch.distributed.elastic.rendezvous.dynamic_rendezvous")
     module.pickle = types.SimpleNamespace(
         dumps=pickle.dumps,

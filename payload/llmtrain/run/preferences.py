@@ -1,6 +1,6 @@
 """Preferences: batches whose loss compares answers, by DPO or KTO, with the model as it was before training.
 
-A row holds several answers, each with its prompt, as documents of its own. `learned` is 1 at tokens of a good answer, 2 of a bad
+A row holds several answers, each with its prompt, as separate documents. `learned` is 1 at tokens of a good answer, 2 of a bad
 one, 3 of an answer to another prompt, by which KTO estimates how far the model has moved. DPO: documents 1 and 2, 3 and 4, … are
 a good and a bad answer to one prompt. Losses are TRL's (`DPOTrainer` and `KTOTrainer`, loss types `sigmoid` and `kto`).
 """
@@ -22,7 +22,7 @@ GOOD, BAD, OTHER = 1, 2, 3  # answers, by `Row.learned`
 
 
 def kinds(row: Row) -> NDArray[numpy.int64]:
-    """Of each document of a row whether it is GOOD, BAD or OTHER; shape (documents,)."""
+    """Whether each document of a row is GOOD, BAD or OTHER; shape (documents,)."""
     classes = numpy.zeros(int(row.document.max(initial=0)), numpy.int64)
     marked = row.learned > 0
     classes[row.document[marked] - 1] = row.learned[marked]
@@ -114,7 +114,7 @@ class Thumbs(Compared):
 
 
 class Preferences:
-    """What a job with preferences needs beside its rows: the log-probability of each answer before training."""
+    """The data that a preference job needs besides its rows: the log-probability of each answer before training."""
 
     def __init__(self, rows: Rows, options: Preference) -> None:
         self.rows, self.options = rows, options
@@ -155,7 +155,7 @@ class Preferences:
         world_size: int,
         device: Any,
     ) -> None:
-        """Ask the model, which has not learned yet, for the log-probability of each answer; every rank asks for its share."""
+        """Compute the log-probability of each answer with the untrained model; every rank computes its share."""
         for first in range(0, len(self.rows), micro_batch * world_size):
             own = range(first + rank * micro_batch, first + (rank + 1) * micro_batch)
             answers = self.batch(
@@ -185,7 +185,7 @@ def measured_drift(
 
 
 def set_drift(batches: Iterable[Batch], moved: float) -> None:
-    """Tell batches for KTO how far the model has moved."""
+    """Set in batches for KTO how far the model has moved."""
     for each in batches:
         if isinstance(each, Thumbs):
             each.moved.fill_(moved)

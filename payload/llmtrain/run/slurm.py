@@ -1,4 +1,4 @@
-"""`llm-train run --launcher slurm`: submits a job to Slurm, and is what Slurm starts on each of its nodes."""
+"""`llm-train run --launcher slurm`: submits a job to Slurm, and runs on each node that Slurm starts it on."""
 
 import argparse
 import os
@@ -31,18 +31,20 @@ def add_options(run: argparse.ArgumentParser) -> None:
     slurm.add_argument(
         "--launcher",
         choices=["slurm"],
-        help="submit the job to Slurm, which starts it on its nodes and again when one is lost",
+        help="submit the job to Slurm, which starts it on its nodes, and restarts it when one is lost",
     )
     slurm.add_argument(
         "--hosts", metavar="NODE,NODE", help="Slurm's nodes to run on; default: any that are free"
     )
-    slurm.add_argument("--gpus", type=int, default=0, help="GPUs of each node to ask Slurm for")
+    slurm.add_argument(
+        "--gpus", type=int, default=0, help="number of GPUs to request from Slurm on each node"
+    )
     slurm.add_argument(
         "--grace",
         type=int,
         default=300,
         metavar="SECONDS",
-        help="how long before the job's time limit Slurm has it save and stop (300)",
+        help="seconds before the job's time limit at which Slurm makes it save and stop (300)",
     )
 
 
@@ -79,7 +81,7 @@ def sbatch(options: argparse.Namespace, job: Job, nodes: int) -> list[str]:
 
 
 def submit(options: argparse.Namespace, job: Job, nodes: int) -> int:
-    """Hand the job to Slurm, and say its number; with --dry-run, say what would be handed over. Raises Refusal."""
+    """Submit the job to Slurm and print its number; with --dry-run, print what would be submitted. Raises Refusal."""
     text, command = script(options), sbatch(options, job, nodes)
     if options.dry_run:
         print(f"{shlex.join(command)} <<'END'\n{text}END")
@@ -91,15 +93,15 @@ def submit(options: argparse.Namespace, job: Job, nodes: int) -> int:
 
 
 def hand_over(job: Job, command: list[str], text: str) -> str:
-    """Hand a script to Slurm; returns the job's number. Raises Refusal."""
+    """Submit a script to Slurm; returns the job's number. Raises Refusal."""
     try:
         process = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise Refusal(
-            "there is no sbatch here: submit on a node of Slurm's (role slurm_node), or omit --launcher"
+            "there is no sbatch here: submit on a Slurm node (role slurm_node), or omit --launcher"
         ) from error
     if process.returncode:
-        raise Refusal(f"Slurm did not take {job.name}: {process.stderr.strip()}", FAILED)
+        raise Refusal(f"Slurm did not accept {job.name}: {process.stderr.strip()}", FAILED)
     return process.stdout.strip().partition(";")[0]
 
 

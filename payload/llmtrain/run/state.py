@@ -104,7 +104,7 @@ class Step:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what computes."""
+    """The installed versions of the libraries that compute."""
     by_package = {"torch": torch.__version__}
     for name in ("transformers", "peft", "deepspeed", "bitsandbytes", "safetensors"):
         try:

@@ -1,8 +1,8 @@
-"""`llm-train submit JOB.yaml`: queue a job in one's own name, as a user who is not the trainer.
+"""`llm-train submit JOB.yaml`: queue a job in the user's own name, without the rights of the trainer.
 
-The command runs as the user and writes the file's text to a socket of systemd's. Behind it `llm-train accept` runs as the
-trainer: it asks the kernel who the user is, looks in a file of root's what that user may name, and hands the job to Slurm. The
-user gets no process, no file and no environment of the trainer's.
+The command runs as the user and writes the file's text to a systemd socket. Behind it, `llm-train accept` runs as the trainer: it
+asks the kernel for the user, reads from a file owned by root what that user may specify, and submits the job to Slurm. The user
+gets no access to processes, files or the environment of the trainer.
 """
 
 import argparse
@@ -33,7 +33,7 @@ LAUNCHED = {"job": Path(), "prepare": None, "key_file": None, "restarts": 3, "gr
 
 
 class Owner(Section):
-    """What a user may name in a job."""
+    """The values that a user may specify in a job."""
 
     # With models and data, beside the estate's models and the user's own outputs.
     folders: tuple[Path, ...] = ()
@@ -49,7 +49,7 @@ class Owners(Section):
 
 
 class Request(Section):
-    """What `submit` asks of `accept`."""
+    """The request from `submit` to `accept`."""
 
     job: str  # the file's text
     hosts: str = Field("", pattern=r"^[A-Za-z0-9.,\[\]-]{0,4096}$")
@@ -61,25 +61,29 @@ def add_commands(commands: Any) -> None:
     submit = commands.add_parser(
         "submit", help="queue a job under Slurm in your own name", description=__doc__
     )
-    submit.add_argument("job", type=Path, help="job.yaml; what it may name: docs/operate/slurm.md")
+    submit.add_argument(
+        "job", type=Path, help="job.yaml; for the values it may contain, see docs/operate/slurm.md"
+    )
     submit.add_argument(
         "--hosts", metavar="NODE,NODE", default="", help="Slurm's nodes to run on; default: any that are free"
     )
-    submit.add_argument("--gpus", type=int, default=0, help="GPUs of each node to ask Slurm for")
     submit.add_argument(
-        "--minutes", type=int, help="time limit; the job saves before it, and is queued again"
+        "--gpus", type=int, default=0, help="number of GPUs to request from Slurm on each node"
+    )
+    submit.add_argument(
+        "--minutes", type=int, help="time limit; the job saves before it is reached, and is queued again"
     )
     submit.add_argument("--socket", type=Path, default=SOCKET, help=argparse.SUPPRESS)
     submit.set_defaults(run=submit_command)
     accept = commands.add_parser(
-        "accept", help="take one job from the socket on standard input; systemd starts it"
+        "accept", help="accept one job from the socket on standard input; started by systemd"
     )
     accept.add_argument("--owners", type=Path, default=OWNERS, help=argparse.SUPPRESS)
     accept.set_defaults(run=accept_command)
 
 
 def submit_command(options: argparse.Namespace) -> int:
-    """Send the job, and print its number, or why it is refused. Raises Refusal."""
+    """Send the job and print its number, or why it is refused. Raises Refusal."""
     load(options.job, Job)  # mistakes are told here
     request = Request(
         job=options.job.read_text(), hosts=options.hosts, gpus=options.gpus, minutes=options.minutes
@@ -93,7 +97,7 @@ def submit_command(options: argparse.Namespace) -> int:
             answer = json.loads(received(connection))
     except (OSError, ValueError) as error:
         raise Refusal(
-            f"{options.socket} does not answer ({error}): submit on a node of Slurm's whose slurm_node_owners has you",
+            f"{options.socket} does not answer ({error}): submit on a Slurm node whose slurm_node_owners lists you",
             FAILED,
         ) from error
     print(f"llm-train: {answer['message']}", file=sys.stderr)
@@ -109,7 +113,7 @@ def accept_command(options: argparse.Namespace) -> int:
 
 
 def accept(connected: socket.socket, owners: Path) -> None:
-    """Answer one request, and say on standard error, for the journal, what it was."""
+    """Answer one request, and log it to the journal through standard error."""
     with connected as connection:
         connection.settimeout(SECONDS)
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -132,17 +136,17 @@ def accept(connected: socket.socket, owners: Path) -> None:
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that the peer sends until it ends; raises Refusal for more than MOST bytes."""
+    """Everything that the peer sends; raises Refusal for more than MOST bytes."""
     content = b""
     while chunk := connection.recv(64 << 10):
         content += chunk
         if len(content) > MOST:
-            raise Refusal(f"more than {MOST} bytes came: a job file has a few hundred")
+            raise Refusal(f"the request is longer than {MOST} bytes: a job file has a few hundred")
     return content
 
 
 def user_name(uid: int) -> str:
-    """The name of a user, or its number where there is none; no owner is named by a number."""
+    """The name of a user, or the number if there is no name; owners are never specified by number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -150,10 +154,12 @@ def user_name(uid: int) -> str:
 
 
 def hand_over(request: Request, name: str, settings: Owners) -> tuple[Job, str]:
-    """Verify a job, and hand it to Slurm; returns it and its number. Raises Refusal and ConfigError."""
+    """Verify a job and submit it to Slurm; returns it and its number. Raises Refusal and ConfigError."""
     owner = settings.owners.get(name)
     if owner is None:
-        raise Refusal(f"{name} may submit no jobs here: an operator adds the user to slurm_node_owners")
+        raise Refusal(
+            f"{name} may not submit jobs here: ask an operator to add the user to slurm_node_owners"
+        )
     job = owned(parse(request.job, "the job file", Job), name, owner, settings)
     nodes = job.scale.nodes
     options = argparse.Namespace(
@@ -166,17 +172,17 @@ def hand_over(request: Request, name: str, settings: Owners) -> tuple[Job, str]:
 
 
 def owned(job: Job, name: str, owner: Owner, settings: Owners) -> Job:
-    """The job with its owner's name; raises Refusal for a path that the owner may not name, and for too many nodes."""
+    """The job with its owner's name; raises Refusal for a path that the owner may not use, and for too many nodes."""
     if job.owner not in (None, name):
-        raise Refusal(f"owner is {job.owner}, and you are {name}: omit it")
+        raise Refusal(f"owner is {job.owner}, but you are {name}: omit it")
     if job.scale.nodes > owner.nodes:
         raise Refusal(
-            f"scale.nodes is {job.scale.nodes}, and {name} may use {owner.nodes}: ask an operator for more"
+            f"scale.nodes is {job.scale.nodes}, but {name} may use {owner.nodes}: ask an operator for more"
         )
     own = settings.root / "owners" / name
     for key, path in (("output", job.output), ("watch.metrics", job.watch.metrics)):
         if path is not None and not below(path, [own]):
-            raise Refusal(f"{key} is {path}: a job of {name} writes below {own} only")
+            raise Refusal(f"{key} is {path}: a job of {name} may only write below {own}")
     readable = [settings.root / "models", own, *owner.folders]
     reads = {
         "model": job.model,
@@ -188,18 +194,18 @@ def owned(job: Job, name: str, owner: Owner, settings: Owners) -> Job:
         if path is None:
             continue
         if not below(path, readable):
-            raise Refusal(f"{key} is {path}: {name} may name what is below {', '.join(map(str, readable))}")
+            raise Refusal(f"{key} is {path}: {name} may only use paths below {', '.join(map(str, readable))}")
         refuse_changeable(key, path)
     return job.model_copy(update={"owner": name})
 
 
 def below(path: Path, folders: list[Path]) -> bool:
-    """Whether a path, which has no `..`, is in one of the folders."""
+    """Whether a path (without `..`) is in one of the folders."""
     return ".." not in path.parts and any(folder in path.parents for folder in folders)
 
 
 def refuse_changeable(key: str, path: Path) -> None:
-    """Raise Refusal for a path that another than root or the trainer could lead elsewhere after this."""
+    """Raise Refusal for a path that users other than root and the trainer could redirect after this check."""
     for part in (*reversed(path.parents), path):
         try:
             status = part.lstat()
@@ -208,6 +214,6 @@ def refuse_changeable(key: str, path: Path) -> None:
         shared = status.st_mode & 0o022 and not (part != path and status.st_mode & stat.S_ISVTX)
         if stat.S_ISLNK(status.st_mode) or status.st_uid not in (0, os.geteuid()) or shared:
             raise Refusal(
-                f"{key} is {path}, and {part} is a link or can be changed by others than root and the trainer: an operator puts "
-                "models and data in place, with `chown` and `chmod go-w`"
+                f"{key} is {path}, and {part} is a link, or users other than root and the trainer can change it: ask an operator "
+                f"to secure models and data with `chown` and `chmod go-w`"
             )

@@ -110,7 +110,7 @@ def start_process_group(setup: Setup, backend: str) -> None:
 
 
 def leave_process_groups() -> None:
-    """Leave all process groups. Call it where nothing refers to the model any more: DDP's reducer holds a group as well.
+    """Leave all process groups. Call it when nothing refers to the model: DDP's reducer holds a group as well.
 
     Whatever frees a group of gloo waits for its threads, and one of them may wait for the GIL to free a tensor. Only the type of
     its backend lets go of the GIL (pytorch issue 56297; torch 2.8 does for the group too), so that has to be freed last.
@@ -124,7 +124,7 @@ def leave_process_groups() -> None:
 
 
 def refuse_to_compile() -> None:
-    """Have DeepSpeed raise Refusal where it would compile one of its operators, instead of trying for a minute."""
+    """Make DeepSpeed raise Refusal if it would compile one of its operators, instead of trying for a minute."""
     from deepspeed.ops.op_builder.builder import OpBuilder
 
     def refuse(builder: Any, verbose: bool = True) -> None:
@@ -194,7 +194,7 @@ def prepare(job: Job, setup: Setup, key: bytes, device: torch.device) -> Trainin
 
 
 def maker(job: Job, setup: Setup, strategy: Strategy, rows: Rows, device: torch.device) -> Make | None:
-    """Makes the batches of rows for DPO or KTO. The model is the reference: it has learned nothing yet, no checkpoint either."""
+    """Makes the batches of rows for DPO or KTO. The model is the reference: it is untrained and no checkpoint is loaded."""
     if rows.objective == "sft":
         return None
     preferences = Preferences(rows, job.preference or Preference())
@@ -213,12 +213,12 @@ def maker(job: Job, setup: Setup, strategy: Strategy, rows: Rows, device: torch.
 
 
 def log_probabilities(strategy: Strategy, batch: Compared) -> torch.Tensor:
-    """Of each answer, by the model as it is; shape (rows, documents)."""
+    """The log-probability of each answer under the current model; shape (rows, documents)."""
     return strategy.computed(batch.log_probabilities)
 
 
 def drift(training: Training, batches: Iterable[Batch]) -> float:
-    """For KTO: how far the model has moved, by all batches of a step, or of an evaluation."""
+    """For KTO: how far the model has moved, measured on all batches of a step or of an evaluation."""
     with torch.no_grad():
         return measured_drift(
             batches, partial(log_probabilities, training.strategy), partial(added_up, device=training.device)
@@ -238,8 +238,8 @@ def resume(training: Training) -> None:
     ):
         if differs:
             raise Refusal(
-                f"{checkpoint.folder} belongs to another job or other data ({name}): give this job an output of its "
-                "own, or move it away"
+                f"{checkpoint.folder} belongs to another job or other data ({name}): set another output for this job, or move it "
+                f"away"
             )
     lost = training.strategy.read(checkpoint.folder, checkpoint.world_size)
     saved.world_size = state.world_size

@@ -286,8 +286,8 @@ def test_the_same_journal_gives_the_same_digest(journal: Journal, tmp_path: Path
     [
         (["--since", "2027-01-01"], "there are none"),
         (["--kind", "dpo"], "{'no_correction': 1}"),
-        (["--out", "."], "which is there"),
-        (["--journal", "nowhere"], "which is no folder"),
+        (["--out", "."], "which exists"),
+        (["--journal", "nowhere"], "which is not a folder"),
         (["--held-out", "nowhere"], "cannot be read as UTF-8"),
     ],
 )
@@ -353,7 +353,7 @@ def test_removing_from_what_is_no_export_is_refused_and_changes_none(
     ids = tmp_path / "ids"
     remove = ["feedback", "remove", "--ids", str(ids), str(tmp_path / "kto")]
     assert main(remove) == exits.USAGE
-    assert "name the file that `llm-serve feedback forget --ids` wrote" in capsys.readouterr().err
+    assert "specify the file written by `llm-serve feedback forget --ids`" in capsys.readouterr().err
     ids.write_text("t0\n")
     assert main([*remove, str(journal.folder)]) == exits.USAGE
     assert "has no export.json" in capsys.readouterr().err

@@ -112,21 +112,21 @@ def test_a_job_cannot_have_root_publish_an_adapter_that_it_cannot_read(estate: P
     link_to_private(estate)
     made = publish(estate, "jobs/candidate")
     assert made.returncode == exits.USAGE, made.stderr
-    assert f"user {JOB_USER} may not use jobs/sql/adapter" in made.stderr
+    assert f"user {JOB_USER} has no access to jobs/sql/adapter" in made.stderr
     assert not (estate / "jobs/candidate").exists()
 
 
 def test_a_folder_that_the_job_s_user_cannot_write_is_named(estate: Path) -> None:
     made = publish(estate, "candidate")
     assert made.returncode == exits.USAGE
-    assert f"user {JOB_USER} may not use .candidate.partial" in made.stderr
+    assert f"user {JOB_USER} has no access to .candidate.partial" in made.stderr
 
 
 def test_a_job_cannot_have_root_compare_an_adapter_that_it_cannot_read(estate: Path) -> None:
     link_to_private(estate)
     made = compare(estate)
     assert made.returncode == exits.USAGE, made.stdout
-    assert f"user {JOB_USER} may not use jobs/sql/adapter" in made.stderr
+    assert f"user {JOB_USER} has no access to jobs/sql/adapter" in made.stderr
 
 
 def test_a_job_cannot_have_root_overwrite_a_file_by_the_verdict(estate: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_job_cannot_have_root_overwrite_a_file_by_the_verdict(estate: Path) ->
     made = compare(estate)
     assert victim.read_text() == "root's", made.stderr
     assert made.returncode == exits.USAGE
-    assert f"user {JOB_USER} may not use jobs/sql/verdict.json.partial" in made.stderr
+    assert f"user {JOB_USER} has no access to jobs/sql/verdict.json.partial" in made.stderr
 
 
 def export(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -170,7 +170,7 @@ def test_ratings_are_exported_by_the_job_s_user_without_what_only_root_knows(fol
     shutil.rmtree(folder / "jobs/kto")
     refused = export(folder)
     assert refused.returncode == exits.USAGE
-    assert f"user {JOB_USER} may not use jobs/journal/rated-20261127T08.jsonl" in refused.stderr
+    assert f"user {JOB_USER} has no access to jobs/journal/rated-20261127T08.jsonl" in refused.stderr
 
 
 def test_what_was_forgotten_is_removed_by_the_export_s_user(folder: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_was_forgotten_is_removed_by_the_export_s_user(folder: Path) -> Non
     remove = ["feedback", "remove", "--ids", "ids", "jobs/kto"]
     refused = run(folder, *remove)
     assert refused.returncode == exits.USAGE, refused.stdout
-    assert f"user {JOB_USER} may not use jobs/kto/rejects.jsonl" in refused.stderr
+    assert f"user {JOB_USER} has no access to jobs/kto/rejects.jsonl" in refused.stderr
     (made / "rejects.jsonl").unlink()
     (made / "rejects.jsonl").write_text("")
     hand_over(folder / "jobs")

@@ -1,4 +1,4 @@
-"""What strategies share that step by AdamW and average gradients over ranks: DDP and FSDP2."""
+"""The common part of the strategies that use AdamW and average gradients over ranks: DDP and FSDP2."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from llmtrain.run.strategies.protocol import gather
 
 
 class Averaging(ABC):
-    """A model on all ranks, as `wrapped` spreads it, and its optimizer."""
+    """A model on all ranks, distributed by `wrapped`, and its optimizer."""
 
     scale_of_gradients = 1.0
 
@@ -27,11 +27,11 @@ class Averaging(ABC):
 
     @abstractmethod
     def wrapped(self) -> Any:
-        """The model as torch's strategy has it."""
+        """The model wrapped by torch's strategy."""
 
     @abstractmethod
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged after the last batch of a step alone."""
+        """Gradients are exchanged only after the last batch of a step."""
 
     @abstractmethod
     def computed(self, what: Callable[[Any], torch.Tensor]) -> torch.Tensor:

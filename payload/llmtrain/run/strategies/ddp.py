@@ -34,7 +34,7 @@ class Ddp(Averaging):
             return what(self.module)
 
     def write(self, folder: Path) -> None:
-        """All ranks hold the same, so one of each node writes it."""
+        """All ranks hold the same state, so one rank of each node writes it."""
         if int(os.environ["LOCAL_RANK"]) == 0:
             save_file(self.adamw.tensors(), folder / FILE)
         write_random_state(folder, self.device)

@@ -1,4 +1,4 @@
-"""The random state of dropout, which each rank has for itself."""
+"""The random state of dropout, which is separate for each rank."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def write_random_state(folder: Path, device: torch.device) -> None:
 
 
 def read_random_state(folder: Path, device: torch.device, world_size: int) -> str:
-    """Restore what `world_size` ranks wrote, if as many run now; return what is lost otherwise, "" for nothing."""
+    """Restore the state that `world_size` ranks wrote, if the same number runs now; else return what is lost, or ""."""
     if world_size != distributed.get_world_size():
         return "the random state of dropout"
     states = load_file(folder / f"rng-{distributed.get_rank():05d}.safetensors")

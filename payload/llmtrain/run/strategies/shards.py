@@ -1,8 +1,8 @@
-"""The files of a checkpoint in which each rank has its part of the weights and of AdamW's state, for any number of ranks.
+"""Checkpoint files with each rank's part of the weights and of AdamW's state, readable by any number of ranks.
 
-A file has ranges of tensors along their first dimension, and in its metadata where each begins. A rank that resumes takes what it
-holds from the files that have it, so it needs neither as many ranks as saved nor the whole state in memory. There is no pickle in
-such a file, which torch.distributed.checkpoint and DeepSpeed's universal checkpoints write.
+A file contains ranges of tensors along their first dimension; its metadata says where each begins. A rank that resumes reads its
+part from the files that contain it, so the number of ranks may change, and the whole state need not fit in memory. The files
+contain no pickles, unlike those of torch.distributed.checkpoint and DeepSpeed's universal checkpoints.
 """
 
 import json

@@ -98,9 +98,9 @@ def test_examples_of_an_import_can_be_annotated_again(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["--kind", "labels"], "needs a file of labels"),
-        (["--labels", "x"], "needs a file of labels"),
-        (["--out", "."], "which is there"),
+        (["--kind", "labels"], "requires --labels"),
+        (["--labels", "x"], "requires --labels"),
+        (["--out", "."], "which exists"),
         (["--examples", "nowhere"], "cannot be read as JSON lines"),
         (["--kind", "better"], "{'answers': 6}"),
     ],
@@ -126,7 +126,7 @@ def test_an_export_that_cannot_be_is_refused(
     ("labels", "says"),
     [
         ("[{name: safe}]", "at least 2"),
-        ("[{name: safe}, {name: safe}]", "'safe' is there twice"),
+        ("[{name: safe}, {name: safe}]", "'safe' occurs twice"),
         ("[{name: safe}, {name: ' other'}]", "labels.1.name"),
         ("[{name: safe}, {name: other, colour: red}]", "unknown key 'labels.1.colour'"),
     ],

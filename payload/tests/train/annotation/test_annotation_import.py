@@ -144,8 +144,8 @@ def test_a_second_project_has_the_same_tasks_under_other_ids_of_label_studio(ben
     ("values", "says"),
     [
         ({"t0": [5, 1], "t1": [4, 1], "t2": [1, 5]}, "is -0."),
-        ({"t0": [5], "t1": [1]}, "not defined, since there are none"),
-        ({"t0": [5, 5], "t1": [5, 5]}, "not defined, since all have the same value"),
+        ({"t0": [5], "t1": [1]}, "undefined, because there are none"),
+        ({"t0": [5, 5], "t1": [5, 5]}, "undefined, because all have the same value"),
     ],
 )
 def test_an_import_is_refused_unless_annotators_agree_or_it_is_told_to_take_it(
@@ -325,7 +325,7 @@ def test_each_annotation_is_in_an_example_or_a_reject(bench: Bench, said: list[A
     [
         ("{", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ('{"annotations": []}', "is no list of tasks"),
+        ('{"annotations": []}', "is not a list of tasks"),
         ('[{"id": 1, "prompt": "x", "rating": 5}]', "not as JSON-MIN"),
         ("[]", "there are none"),
     ],
@@ -362,4 +362,4 @@ def test_an_export_that_was_altered_is_refused(bench: Bench, capsys: pytest.Capt
     items = bench.folder / "tasks/items.jsonl"
     items.write_text(items.read_text().replace("Left", "Right"))
     assert bench.take(found, gives="kto") == exits.ALTERED
-    assert "take the export as it was written" in capsys.readouterr().err
+    assert "use the unchanged export" in capsys.readouterr().err

@@ -220,7 +220,7 @@ def test_a_full_disk_is_said_and_has_its_code(
     monkeypatch.setattr("llmtrain.data.work_directory.flush", full)
     monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest keeps its own
     assert main(["data", "run", "--config", str(written(root)), "--workers", "1"]) == NO_SPACE
-    assert "is full (No space left on device): free space" in capsys.readouterr().err
+    assert "is full (No space left on device): free some space" in capsys.readouterr().err
 
 
 def test_sigterm_ends_with_the_code_for_stopped(root: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_rule_with_a_typo_is_refused_by_its_name(root: Path) -> None:
     words = [sys.executable, "-m", "llmtrain", "data", "run", "--config", str(path)]
     answer = subprocess.run(words, capture_output=True, text=True, check=False)
     assert answer.returncode == USAGE
-    assert "no such rule: url; there are newlines, control" in answer.stderr
+    assert "there are no rules url: choose from newlines, control" in answer.stderr
 
 
 def test_where_finds_a_document_by_a_part_of_its_text_and_the_model_that_saw_it(root: Path) -> None:

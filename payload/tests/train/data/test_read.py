@@ -186,7 +186,7 @@ def test_chinese_in_its_own_encoding_is_read(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("a.xyz", "has an unknown extension"),
-        ("none.jsonl", "no such file"),
+        ("none.jsonl", "which matches no file"),
         ("a.csv", "has columns a, b"),
     ],
 )

@@ -428,7 +428,7 @@ def test_the_command_says_by_its_exit_code_that_nothing_fits(
 
 def test_a_card_that_nobody_knows_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", write_job(tmp_path, LORA), "--gpu", "a1000", "--seq-len", "4096"]) == 2
-    assert "--gpu is 'a1000': known are a100" in capsys.readouterr().err
+    assert "--gpu is 'a1000': choose from a100" in capsys.readouterr().err
     assert "a1000" not in CARDS
 
 

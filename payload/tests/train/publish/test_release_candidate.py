@@ -279,7 +279,7 @@ def test_a_licence_that_nobody_knows_is_asked_for(tmp_path: Path, capsys: pytest
     job = output(tmp_path / "job", tmp_path / "bare")
     verdict(job)
     assert command(job, tmp_path / "candidate") == exits.USAGE
-    assert "give it with --licence" in capsys.readouterr().err
+    assert "specify it with --licence" in capsys.readouterr().err
     assert command(job, tmp_path / "candidate", "--licence", "Apache-2.0") == exits.DONE
     card = (tmp_path / "candidate/models/sql-2026-11/README.md").read_text()
     assert card.startswith("---\nbase_model: bare\nlibrary_name: transformers\nlicense: apache-2.0\n---\n")
@@ -294,7 +294,7 @@ def test_the_licence_of_a_base_is_read_from_the_head_of_its_card(tmp_path: Path)
         (tmp_path / "README.md").write_text(f"---\n{head}\n---\nlicense: gpl\n")
         assert licence_of(tmp_path, None) == licence
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(Refusal, match="is no YAML"):
+    with pytest.raises(Refusal, match="is not YAML"):
         licence_of(tmp_path, None)
 
 

@@ -367,7 +367,7 @@ def test_the_key_is_read_from_a_file_or_the_units_credential(
 
 @pytest.mark.parametrize(
     ("size", "mode", "told"),
-    [(31, 0o600, "has 31 bytes: want at least 32"), (32, 0o640, "mode 640"), (32, 0o604, "mode 604")],
+    [(31, 0o600, "has 31 bytes: it needs at least 32"), (32, 0o640, "mode 640"), (32, 0o604, "mode 604")],
 )
 def test_a_key_that_is_short_or_known_to_others_is_refused(
     tmp_path: Path, size: int, mode: int, told: str

@@ -77,7 +77,7 @@ def test_what_a_rank_sends_is_not_unpickled(tmp_path: Path) -> None:
     code, said, victim = exchange(tmp_path, HOSTILE)
     assert not victim.exists(), "a pickle of the peer was loaded"
     assert code != 0
-    assert "rank 1 sent no JSON" in said
+    assert "rank 1 sent invalid JSON" in said
 
 
 def test_a_rank_that_announces_too_much_is_refused_before_memory_is_taken(tmp_path: Path) -> None:

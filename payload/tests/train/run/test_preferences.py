@@ -318,7 +318,7 @@ def test_rows_of_two_kinds_are_refused(bench: Bench, capsys: pytest.CaptureFixtu
         main(["run", str(bench.job("mixed", data=data)), "--key-file", str(bench.directory / "key")])
         == exits.USAGE
     )
-    assert "data.train has rows for dpo, data.eval for kto" in capsys.readouterr().err
+    assert "data.train has rows for dpo, but data.eval has rows for kto" in capsys.readouterr().err
 
 
 # Bad input.
@@ -342,7 +342,7 @@ def for_sft(folder: Path) -> None:
     ("spoil", "says", "code"),
     [
         (altered, "export.json says", exits.ALTERED),
-        (without_report, "has no whole export", exits.USAGE),
+        (without_report, "does not contain a complete export", exits.USAGE),
         (for_sft, "`llm-train data run`", exits.USAGE),
     ],
 )

@@ -103,4 +103,4 @@ def test_refuses_to_submit_where_there_is_no_slurm(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["run", str(job), "--launcher", "slurm", "--traffic", "clear"]) == USAGE
-    assert "submit on a node of Slurm's" in capsys.readouterr().err
+    assert "submit on a Slurm node" in capsys.readouterr().err

@@ -148,19 +148,28 @@ def shared(node: Node) -> dict[str, Any]:
 
 
 REFUSED = {
-    "another user's name": (changed(owner="somebody"), "owner is somebody, and you are"),
+    "another user's name": (changed(owner="somebody"), "owner is somebody, but you are"),
     "more nodes than it may": (changed(scale={"nodes": 3}), "scale.nodes is 3, and .* may use 2"),
-    "an output of another user's": (outside("output", "owners/somebody/x"), "output is .*writes below"),
-    "an output that leads out": (outside("output", f"owners/{ME}/../somebody/x"), "output is .*writes below"),
-    "an output that is the folder": (outside("output", f"owners/{ME}"), "output is .*writes below"),
+    "an output of another user's": (
+        outside("output", "owners/somebody/x"),
+        "output is .*may only write below",
+    ),
+    "an output that leads out": (
+        outside("output", f"owners/{ME}/../somebody/x"),
+        "output is .*may only write below",
+    ),
+    "an output that is the folder": (outside("output", f"owners/{ME}"), "output is .*may only write below"),
     "metrics in a folder of the host's": (changed(watch={"metrics": "/var/lib/x.prom"}), "watch.metrics is"),
-    "data of another user's": (outside("data.train", "elsewhere"), "data.train is .* may name what is below"),
+    "data of another user's": (
+        outside("data.train", "elsewhere"),
+        "data.train is .* may only use paths below",
+    ),
     "held-out data that leads out": (outside("data.eval", "models/../elsewhere"), "data.eval is"),
-    "a model of another user's": (outside("model", "elsewhere"), "model is .* may name what is below"),
+    "a model of another user's": (outside("model", "elsewhere"), "model is .* may only use paths below"),
     "a manifest elsewhere": (outside("manifest", "elsewhere/m"), "manifest is"),
     "data that is not there": (outside("data.train", f"owners/{ME}/nowhere"), "nowhere: No such file"),
-    "a link": (linked, "link is a link or can be changed"),
-    "data that others may change": (shared, "rows is a link or can be changed by others"),
+    "a link": (linked, "link is a link, or users other than"),
+    "data that others may change": (shared, "rows is a link, or users other than"),
 }
 
 
@@ -179,7 +188,7 @@ def test_a_job_is_refused_and_nothing_is_queued_that_names(
 def test_a_user_who_is_no_owner_is_refused(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.owners = {"ada": {}}
     assert node.submit() == USAGE
-    assert f"{ME} may submit no jobs here" in capsys.readouterr().err
+    assert f"{ME} may not submit jobs here" in capsys.readouterr().err
     assert not (node.folder / "script").exists()
 
 
@@ -212,14 +221,14 @@ def test_a_text_that_is_no_request_is_refused(node: Node) -> None:
 def test_where_slurm_takes_no_job_its_reason_is_told(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     (node.folder / "bin/sbatch").write_text("#!/bin/sh\necho 'invalid account' >&2\nexit 1\n")
     assert node.submit() == FAILED
-    assert "Slurm did not take support: invalid account" in capsys.readouterr().err
+    assert "Slurm did not accept support: invalid account" in capsys.readouterr().err
 
 
 def test_a_host_without_the_socket_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = Node(tmp_path).job
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     assert main(["submit", str(tmp_path / "job.yaml"), "--socket", str(tmp_path / "none")]) == FAILED
-    assert "submit on a node of Slurm's" in capsys.readouterr().err
+    assert "submit on a Slurm node" in capsys.readouterr().err
 
 
 def test_a_mistake_in_the_job_file_is_told_before_anything_is_sent(

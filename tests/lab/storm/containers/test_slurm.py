@@ -192,8 +192,8 @@ def test_a_users_job_runs_as_the_trainer_in_the_users_name(cluster: Lab) -> None
         command = f"runuser -u {user} -- llm-train submit /tmp/{name}.yaml --hosts train1"
         return cluster.on("ops1", f"{command} 2>&1; echo it ended with $?")
 
-    assert f"output is {HERE}/jobs/alone: a job of ada writes below" in submitted("ada", "elsewhere")
-    assert "nobody may submit no jobs here" in submitted("nobody", "owned")
+    assert f"output is {HERE}/jobs/alone: a job of ada may only write below" in submitted("ada", "elsewhere")
+    assert "nobody may not submit jobs here" in submitted("nobody", "owned")
     assert cluster.on("ops1", "squeue --noheader") == ""
     said = submitted("ada", "owned")
     assert "it ended with 0" in said, said
@@ -289,7 +289,7 @@ def test_a_host_with_another_estates_key_is_refused_until_it_has_ours(cluster: L
     other = f"openssl rand -hex 64 | tr -d '\\n' | systemd-creds encrypt --name=munge.key - {key}"
     cluster.on("train1", f"{other} && systemctl restart munge.service")
     said = cluster.on("train1", f"{SUBMIT % 'alone'} 2>&1; echo it ended with $?")
-    assert "Slurm did not take alone: " in said
+    assert "Slurm did not accept alone: " in said
     assert "Protocol authentication error" in said
     assert "it ended with 1" in said
     # No job is half there, and the controller says who it was.
