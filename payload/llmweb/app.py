@@ -53,7 +53,7 @@ HEADERS = {
 
 @dataclass(slots=True)
 class Site:
-    """What one process serves with, and the operator page.
+    """The state of one process, and the operator page.
 
     `root`: where its pages are. `home`: the first of them.
     """
@@ -129,7 +129,7 @@ class Site:
         return f"{self.root}sign-in"
 
     async def further(self, request: Request, exchange: Exchange) -> Response:
-        """Paths besides files and the sign-in. Raises ApiError."""
+        """Handle paths other than files and the sign-in. Raises ApiError."""
         path: str = request.scope["path"]
         page = path.removeprefix(ROOT)
         if not self.config.monitors or not path.startswith(ROOT) or page not in (*PAGES, REVIEWS):
@@ -166,7 +166,7 @@ class Site:
         return self.rendered(request, "page.html", sections=parts, **values)
 
     async def review(self, request: Request, exchange: Exchange) -> Response:
-        """Keep what an expert writes about an answer; where it cannot be kept as it is, show it again with what is wrong."""
+        """Keep an expert's review of an answer; if it is invalid, show the form again with the error."""
         same_site(request)
         identity = self.identity(request)
         if identity is None:
@@ -192,7 +192,7 @@ class Site:
         return RedirectResponse(f"{ROOT}{REVIEWS}", 303)
 
     async def landing(self, identity: Identity) -> tuple[str, str]:
-        """Where one is after the sign-in, and the action that has to be permitted for it."""
+        """The page after the sign-in, and the action that must be permitted for it."""
         [first, *_] = await self.permitted(identity) or [""]
         return ROOT + first, ACTIONS.get(first, ACTION)
 
@@ -204,7 +204,7 @@ class Site:
         return [page for page in (*PAGES, REVIEWS) if decisions[ACTIONS.get(page, ACTION)].allow]
 
     def identity(self, request: Request) -> Identity | None:
-        """By session, certificate or header; None if there is nothing to go by. Raises ApiError."""
+        """The identity from session, certificate or header; None without any of them. Raises ApiError."""
         if current := self.session(request):
             return current[1]
         try:
@@ -216,11 +216,11 @@ class Site:
 
     @property
     def provider(self) -> str:
-        """Where the sign-in at an identity provider begins; "" if there is none."""
+        """The address where the sign-in at an identity provider begins; "" if there is none."""
         return ""
 
     def session(self, request: Request) -> tuple[Session, Identity] | None:
-        """The request's session and whose it is, unless either has ended; raises ApiError where that cannot be told now."""
+        """The request's session and its holder, unless either has ended; raises ApiError if that cannot be determined."""
         session = self.sessions.find(cookie(request, SESSION))
         try:
             return (session, self.holder(session, request)) if session else None
@@ -230,17 +230,17 @@ class Site:
             return None
 
     def holder(self, session: Session, request: Request) -> Identity:
-        """Whose session it is, as the gateways judge; raises ApiError if key, token or certificate have ended."""
+        """The holder of the session, determined as in the gateways; raises ApiError if key, token or certificate have ended."""
         credential = self.credential(session, request).items()
         identity = self.authenticator.identify(
             [(name.lower().encode(), value.encode("latin-1")) for name, value in credential]
         )
         if session.certificate not in {"", identity.id}:
-            raise unauthenticated("no_session", "the session is of another certificate: sign in again")
+            raise unauthenticated("no_session", "the session belongs to another certificate: sign in again")
         return identity
 
     def credential(self, session: Session, request: Request) -> dict[str, str]:
-        """The header by which page and gateways authenticate a session's requests."""
+        """The header with which page and gateways authenticate a session's requests."""
         if session.certificate:
             header = str(self.config.certificate_header)
             return {header: request.headers.get(header, "")}
@@ -252,7 +252,7 @@ class Site:
         return [session_cookie(renewed)] if renewed else []
 
     async def decide(self, exchange: Exchange, identity: Identity, action: str, asked: str) -> Decision:
-        """What the policy says of `asked`, where it is yes; raises ApiError. `action`: as it is recorded."""
+        """The policy's decision on `asked` if it allows it; raises ApiError. `action`: the recorded name."""
         exchange.identity, exchange.action = identity, action
         decision = exchange.decision = await self.policy.decide(identity, asked)
         if not decision.allow:
@@ -260,7 +260,7 @@ class Site:
         return decision
 
     async def sign_in(self, request: Request, exchange: Exchange) -> Response:
-        """Exchange a key for a session. Raises ApiError where a page would be refused, too."""
+        """Exchange a key for a session. Raises ApiError if a page would be refused as well."""
         same_site(request)
         exchange.action = f"POST {self.sign_in_path}"
         key = (await form_of(request)).get("key", [""])[0].strip()
@@ -277,7 +277,7 @@ class Site:
     async def opened(
         self, request: Request, exchange: Exchange, identity: Identity, credential: str
     ) -> Response:
-        """A session for those who may have one. `credential`: "" for a certificate. Raises ApiError."""
+        """Open a session for a caller who may have one. `credential`: "" for a certificate. Raises ApiError."""
         home, asked = await self.landing(identity)
         await self.decide(exchange, identity, f"{request.method} {exchange.route}", asked)
         opened = self.sessions.open(credential, "" if credential else identity.id)
@@ -306,8 +306,8 @@ class Site:
     def arrival(self, request: Request, address: str) -> Response:
         """A page that leads to `address`, for a browser that comes from another site.
 
-        Only its next request, which this page causes, has the session's cookie and may use a client certificate.
-        A picture or a frame of another site causes none.
+        Only the next request, which this page triggers, has the session's cookie and may use a client certificate. An image or a
+        frame on another site triggers none.
         """
         return self.rendered(request, "arrival.html", page="", address=address)
 
@@ -332,7 +332,7 @@ class Site:
         return refusal(language, error.code, error.message)
 
     def say(self, language: Language, name: str, **values: object) -> str:
-        """The words of that name."""
+        """The text of that name."""
         return said(language, name, **values)
 
     def rendered(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
@@ -369,7 +369,7 @@ def cookie(request: Request, name: str) -> str:
 
 
 def language_of(request: Request) -> Language:
-    """By the link that was followed, the last one that was, or what the browser prefers."""
+    """The language by the link that was followed now or last, or by the browser's preference."""
     for asked in (request.query_params.get("language"), cookie(request, LANGUAGE)):
         for known in LANGUAGES:
             if asked == known:
@@ -378,7 +378,7 @@ def language_of(request: Request) -> Language:
 
 
 def same_site(request: Request) -> None:
-    """Refuse forms that other sites send; raises ApiError 403."""
+    """Reject forms sent by other sites; raises ApiError 403."""
     site = request.headers.get("sec-fetch-site")
     origin = f"https://{request.headers.get('host', '')}"
     if site != "same-origin" and (site is not None or request.headers.get("origin") != origin):
@@ -388,7 +388,7 @@ def same_site(request: Request) -> None:
 
 
 async def body_of(request: Request, most: int) -> bytes:
-    """The body; raises ApiError 413 for one of more than `most` bytes, 400 for one that broke off."""
+    """The body; raises ApiError 413 if it has more than `most` bytes, 400 if it was cut off."""
     body = bytearray()
     try:
         async for piece in request.stream():
@@ -396,18 +396,18 @@ async def body_of(request: Request, most: int) -> bytes:
             if len(body) > most:
                 raise ApiError(413, "body_too_large", f"the form has more than {most} bytes: send less")
     except ClientDisconnect:
-        raise ApiError(400, "invalid_form", "the form broke off: send it again") from None
+        raise ApiError(400, "invalid_form", "the form was cut off: send it again") from None
     return bytes(body)
 
 
 async def form_of(
     request: Request, most_bytes: int = FORM_BYTES, most_fields: int = FORM_FIELDS
 ) -> dict[str, list[str]]:
-    """The fields of a form; raises ApiError 413 for one that is too long, 400 for what is no form."""
+    """The fields of a form; raises ApiError 413 if it is too long, 400 if it is not a form."""
     body = await body_of(request, most_bytes)
     try:
         return parse_qs(body.decode("latin-1"), max_num_fields=most_fields)
     except ValueError:
         raise ApiError(
-            400, "invalid_form", f"the form has more than {most_fields} fields: send those of the page only"
+            400, "invalid_form", f"the form has more than {most_fields} fields: send only those of the page"
         ) from None

@@ -1,7 +1,7 @@
-"""The page for people who ask: sign-in as on the operator page, one document, and requests passed on to a gateway.
+"""The chat page: sign-in as on the operator page, one HTML document, and requests passed on to a gateway.
 
-The gateway judges, counts and records each of them as it does those of any client, by the credential of the session. Nothing that
-was asked or answered is kept here.
+The gateway checks, counts and records each request like those of any client, by the credential of the session. No questions or
+answers are kept here.
 """
 
 import hashlib
@@ -56,13 +56,13 @@ POLICY = (
 
 
 def files() -> dict[str, Path]:
-    """What a browser loads, by path."""
+    """The files that a browser loads, by path."""
     found = [path for folder in ("chat", "vendor") for path in (STATIC / folder).iterdir()]
     return {f"{ROOT}{name}": path for name, path in (ASSETS | {path.name: path for path in found}).items()}
 
 
 def csrf_token(session: Session) -> str:
-    """What requests of a session carry besides its cookie: another site, or a script that was injected there, has neither."""
+    """The token that requests of a session carry besides the cookie: other sites, and scripts injected there, have neither."""
     return hashlib.sha256(b"llmkeep csrf token " + session.id.encode()).hexdigest()
 
 
@@ -112,7 +112,7 @@ class Chat(Site):
         )
 
     async def without_session(self, request: Request, exchange: Exchange) -> Response:
-        """A session for those whose certificate or header says who they are, else the sign-in. Raises ApiError."""
+        """A session for callers with a certificate or header, else the sign-in. Raises ApiError."""
         identity = self.identity(request)
         if identity is None:
             exchange.public = True
@@ -128,7 +128,7 @@ class Chat(Site):
         return BEGIN if self.logins else ""
 
     async def at_provider(self, request: Request, exchange: Exchange, logins: Logins) -> Response:
-        """Send a browser to the identity provider, or take it back. Raises ApiError."""
+        """Send a browser to the identity provider, or handle its return. Raises ApiError."""
         if exchange.route == BEGIN:
             exchange.public = True
             kept, address = logins.begin()
@@ -154,9 +154,9 @@ class Chat(Site):
     async def arrived(
         self, request: Request, exchange: Exchange, identity: Identity, credential: str
     ) -> Response:
-        """A session, and a page that leads to the first one. Raises ApiError.
+        """A session, and a page that leads to the first page. Raises ApiError.
 
-        The browser may come from another site: it sends the session's cookie only after a page of this one.
+        The browser may come from another site: it sends the session's cookie only after a page of this site.
         """
         opened = await self.opened(request, exchange, identity, credential)
         response = self.arrival(request, HOME)
@@ -164,7 +164,7 @@ class Chat(Site):
         return response
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request of the page's script, in the name of its session. Raises ApiError."""
+        """Handle a request of the page's script on behalf of its session. Raises ApiError."""
         exchange: Exchange = scope["llm"]
         request = Request(scope, receive)
         method, path = scope["method"], scope["path"].removeprefix(BELOW)
@@ -175,7 +175,7 @@ class Chat(Site):
             exchange.action = f"{method} {exchange.route}"
         session, identity = self.asking(request, exchange)
         if not known:
-            raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
+            raise ApiError(404, "unknown_path", f"the page does not forward {method[:20]} {path[:80]!r}")
         with self.few(identity):
             if of_documents:
                 await self.ask_of_documents(request, session, identity, send)
@@ -186,7 +186,7 @@ class Chat(Site):
     async def ask_of_documents(
         self, request: Request, session: Session, identity: Identity, send: Send
     ) -> None:
-        """Pass a request about documents on; a file goes on as it comes, and is never here as a whole. Raises ApiError."""
+        """Forward a request about documents; a file is streamed, and never held here as a whole. Raises ApiError."""
         path = request.scope["path"].removeprefix(BELOW)
         query = urlencode(request.query_params.multi_items())
         file = pieces(request) if request.method == "POST" else None
@@ -194,13 +194,13 @@ class Chat(Site):
 
     @contextmanager
     def few(self, identity: Identity) -> Iterator[None]:
-        """Run the block as a request of the holder; raises ApiError 429 where there are too many."""
+        """Run the block as a request of the holder; raises ApiError 429 if there are too many."""
         holder = identity.tenant, identity.subject
         if self.at_once[holder] >= MOST_AT_ONCE:
             raise ApiError(
                 429,
                 "too_many_at_once",
-                f"{MOST_AT_ONCE} requests of yours are being answered: wait for one of them, or stop it",
+                f"{MOST_AT_ONCE} of your requests are being answered: wait for one of them, or stop it",
                 headers=[(b"retry-after", b"5")],
             )
         self.at_once[holder] += 1
@@ -221,7 +221,8 @@ class Chat(Site):
         send: Send,
         file: AsyncIterator[bytes] | None = None,
     ) -> None:
-        """Ask a gateway, and pass its answer on as it comes. `file`: the body, where it is one. Raises ApiError."""
+        """Send the request to a gateway, and forward its answer as it arrives. `file`: the body, if it is a file. Raises
+        ApiError."""
         scope = request.scope
         exchange: Exchange = scope["llm"]
         method = scope["method"]
@@ -247,11 +248,11 @@ class Chat(Site):
                     await relay(answer, self.renewal(request), send)
         except (OSError, TimeoutError, Lost, BadAnswer):
             raise unavailable(
-                "unavailable", "the gateway broke off: send it again in a few seconds", 5
+                "unavailable", "the gateway closed the connection: send it again in a few seconds", 5
             ) from None
 
     def asking(self, request: Request, exchange: Exchange) -> tuple[Session, Identity]:
-        """The session of a request of the page's script, and whose it is; raises ApiError 401 or 403."""
+        """The session of a request of the page's script, and its holder; raises ApiError 401 or 403."""
         session = self.sessions.find(cookie(request, SESSION))
         if session is None:
             raise unauthenticated("no_session", "the session is over: sign in again")
@@ -261,7 +262,7 @@ class Chat(Site):
             request.headers.get("x-csrf-token", "").encode(), csrf_token(session).encode()
         ):
             raise ApiError(
-                403, "csrf", "the token of the page is missing or of another session: load the page again"
+                403, "csrf", "the page's token is missing or belongs to another session: reload the page"
             )
         return session, identity
 
@@ -279,7 +280,7 @@ class Chat(Site):
 
 
 async def relay(answer: Answer, more: list[tuple[bytes, bytes]], send: Send) -> None:
-    """Pass an answer on piece by piece, with `more` headers."""
+    """Forward an answer piece by piece, with `more` headers."""
     headers = more + [
         (name.encode(), value.encode("latin-1"))
         for name, value in answer.headers.items()

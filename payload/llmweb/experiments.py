@@ -1,4 +1,4 @@
-"""The product owner's page: experiments that policy has, what came out of them, and how both arms do."""
+"""The product owner's page: the policy's experiments, their outcomes, and the state of both arms."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ STATES: dict[str, State] = {"better": "good", "worse": "bad", "undecided": ""}
 
 @dataclass(slots=True)
 class Arm:
-    """How many units met an arm, of each metric the number of values and their sum. `cut`: there were more subjects."""
+    """The number of units that met an arm, and the number and sum of each metric's values. `cut`: there were more subjects."""
 
     units: int = 0
     values: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Arm:
 
 @dataclass(slots=True)
 class Count:
-    """Of a journal. `cut`: only so many ratings were kept, the newest ones."""
+    """The counts of a journal. `cut`: only the newest ratings were kept."""
 
     arms: dict[str, Arm] = field(default_factory=lambda: defaultdict(Arm))
     cut: bool = False
@@ -70,7 +70,7 @@ async def in_force(look: Look, _: WebConfig) -> Section:
 
 
 async def verdicts(look: Look, config: WebConfig) -> Section:
-    """What `llmkeep experiment show` found, whose files an operator brings."""
+    """The results of `llmkeep experiment show`, whose files an operator copies here."""
     title = look.say("found")
     rows: list[list[Cell]] = []
     bars: list[tuple[str, float, float]] = []
@@ -150,7 +150,8 @@ def shown(folder: Path | None, name: str) -> tuple[list[dict[str, Any]] | None, 
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:300]
         log.warning(
-            "what an experiment found cannot be read", extra={"fields": {"file": str(path), "reason": reason}}
+            "the results of an experiment cannot be read",
+            extra={"fields": {"file": str(path), "reason": reason}},
         )
         return None, 0.0
 
@@ -159,7 +160,7 @@ def checked(rung: dict[str, Any]) -> dict[str, Any]:
     """A rung as `show --json` prints it; raises KeyError, TypeError, ValueError or OverflowError for anything else."""
 
     def number(value: Any) -> float:
-        """As a plot can have it: neither infinite nor NaN, which JSON's reader takes, nor of any size."""
+        """A number for a plot: neither infinite nor NaN, which the JSON reader accepts, nor of arbitrary size."""
         found = round(float(value), 6)
         if not abs(found) <= MOST_SHOWN:
             raise ValueError(f"a number is {found}")
@@ -192,7 +193,7 @@ def checked(rung: dict[str, Any]) -> dict[str, Any]:
 
 
 async def quality(look: Look, config: WebConfig) -> Section:
-    """Ratings of both arms at the present step, by this host's journal."""
+    """Ratings of both arms at the present step, from this host's journal."""
     title = look.say("quality")
     if config.feedback is None:
         return Words(title, look.say("no_journal"), "unknown")
@@ -313,7 +314,7 @@ async def failures(look: Look, _: WebConfig) -> Section:
 
 
 def with_absent(look: Look, section: Section) -> Section:
-    """A plot that says of which arms there is no line, unless its notes say that it leaves out lines: these may be theirs."""
+    """A plot that names the arms without a line, unless its notes say that it leaves out lines, which may be theirs."""
     if not isinstance(section, Plot) or section.notes:
         return section
     absent = [name for name in models(look) if name not in section.lines]

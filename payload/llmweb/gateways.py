@@ -1,4 +1,4 @@
-"""The gateways beside the page, asked over their sockets; one that is stopping has taken its socket away."""
+"""The gateways on the page's host, reached through their sockets; one that is stopping has removed its socket."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,10 +23,10 @@ class Gateways:
         headers: Mapping[str, str],
         pieces: AsyncIterator[bytes] | None = None,
     ) -> AsyncIterator[Response]:
-        """The response once its headers are there; leaving the block ends the request. `pieces`: a body as it comes.
+        """The response once its headers have arrived; leaving the block ends the request. `pieces`: a streamed body.
 
-        Only a gateway that could not be connected to is passed over: what was sent once is not sent again. Raises ApiError 503
-        if none is there, and what HttpClient does.
+        The next gateway is tried only if connecting failed: requests are never sent twice. Raises ApiError 503 if there is none,
+        and what HttpClient raises.
         """
         self.clients.append(self.clients.pop(0))
         async with AsyncExitStack() as asked:

@@ -1,7 +1,7 @@
 """Sign-in at the identity provider: authorization code with PKCE (RFC 6749, 7636), as a public client.
 
-The access token is the one that clients of the API would send, and is verified as theirs are. The session's cookie has
-it, sealed.
+The access token is the one that API clients would send, and is verified in the same way. The session's cookie contains it,
+sealed.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ ASK_SECONDS = 10.0
 
 
 class Logins:
-    """Sign-ins, of which the browser keeps what is needed: any client may begin some, and the page may restart meanwhile."""
+    """Sign-ins. Their state is in the browser: any client may start some, and the page may restart meanwhile."""
 
     def __init__(self, config: Login, issuer: Issuer) -> None:
         """`issuer` verifies the tokens."""
@@ -36,7 +36,7 @@ class Logins:
         self.issuer = issuer
 
     def begin(self) -> tuple[str, str]:
-        """The browser's cookie (state, verifier and time), and the address at which its user signs in."""
+        """The browser's cookie (state, verifier and time), and the address where its user signs in."""
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
         query = {
@@ -60,7 +60,7 @@ class Logins:
             or not 0 <= time.time() - int(begun["time"]) <= BEGUN_SECONDS
         ):
             raise unauthenticated(
-                "login_failed", "this sign-in was not begun here, or not now: begin it again"
+                "login_failed", "this sign-in was started elsewhere or has expired: start it again"
             )
         form = {
             "grant_type": "authorization_code",
@@ -74,13 +74,13 @@ class Logins:
         except (OSError, http.client.HTTPException):
             raise unavailable(
                 "provider_unavailable",
-                "the identity provider does not answer: use an API key, or try again later",
+                "the identity provider is not responding: use an API key, or try again later",
                 5,
             ) from None
         token = answer.get("access_token")
         if status != 200 or not isinstance(token, str) or not token.isascii():
             raise unauthenticated(
-                "login_failed", "the identity provider does not accept this sign-in: begin it again"
+                "login_failed", "the identity provider rejected this sign-in: start it again"
             )
         return token
 
@@ -108,6 +108,6 @@ class Logins:
 
 
 def refused(error: str) -> ApiError:
-    """What the identity provider said in place of a code, of which nothing is shown."""
+    """The error that the identity provider sent in place of a code; its text is never shown."""
     code = "login_denied" if error == "access_denied" else "login_failed"
-    return unauthenticated(code, "the identity provider did not sign you in: begin again, or use an API key")
+    return unauthenticated(code, "the identity provider did not sign you in: start again, or use an API key")

@@ -1,4 +1,5 @@
-"""What Prometheus and Alertmanager say. An answer is used for some seconds by all who ask; no answer is never a value."""
+"""Queries to Prometheus and Alertmanager. An answer is shared by all readers for some seconds; a missing answer never becomes a
+value."""
 
 import asyncio
 import json
@@ -51,7 +52,7 @@ class Reading[T]:
 
 @dataclass(slots=True)
 class Kept:
-    """An answer, or the question that is on its way. `good`: the time of the last answer."""
+    """An answer, or a query in progress. `good`: the time of the last answer."""
 
     until: float
     answer: asyncio.Task[Reading[Any]]
@@ -66,7 +67,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Server:
-    """One API. While it is away, pages do not wait for it again and again."""
+    """One API. While it is away, pages do not wait for it repeatedly."""
 
     client: HttpClient
     base: str
@@ -76,7 +77,7 @@ class Server:
 
 @dataclass(slots=True)
 class Monitors:
-    """The APIs, in the order in which they are asked."""
+    """The APIs, in the order in which they are queried."""
 
     prometheus: list[Server]
     alertmanager: list[Server]
@@ -103,13 +104,13 @@ class Monitors:
         return await self.shared(f"{seconds} {step} {expression}", question)
 
     async def rules_firing(self) -> Reading[dict[str, Any]]:
-        """Alerts as Prometheus' rules have them, the urgent first, pending ones left out."""
+        """Firing alerts from Prometheus' rules, most urgent first."""
         return await self.shared(
             "rules", lambda: self.ask(self.prometheus, "/api/v1/alerts", firing_of_prometheus)
         )
 
     async def delivered(self, monitor: int) -> Reading[dict[str, Any]]:
-        """Alerts that Alertmanager of this monitor has: Prometheus sends to the one beside it."""
+        """Alerts in this monitor's Alertmanager, to which the Prometheus on the same host sends them."""
         servers = self.alertmanager[monitor : monitor + 1]
         return await self.shared(
             f"delivered {monitor}", lambda: self.ask(servers, "/api/v2/alerts?active=true", of_alertmanager)
@@ -118,7 +119,8 @@ class Monitors:
     async def shared(
         self, name: str, question: Callable[[], Any], seconds: float | None = None
     ) -> Reading[Any]:
-        """Ask, unless there is an answer of the last `seconds`, or the question is on its way. `name` is never a client's."""
+        """Send the query, unless there is an answer from the last `seconds` or the query is in progress. `name` never comes from
+        a client."""
         kept = self.kept.get(name)
         if kept is None or time.monotonic() > kept.until:
             before = kept.good if kept else 0.0
@@ -164,7 +166,7 @@ class Monitors:
 
 
 def open_monitors(monitors: tuple[Monitor, ...], tls: ClientTls | None) -> Monitors:
-    """Raises ConfigError where the certificates are unusable."""
+    """Raises ConfigError if the certificates are unusable."""
 
     def server(url: str) -> Server:
         parts = urlsplit(url)
@@ -201,7 +203,7 @@ def data(answer: Any, kind: str) -> list[Any]:
 
 
 def texts(labels: Any) -> dict[str, str]:
-    """Labels, whose lengths are others' to choose."""
+    """Labels, whose lengths others determine."""
     return {str(name): str(value)[:LABEL_CHARACTERS] for name, value in labels.items()}
 
 
@@ -214,14 +216,14 @@ def vector(answer: Any) -> list[Series]:
 
 
 def matrix(answer: Any, times: range) -> list[Series]:
-    """The highest first. Raises BadAnswer for points at others than the times that were asked for."""
+    """The series, highest first. Raises BadAnswer for points at other times than the requested ones."""
     found = []
     for each in data(answer, "matrix"):
         if len(each["values"]) > len(times):
-            raise BadAnswer(f"a series has {len(each['values'])} points, and {len(times)} were asked for")
+            raise BadAnswer(f"a series has {len(each['values'])} points, but {len(times)} were requested")
         points = [(float(at), float(value)) for at, value in each["values"]]
         if any(at not in times for at, _ in points) or points != sorted(points):
-            raise BadAnswer("points are not at the times that were asked for, or not in their order")
+            raise BadAnswer("points are not at the requested times, or out of order")
         # NaN is no value, and what no axis has room for is none that was measured.
         if points := [(at, value) for at, value in points if abs(value) < MOST_VALUE]:
             found.append(Series(texts(each["metric"]), points))
@@ -229,7 +231,7 @@ def matrix(answer: Any, times: range) -> list[Series]:
 
 
 def firing_of_prometheus(answer: Any) -> list[dict[str, Any]]:
-    """The heartbeat, then by severity and age: what is left out is the least urgent."""
+    """Sorts the heartbeat first, then by severity and age, so that the least urgent alerts are left out."""
     found = [
         {"labels": texts(each["labels"]), "notes": texts(each["annotations"]), "since": str(each["activeAt"])}
         for each in answer["data"]["alerts"]

@@ -1,4 +1,4 @@
-"""What each page asks, and how it says the answer."""
+"""The queries of each page, and how their answers are shown."""
 
 import asyncio
 import time
@@ -47,7 +47,7 @@ FAILED_OF_EACH = (
 
 
 async def objectives(look: Look, config: WebConfig) -> Section:
-    """What was promised, and how much of what may go wrong is left."""
+    """The service level objectives, and the error budget that is left."""
     title = look.say("objectives")
     if not config.objectives:
         return Words(title, look.say("no_objectives"))
@@ -92,7 +92,8 @@ def bad_share(objective: Objective, days: int) -> str:
 
 
 async def alerts(look: Look, _: WebConfig) -> Section:
-    """By Prometheus' rules, with what Alertmanager knows of each. The heartbeat always fires, and is said where it does not."""
+    """Alerts from Prometheus' rules with their state in Alertmanager. The heartbeat always fires; the page says so if it does
+    not."""
     title = look.say("firing")
     firing = await look.monitors.rules_firing()
     look.seen(firing)
@@ -116,7 +117,7 @@ async def alerts(look: Look, _: WebConfig) -> Section:
 def alert_row(
     look: Look, alert: dict[str, Any], states: dict[frozenset[tuple[str, str]], str], known: bool
 ) -> list[Cell]:
-    """`known`: whether `states` has all that Alertmanager has."""
+    """`known`: whether `states` contains everything in Alertmanager."""
     labels, notes = alert["labels"], alert["notes"]
     severity = labels.get("severity", "")
     urgent: State = "bad" if severity == "page" else "warn"
@@ -139,7 +140,7 @@ def alert_row(
 
 
 async def hosts_up(look: Look, _: WebConfig) -> Section:
-    """Hosts by what Prometheus scrapes of them."""
+    """Hosts with the targets that Prometheus scrapes on them."""
     title = look.say("hosts")
     up = await look.now("sort(up)")  # what is left out is up
     if not up.found:
@@ -166,7 +167,7 @@ async def hosts_up(look: Look, _: WebConfig) -> Section:
 
 
 async def estate(look: Look, _: WebConfig) -> Section:
-    """Bundle, audit record and checks. A reading that no host exports is said to be missing."""
+    """Bundle, audit record and checks. A reading that no host exports is shown as missing."""
     now = time.time()
 
     def ago(at: float) -> str:
@@ -208,7 +209,7 @@ async def estate(look: Look, _: WebConfig) -> Section:
 
 
 def total(metric: str) -> str:
-    """The sum of what hosts count, whose value no host lowers, or makes no number."""
+    """The sum of a counter over hosts; no host can lower it, or turn it into NaN."""
     return f"sum(abs({metric}) < 1e9)"
 
 
@@ -222,7 +223,7 @@ async def bad_events(look: Look, _: WebConfig) -> Section:
 
 
 async def host_loads(look: Look, _: WebConfig) -> Section:
-    """What each host's processors, memory and disks are used for."""
+    """The use of each host's processors, memory and disks."""
     expressions = (
         PROCESSORS,
         MEMORY,
@@ -266,7 +267,7 @@ FAST = f'sum by (model) (rate({BEGINS}_bucket{{le="0.5"}}[1h])) / sum by (model)
 
 
 async def models(look: Look, _: WebConfig) -> Section:
-    """Each model's engines, as the gateways see them, and what it answers."""
+    """Each model's engines as the gateways see them, and its answers."""
     expressions = (
         "sort(min by (model, instance) (llm_engine_up))",
         "max by (model) (llm_engine_stalled)",
@@ -318,7 +319,7 @@ async def waiting_over_time(look: Look, _: WebConfig) -> Section:
 
 
 async def no_gpus(look: Look) -> bool:
-    """Whether Prometheus knows of no GPU; one that fell silent in the last week is missing instead."""
+    """Whether Prometheus has no GPU at all; a GPU that fell silent in the last week counts as missing instead."""
     return (await look.now("last_over_time(llm_gpu_present[7d])")).found == []
 
 
@@ -425,7 +426,7 @@ async def losses(look: Look, _: WebConfig) -> Section:
 
 
 def lines(**expressions: str) -> str:
-    """Several lines of one question, named by the label `line`."""
+    """Several lines of one query, named by the label `line`."""
     return " or ".join(
         f'label_replace({each}, "line", "{name}", "", "")' for name, each in expressions.items()
     )
@@ -452,7 +453,7 @@ async def waiting_of_day(look: Look, _: WebConfig) -> Section:
 
 
 async def errors_of_day(look: Look, _: WebConfig) -> Section:
-    """A counter of what has not happened is not there: where gateways are scraped, that is none."""
+    """A counter of something that has not happened does not exist: if gateways are scraped, that means 0."""
 
     def requests(status: str) -> str:
         selector = f'route!~"/livez|/readyz|/health|/drainz",status=~"{status}"'
@@ -487,5 +488,5 @@ PAGES: dict[str, tuple[Part, ...]] = {
 
 
 async def sections(page: str, look: Look, config: WebConfig) -> list[Section]:
-    """The parts of a page, which ask at the same time."""
+    """The parts of a page, which are queried concurrently."""
     return list(await asyncio.gather(*(part(look, config) for part in PAGES[page])))

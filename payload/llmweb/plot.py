@@ -16,7 +16,7 @@ DAY = 24 * 3600
 
 
 def ceiling(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten: the top of the axis. 1 for what is too small to have one."""
+    """The next 1, 2 or 5 times a power of ten: the top of the axis; 1 if the value is too small."""
     if value < 1e-9:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -24,7 +24,7 @@ def ceiling(value: float) -> float:
 
 
 def clock(at: float, span: float) -> str:
-    """A time (UTC) on an axis of `span` seconds: with the day where the same time comes twice."""
+    """A time (UTC) on an axis of `span` seconds: with the day if the same time occurs twice."""
     return f"{datetime.fromtimestamp(at, UTC):{'%H:%M' if span < DAY else '%m-%d %H:%M'}}"
 
 
@@ -53,7 +53,7 @@ def interval_plot(
 
 
 def opened(name: str, title: str, description: str, height: int) -> str:
-    """The beginning of a plot, by which screen readers know it."""
+    """The beginning of a plot, with its description for screen readers."""
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{name}-t {name}-d">'
         f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
@@ -68,8 +68,8 @@ def line_plot(
     span: tuple[float, float, int],
     shown: Callable[[float], str],
 ) -> Markup:
-    """`name`: unique on the page. `span`: start and end in seconds since the epoch, and the step, above which the
-    distance of two points is a gap. `shown`: a value as text.
+    """`name`: unique on the page. `span`: start and end in seconds since the epoch, and the step; a longer distance between two
+    points is a gap. `shown`: a value as text.
     """
     start, end, step = span
     top = ceiling(max((value for each in series for _, value in each.points), default=0.0))

@@ -1,4 +1,4 @@
-"""The process of `llm-web serve`: what it needs of the gateway's code, its listener, and its end."""
+"""The process of `llm-web serve`: the parts of the gateway's code that it needs, its listener, and its end."""
 
 import asyncio
 from contextlib import suppress
@@ -85,7 +85,7 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
 
 
 def of_both(operator: Site, chat: Chat, metrics: Metrics) -> App:
-    """Operator page and chat page; what the script of the latter asks is answered as the gateway would."""
+    """Operator page and chat page; requests from the latter's script are answered as by the gateway."""
     asked = BodyDrain(ErrorEnvelope(chat.pass_on, metrics), f"{BELOW}{COLLECTIONS}")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +101,7 @@ def of_both(operator: Site, chat: Chat, metrics: Metrics) -> App:
 
 
 async def every_second(site: Site, audit: AuditClient) -> None:
-    """Fail what waits too long for the record, and write refusals that were counted."""
+    """Fail requests that wait too long for the audit record, and write counted refusals."""
     while True:
         await asyncio.sleep(1)
         audit.end_overdue()

@@ -1,4 +1,4 @@
-"""The experts' page: badly rated answers of this host that wait for a review, and the form by which one is reviewed."""
+"""The experts' page: badly rated answers of this host that wait for a review, and the review form."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ FORM_BYTES, FORM_FIELDS = 256 * 1024, len(TAGS) + 4  # a character may take 12 b
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What an expert sends. `answer`: the transaction of what was rated. `rated`: the time of the rating that was shown, if the
-    form says it.
+    """An expert's form. `answer`: the transaction of the rated answer. `rated`: the time of the displayed rating, if the form has
+    it.
     """
 
     answer: str
@@ -38,12 +38,12 @@ class Sent:
 
     @property
     def recorded(self) -> dict[str, object]:
-        """For the audit record, without text."""
+        """The fields for the audit record, without text."""
         return {"llmkeep.review.transactions": [self.answer], "llmkeep.review.verdict": self.verdict}
 
 
 def sent(form: dict[str, list[str]]) -> Sent:
-    """A form's fields; raises ApiError 400 for a verdict that there is not."""
+    """A form's fields; raises ApiError 400 for an unknown verdict."""
     verdict = form.get("verdict", [""])[0]
     if verdict not in ("corrected", "dismissed"):
         raise ApiError(400, "invalid_form", f"'verdict' is {verdict[:40]!r}: send corrected or dismissed")
@@ -54,13 +54,13 @@ def sent(form: dict[str, list[str]]) -> Sent:
 
 @dataclass(slots=True)
 class Reviews:
-    """Looks into the journal, one at a time: each reads all of it."""
+    """Reads the journal, one reader at a time, since each reads all of it."""
 
     folder: Path | None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look[T](self, read: Callable[[Path], T]) -> T:
-        """In a thread; raises ApiError 503 where there is no journal, or it cannot be read or written."""
+        """Runs in a thread; raises ApiError 503 if there is no journal, or it cannot be read or written."""
         if self.folder is None:
             raise ApiError(503, "no_journal", "this host keeps no ratings: ask its operator")
         async with self.turn:
@@ -75,7 +75,7 @@ class Reviews:
     async def page(
         self, look: Look, tenants: Collection[str], asked: str | None
     ) -> tuple[str, dict[str, Any], dict[str, object]]:
-        """The queue, or the answer that was asked for: a template, its values, and what the audit record says of it."""
+        """The queue, or the requested answer: a template, its values, and the fields for the audit record."""
         if asked is not None:
             item = await self.item(tenants, asked)
             return "review.html", self.form(look, item), {"llmkeep.review.transactions": [item.transaction]}
@@ -84,21 +84,25 @@ class Reviews:
         return "page.html", {"sections": [queue(look, found, waiting, without, tenants)]}, seen
 
     async def item(self, tenants: Collection[str], transaction: str) -> Item:
-        """Raises ApiError 404, the same for what is not there and what the policy does not show."""
+        """Raises ApiError 404, the same for answers that do not exist and those that the policy does not show."""
         item = await self.look(lambda folder: reviews.item(folder, tenants, transaction))
         if item is None:
-            raise ApiError(404, "no_such_answer", "there is no such answer to review: it may be forgotten")
+            raise ApiError(
+                404, "no_such_answer", "there is no such answer to review: it may have been forgotten"
+            )
         return item
 
     async def keep(self, item: Item, reviewer: Identity, given: Sent) -> None:
         """Raises ApiError 400, 404, 409 or 503."""
         if given.rated and given.rated != item.rating[TIME]:
             raise ApiError(
-                409, "rated_again", "the answer was rated anew while you wrote: read it, and send it again"
+                409,
+                "rated_again",
+                "the answer was rated again while you were writing: read it, and send your review again",
             )
         correction = given.correction if given.verdict == "corrected" else ""
         if given.verdict == "corrected" and not correction:
-            raise ApiError(400, "no_correction", "there is no correction: write one, or dismiss")
+            raise ApiError(400, "no_correction", "there is no correction: write one, or dismiss the answer")
         record = reviews.written(item, reviewer, correction, given.tags)
 
         def keep(folder: Path) -> bool:
@@ -107,10 +111,12 @@ class Reviews:
             return again is not None and reviews.keep(folder, again, record)
 
         if not await self.look(keep):
-            raise ApiError(404, "no_such_answer", "there is no such answer to review: it may be forgotten")
+            raise ApiError(
+                404, "no_such_answer", "there is no such answer to review: it may have been forgotten"
+            )
 
     def form(self, look: Look, item: Item, given: Sent | None = None, wrong: str = "") -> dict[str, Any]:
-        """The values of review.html. `given`: what was sent and is `wrong`."""
+        """The values of review.html. `given`: the submitted form, which is `wrong`."""
         review = item.review or {}
         tags = given.tags if given else review.get(FIELD + "tags", [])
         correction = given.correction if given else review.get(FIELD + "correction", "")
@@ -176,7 +182,7 @@ def day(record: Record) -> str:
 
 
 def messages(prompt: object) -> list[tuple[str, str]]:
-    """A prompt as roles and texts; what is no text is shown as JSON."""
+    """A prompt as roles and texts; anything else is shown as JSON."""
     if not isinstance(prompt, list):
         return [("user", str(prompt))]
     return [
@@ -192,6 +198,6 @@ def text(content: object) -> str:
 
 
 def preview(item: Item) -> str:
-    """The beginning of what the user asked last."""
+    """The beginning of the user's last question."""
     last = " ".join(messages(item.answer.get(FIELD + "prompt"))[-1:][0][1].split()) or "–"
     return last if len(last) <= PREVIEW else last[:PREVIEW] + "…"

@@ -1,4 +1,4 @@
-"""What a page is made of: tables, plots, and places where there is no data, which are never shown as zero or as good."""
+"""The parts of a page: tables, plots, and places without data, which are never shown as zero or as good."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ MOST_ROWS = 200
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Text, and what it means."""
+    """Text with its meaning."""
 
     text: str
     state: State = ""
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The first cell of a row names it. `notes`: sentences below. `svg`: the same values above."""
+    """A table. The first cell of a row names it. `notes`: sentences below. `svg`: the same values above."""
 
     title: str
     columns: Sequence[str]
@@ -56,7 +56,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A sentence in place of a table. `state` is `unknown` where data is missing."""
+    """A sentence in place of a table. `state` is `unknown` if data is missing."""
 
     title: str
     text: str
@@ -93,7 +93,7 @@ class Look:
             self.oldest = min(self.oldest, reading.at)
 
     async def missing(self, title: str, reading: Reading[Series], metric: str) -> Words:
-        """In place of what has no data: since when, as far as is known. `metric`: a selector of what is missing."""
+        """A note in place of missing data: since when it has been missing, if known. `metric`: a selector for it."""
         if reading.found is None:
             since = (
                 self.say("no_data_since", at=self.at(reading.at)) if reading.at else self.say("no_data_yet")
@@ -126,7 +126,7 @@ class Look:
         *readings: Reading[Any],
         notes: Sequence[str] = (),
     ) -> Table:
-        """A table that says what it leaves out: first rows with nothing wrong. `readings`: what the rows were made of."""
+        """A table that says what it leaves out, which is rows without problems first. `readings`: the source of the rows."""
         shown = sorted(rows, key=urgency)[:MOST_ROWS] if len(rows) > MOST_ROWS else rows
         more = len(rows) - len(shown) + max((each.left_out for each in readings), default=0)
         return Table(
@@ -191,7 +191,7 @@ class Look:
 
 
 def urgency(row: Sequence[Cell]) -> int:
-    """By its worst cell; 0 is the worst."""
+    """The severity of a row by its worst cell; 0 is the worst."""
     order: tuple[State, ...] = ("bad", "warn", "unknown")
     return min(order.index(each.state) if each.state in order else len(order) for each in row)
 
@@ -206,7 +206,7 @@ def by(reading: Reading[Series], *labels: str) -> dict[tuple[str, ...], Series]:
 
 
 def safe_link(address: str) -> str:
-    """An address that may be a link: annotations of alerts are data, and `javascript:` would be one, too."""
+    """An address that may become a link: alert annotations are untrusted data, and could contain `javascript:`."""
     parts = urlsplit(address)
     return address if parts.scheme in {"http", "https"} and parts.netloc else ""
 

@@ -1,7 +1,7 @@
 """Sessions of browsers: a cookie with the credential that opened the session, sealed by the estate's keys.
 
-Any page of the estate opens it and verifies the credential anew, so a session is of no host, and without a valid credential
-the keys open none.
+Every page of the estate can open the cookie and verifies the credential again, so a session is not bound to a host, and without a
+valid credential the keys are useless.
 """
 
 import base64
@@ -26,7 +26,7 @@ MOST_ENDED = 10_000  # a client that signs in and out without end fills no more 
 @dataclass(frozen=True, slots=True)
 class Session:
     """`opened`: seconds since the epoch. `credential`: API key or access token; "" for a client certificate, which each request
-    has to come with. `certificate`: the id of its record, or "".
+    must then present. `certificate`: the id of its record, or "".
     """
 
     id: str
@@ -53,8 +53,8 @@ class Sessions:
             raise ApiError(
                 400,
                 "token_does_not_fit",
-                f"the token has {len(credential)} bytes, and {len(cookie)} as a cookie, of which browsers keep {COOKIE_BYTES}: "
-                "have the identity provider put fewer groups or claims into it, or use an API key",
+                f"the token has {len(credential)} bytes, and {len(cookie)} as a cookie, but browsers only keep {COOKIE_BYTES}: "
+                f"have the identity provider put fewer groups or claims into it, or use an API key",
             )
         return cookie
 
@@ -69,14 +69,14 @@ class Sessions:
         return None if over else session
 
     def renewed(self, cookie: str) -> str | None:
-        """The cookie with this time of use; None where there is no session, or its last use was noted within a minute."""
+        """The cookie with this time of use; None without a session, or if its last use was noted less than a minute ago."""
         session = self.find(cookie)
         if session is None or time.time() - self.ring.extract_timestamp(cookie) < RENEWAL_SECONDS:
             return None
         return self.sealed(session)
 
     def close(self, cookie: str) -> None:
-        """End a session at this page; others cannot know of it."""
+        """End a session at this page; other pages do not learn of it."""
         if session := self.find(cookie):
             self.ended[session.id] = None
             if len(self.ended) > MOST_ENDED:

@@ -23,9 +23,7 @@ class Monitor(Section):
     def nothing_in_clear(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-            raise ValueError(
-                f"{url} would send what fails on which host in clear text: use https, or 127.0.0.1"
-            )
+            raise ValueError(f"{url} would send the estate's failures in clear text: use https, or 127.0.0.1")
         return url
 
 
@@ -46,9 +44,8 @@ Https = Annotated[str, Field(pattern=r"^https://[^/?#@\s]+(/[A-Za-z0-9._~-]+)*/?
 
 
 class Login(Section):
-    """Sign-in at the identity provider, as its public client `client`. `redirect`: https://EDGE/page/signed-in, as it is
-    registered there. `ca`: authorities of the token endpoint's certificate, PEM. `address`: its IP address, where no resolver
-    knows its name.
+    """Sign-in at the identity provider, as its public client `client`. `redirect`: https://EDGE/page/signed-in, as registered
+    there. `ca`: authorities of the token endpoint's certificate, PEM. `address`: its IP address, if no resolver knows its name.
     """
 
     authorize: Https
@@ -63,11 +60,11 @@ class Login(Section):
 class WebConfig(Section):
     """`llm-web serve --config`. `keys_file`, `policy` and `audit` are the gateway's.
 
-    `certificate_header`: as in the gateway's `identity`. `monitors` are asked in this order, the next one where one does
-    not answer; without them there is no operator page. `days`: the window of the objectives. `feedback`: the gateway's journal of
-    ratings. `verdicts`: a folder with what `llmkeep experiment show --json` printed of each experiment, as NAME.json. `gateways`:
-    their sockets, by which the chat page asks; without them there is none. `body_bytes`: most of a request to them. `oidc`: as in
-    the gateway's `identity`; with `login` the chat page has sign-in at the identity provider.
+    `certificate_header`: as in the gateway's `identity`. `monitors` are queried in this order, the next one if one does not
+    answer; without them there is no operator page. `days`: the window of the objectives. `feedback`: the gateway's journal of
+    ratings. `verdicts`: a folder with the output of `llmkeep experiment show --json` for each experiment, as NAME.json.
+    `gateways`: the sockets that the chat page uses; without them there is no chat page. `body_bytes`: most of a request to them.
+    `oidc`: as in the gateway's `identity`; with `login` the chat page has sign-in at the identity provider.
     """
 
     listen: Listener

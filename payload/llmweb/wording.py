@@ -1,4 +1,4 @@
-"""What pages say, in English and in Chinese. Names of metrics, hosts, models and alerts are the estate's own."""
+"""The pages' texts in English and Chinese. Names of metrics, hosts, models and alerts are the estate's own."""
 
 from typing import Literal
 
@@ -24,22 +24,23 @@ WORDS: dict[str, tuple[str, str]] = {
     "sign_out": ("Sign out", "退出"),
     "api_key": ("API key", "API 密钥"),
     "sign_in_hint": (
-        "A key whose role may see this page. It opens a session, which ends with the key, after 30 idle minutes or 8 hours.",
+        "A key whose role may see this page. It opens a session, which ends with the key, after 30 idle minutes, or after 8 "
+        "hours.",
         "请输入有权查看本页的主体的密钥。密钥换成本浏览器的会话；30 分钟未使用、满 8 小时或密钥失效，会话即结束。",
     ),
     "as_of": ("As of {at}. Reload the page for newer values.", "截至 {at}。刷新页面可获得新值。"),
     "no_data": ("no data", "无数据"),
     "no_data_since": ("No data since {at}", "自 {at} 起无数据"),
     "no_data_yet": ("No data since this page started", "本页面启动以来无数据"),
-    "no_data_long": ("No data in the last 6 hours, or never", "最近 6 小时内无数据，或从未有过"),
+    "no_data_long": ("No data in the last 6 hours, or ever", "最近 6 小时内无数据，或从未有过"),
     "unreachable": ("Prometheus does not answer", "Prometheus 无应答"),
-    "absent": ("Prometheus has no values of it", "Prometheus 中没有对应的值"),
+    "absent": ("Prometheus has no values for it", "Prometheus 中没有对应的值"),
     "alertmanager_away": (
         "Alertmanager does not answer: whether alerts are delivered is unknown.",
         "Alertmanager 无应答：告警是否送达未知。",
     ),
     "no_heartbeat": (
-        "No heartbeat: the alert Watchdog, which always fires, does not. What else should fire is unknown.",
+        "No heartbeat: the alert Watchdog, which always fires, does not. It is unknown which other alerts should fire.",
         "无心跳：应始终触发的告警 Watchdog 未触发。其他告警是否应触发未知。",
     ),
     "left_out": ("{count} more are not shown.", "另有 {count} 项未显示。"),
@@ -48,9 +49,9 @@ WORDS: dict[str, tuple[str, str]] = {
         "Lines over {hours} hours. Last values: {values}.",
         "最近 {hours} 小时的曲线。最新值：{values}。",
     ),
-    "none_firing": ("No alert fires.", "没有触发中的告警。"),
+    "none_firing": ("No alert is firing.", "没有触发中的告警。"),
     "no_objectives": (
-        "This page was given no objectives: none of the watched hosts serves.",
+        "This page has no objectives: none of the watched hosts serves models.",
         "未配置目标：受监视的主机均不提供服务。",
     ),
     "no_runs": (
@@ -72,8 +73,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "partly": ("{up} of {all} up", "{all} 个中 {up} 个正常"),
     "objectives": ("Objectives", "服务目标"),
     "objective": ("Objective", "目标"),
-    "promise": ("Promise in {days} days", "{days} 天内的承诺"),
-    "kept": ("Kept so far", "目前达到"),
+    "promise": ("Objective for {days} days", "{days} 天内的承诺"),
+    "kept": ("Achieved so far", "目前达到"),
     "budget": ("Budget left", "剩余预算"),
     "spent": ("used up", "已用尽"),
     "bad_share": ("Bad events in 1 hour, by objective", "1 小时内未达标的比例，按目标"),
@@ -92,16 +93,16 @@ WORDS: dict[str, tuple[str, str]] = {
     "unknown": ("unknown", "未知"),
     "estate": ("Bundle, record and checks", "软件包、审计记录与检查"),
     "bundle_serial": ("Bundle serial", "软件包序号"),
-    "site_serial": ("Bundle serial that all hosts have", "全部主机已应用的软件包序号"),
-    "verify_failed": ("Checks that failed then", "其中未通过的检查"),
+    "site_serial": ("Bundle serial on all hosts", "全部主机已应用的软件包序号"),
+    "verify_failed": ("Checks that failed at that time", "其中未通过的检查"),
     "never": ("never", "从未"),
     "silent": ("Does not answer", "无应答的来源"),
-    "audit_look": ("Last look at the audit record", "最近一次检查审计记录"),
+    "audit_look": ("Last check of the audit record", "最近一次检查审计记录"),
     "audit_altered": ("Alterations of the audit record", "审计记录被改动处"),
     "failed_units": ("Failed units", "失败的单元"),
-    "certificates": ("First certificate ends in", "最早到期的证书剩余"),
+    "certificates": ("First certificate expires in", "最早到期的证书剩余"),
     "verify": ("Last verify", "最近一次 verify"),
-    "drift": ("Files that drifted", "发生漂移的文件"),
+    "drift": ("Drifted files", "发生漂移的文件"),
     "backup": ("Last backup", "最近一次备份"),
     "ago": ("{age} ago", "{age}前"),
     "processor": ("Processor", "处理器"),
@@ -125,7 +126,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "tokens_plot": ("Tokens per second, by kind", "每秒词元，按种类"),
     "errors_plot": (
-        "Requests per minute that failed (5xx) or were refused for now (429)",
+        "Requests per minute that failed (5xx) or were rate-limited (429)",
         "每分钟失败（5xx）和暂时被拒（429）的请求",
     ),
     "gpus_plot": ("GPU utilisation, mean by host", "GPU 使用率，按主机平均"),
@@ -154,18 +155,19 @@ WORDS: dict[str, tuple[str, str]] = {
     "reviews": ("Reviews", "复核"),
     "queue": ("Badly rated answers", "评分差的回答"),
     "this_host": (
-        "Of this host, {host}, alone: answers of other serving hosts wait on their pages, if they were rated there.",
+        "Only this host, {host}: answers of other serving hosts wait on their own pages, if they were rated there.",
         "仅限本主机 {host}：其他服务主机的回答若在那里评分，则在各自的页面上等待复核。",
     ),
     "without_answer": (
-        "Badly rated, but in no queue: {count}, whose answer is not on this host: its text was not kept, or another host has it.",
+        "Badly rated, but in no queue: {count}. Their answers are not on this host: the text was not kept, or another host has "
+        "it.",
         "评分差但不在任何队列中：{count} 条，其回答不在本主机上：文本未保存，或由其他主机给出。",
     ),
     "no_tenants": (
         "The policy names no tenant whose answers you may review: see reviewed_by in llm/tenants.",
         "策略未指定您可以复核哪个租户的回答：见 llm/tenants 中的 reviewed_by。",
     ),
-    "none_waiting": ("No answer waits for a review.", "没有等待复核的回答。"),
+    "none_waiting": ("No answers are waiting for a review.", "没有等待复核的回答。"),
     "review": ("Review an answer", "复核回答"),
     "to_queue": ("Back to the queue", "返回队列"),
     "asked": ("Prompt", "提示"),
@@ -180,7 +182,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "users_correction": ("Correction of the user", "用户更正"),
     "your_review": ("Your review", "您的复核"),
     "reviewed": (
-        "Reviewed by {by} on {at}: {verdict}. What you send counts instead.",
+        "Reviewed by {by} on {at}: {verdict}. Your review will replace it.",
         "{by} 已于 {at} 复核：{verdict}。您提交的内容将取代它。",
     ),
     "corrected": ("corrected", "已更正"),
@@ -188,7 +190,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "what_was_wrong": ("What was wrong with it", "问题所在"),
     "correction": ("Correction", "更正"),
     "correction_hint": (
-        "The whole answer that should have been given, up to {most} characters, to be learned from. Dismiss: nothing is learned.",
+        "The complete answer that should have been given, up to {most} characters, for training. Dismiss: nothing is used for "
+        "training.",
         "应给出的完整回答，最多 {most} 个字符，将用于训练。驳回：不用于训练。",
     ),
     "correct": ("Save the correction", "保存更正"),
@@ -209,13 +212,13 @@ WORDS: dict[str, tuple[str, str]] = {
     "tag_instructions": ("instructions not followed", "未遵循指令"),
     "tag_incomplete": ("incomplete", "不完整"),
     "tag_unsafe": ("unsafe", "不安全"),
-    "tag_over_refusal": ("refused without need", "过度拒绝"),
+    "tag_over_refusal": ("refused unnecessarily", "过度拒绝"),
     "tag_style": ("style or format", "文风或格式"),
     "tag_language": ("wrong language", "语言错误"),
     # The product owner's page.
     "experiments": ("Experiments", "实验"),
     "in_force": ("Experiments in force", "进行中的实验"),
-    "no_experiments": ("The policy has no experiment.", "策略中没有实验。"),
+    "no_experiments": ("The policy has no experiments.", "策略中没有实验。"),
     "experiment": ("Experiment", "实验"),
     "control": ("Control", "对照组"),
     "candidate": ("Candidate", "候选组"),
@@ -223,25 +226,25 @@ WORDS: dict[str, tuple[str, str]] = {
     "unit_subject": ("subject", "用户"),
     "unit_request": ("request", "请求"),
     "has_candidate": ("Have the candidate", "候选组比例"),
-    "found": ("What was found so far", "目前的结论"),
+    "found": ("Results so far", "目前的结论"),
     "not_shown": (
-        "no data: llmkeep experiment show --json was not brought to this host",
+        "no data: the output of llmkeep experiment show --json was not copied to this host",
         "无数据：llmkeep experiment show --json 的输出未放到本主机",
     ),
     "unreadable": (
-        "no data: the file is not what llmkeep experiment show --json prints",
+        "no data: the file is not the output of llmkeep experiment show --json",
         "无数据：文件不是 llmkeep experiment show --json 的输出",
     ),
     "shown_at": (
-        "{experiment}: as of {at}, by ratings of the hosts whose outcomes were given.",
+        "{experiment}: as of {at}, from ratings of the hosts whose outcomes were included.",
         "{experiment}：截至 {at}，依据已提供结果的主机上的评分。",
     ),
     "brought_at": (
-        "{experiment}: brought on {at}, made at an unknown time, by ratings of the hosts whose outcomes were given.",
+        "{experiment}: copied on {at}, created at an unknown time, from ratings of the hosts whose outcomes were included.",
         "{experiment}：{at} 放到本主机；文件未注明截止时间。依据已提供结果的主机上的评分。",
     ),
-    "no_verdict_yet": ("There is no outcome yet.", "尚无结果。"),
-    "interval": ("Candidate less control, interval", "候选组减对照组，区间"),
+    "no_verdict_yet": ("There are no outcomes yet.", "尚无结果。"),
+    "interval": ("Candidate minus control, interval", "候选组减对照组，区间"),
     "verdict": ("Verdict", "结论"),
     "units": ("{count} units", "{count} 个单位"),
     "no_verdict": ("no verdict", "无结论"),
@@ -252,13 +255,13 @@ WORDS: dict[str, tuple[str, str]] = {
     "metric_thumb": ("thumbs up", "点赞"),
     "metric_stars": ("stars", "星级"),
     "metric_corrected": ("corrected", "被更正"),
-    "quality": ("Ratings of both arms, at the present step", "两组的评分（当前阶段）"),
+    "quality": ("Ratings of both arms at the present step", "两组的评分（当前阶段）"),
     "quality_note": (
-        "By the journal of this host, {host}, alone: without intervals a difference may be chance. In brackets: ratings.",
+        "Only from the journal of this host, {host}: without intervals, a difference may be chance. In brackets: ratings.",
         "仅依据本主机 {host} 的评分日志，不含区间：这里的差异可能出于偶然。括号内为评分数。",
     ),
     "quality_cut": (
-        "More than is held in memory: of an arm the first {most} subjects count, and the newest {most} ratings.",
+        "Too much to hold in memory: only the first {most} subjects of an arm and the newest {most} ratings count.",
         "日志超出内存中可保留的数量：每组仅计前 {most} 个用户，评分仅计最新的 {most} 条。",
     ),
     "no_journal": ("This host keeps no ratings.", "本主机不保存评分。"),
@@ -277,7 +280,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Time to first token, P99 by arm's model (estimated within its bucket)",
         "首个词元时间 P99，按组的模型（桶内估计）",
     ),
-    "no_line_of": ("No line, since there are no values: {models}.", "无曲线（没有数值）：{models}。"),
+    "no_line_of": ("No line, because there are no values: {models}.", "无曲线（没有数值）：{models}。"),
     "arms_failed": ("Failed answers, by arm's model", "失败的回答，按组的模型"),
 }
 
@@ -299,20 +302,20 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "策略不允许您查看本页：请申请有权查看的角色。",
     ),
     "cross_site": (
-        "The form was sent by another site, or by a browser that does not say by which: open this page, and sign in here.",
+        "The form was sent by another site, or by a browser that does not name the site: open this page, and sign in here.",
         "表单来自其他网站，或浏览器未说明来源：请打开本页后在此登录。",
     ),
     "unknown_path": ("There is no such page.", "没有这个页面。"),
     "no_such_answer": (
-        "There is no such answer to review: it may be forgotten, or not yours to see.",
+        "There is no such answer to review: it may have been forgotten, or you may not see it.",
         "没有这个待复核的回答：它可能已被删除，或您无权查看。",
     ),
     "rated_again": (
-        "The answer was rated anew while you wrote: read the rating below, and send your review again.",
+        "The answer was rated again while you were writing: read the rating below, and send your review again.",
         "在您填写期间，该回答收到了新的评分：请阅读下方的新评分，然后重新提交。",
     ),
     "no_correction": (
-        "There is no correction: write one, or dismiss.",
+        "There is no correction: write one, or dismiss the answer.",
         "没有更正内容：请填写更正，或选择驳回。",
     ),
     "correction_too_long": ("The correction is too long: shorten it.", "更正太长：请缩短。"),
@@ -334,7 +337,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
 
 
 def said(language: Language, name: str, **values: object) -> str:
-    """The words of that name; raises KeyError for a name that there is not."""
+    """The text of that name; raises KeyError for an unknown name."""
     return WORDS[name][LANGUAGES.index(language)].format(**values)
 
 

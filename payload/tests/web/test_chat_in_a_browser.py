@@ -191,7 +191,7 @@ def test_how_a_model_got_to_its_answer_is_folded(chromium: Any, tmp_path: Path) 
                 told = opened.locator("article.answer").nth(1)
             assert told.locator(".text").inner_text() == "Hello!"
             assert not told.locator(".thoughts p").is_visible()
-            told.get_by_text("How the model got there").click()
+            told.get_by_text("Reasoning").click()
             assert told.locator(".thoughts p").inner_text() == "The user <b>greets</b>.\nI greet back."
     sent = server.requests[-1]["messages"]
     assert [message["content"] for message in sent] == ["Hi", "Hello!", "And you?"]
@@ -274,7 +274,7 @@ def test_an_answer_is_rated_and_corrected(chromium: Any, chat: ChatPage) -> None
         answer = ask(opened, "the capital is Lyon")
         answer.get_by_role("button", name="Good answer").click()
         opened.locator(
-            "#status", has_text="Thank you. The rating is kept, with comment and correction"
+            "#status", has_text="Thank you. The rating was saved with comment and correction"
         ).wait_for()
         assert answer.locator(".up").get_attribute("aria-pressed") == "true"
         answer.get_by_role("button", name="Bad answer").click()
@@ -304,7 +304,7 @@ def test_an_answer_is_corrected_without_a_rating_and_an_unchanged_one_is_not_sen
         assert field.input_value() == "the capital is Lyon"
         field.fill("the capital is Paris")
         answer.get_by_role("button", name="Send the rating").click()
-        opened.locator("#status", has_text="The rating is kept, without any text.").wait_for()
+        opened.locator("#status", has_text="The rating was saved, without any text.").wait_for()
         [last] = rated(chat, 1)
     assert last["llmkeep.feedback.corrected"] is True
     assert "llmkeep.feedback.correction" not in last  # this tenant keeps no texts
@@ -321,7 +321,7 @@ def test_a_forged_id_is_refused(chromium: Any, chat: ChatPage) -> None:
             ),
         )
         ask(opened, "question").get_by_role("button", name="Good answer").click()
-        opened.locator("#status", has_text="This answer was not given to you").wait_for()
+        opened.locator("#status", has_text="This answer was given to someone else").wait_for()
         assert opened.locator(".up").get_attribute("aria-pressed") == "false"
 
 
@@ -330,7 +330,7 @@ def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> Non
     append(folder, [(ENDED, {SUBJECT: "karl", TENANT: "research"})])
     with tab(chromium, chat, subject="karl") as opened:
         opened.locator("#kept summary").click()
-        opened.locator("#kept li", has_text="which are not listed: 1.").wait_for()
+        opened.locator("#kept li", has_text="(not listed): 1.").wait_for()
         assert opened.get_by_role("button", name="Delete all of it").is_visible()
         opened.locator("#kept summary").click()
         ask(opened, "<i>what</i> is kept?").locator(".up").click()
@@ -342,7 +342,7 @@ def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> Non
         opened.get_by_role("button", name="Delete all of it").click()
         opened.locator("#status", has_text="Deleted: 3. Left: 0.").wait_for()
         assert opened.locator("#kept li").all_inner_texts() == [
-            "No rating and no text of yours is kept here."
+            "None of your ratings or texts are kept here."
         ]
     left = [path for path in folder.glob("*.jsonl") if "karl" in path.read_text()]
     assert [path.stem.partition("-")[0] for path in left] == [FORGOTTEN]
@@ -553,7 +553,7 @@ def test_nothing_is_sent_again_without_a_time_after_a_long_one_or_in_the_middle(
         ask(opened, "one")
         assert (len(asked), opened.locator("#status").inner_text()) == (
             1,
-            "The answer broke off: regenerate it.",
+            "The answer was cut off: regenerate it.",
         )
 
 
@@ -584,7 +584,7 @@ def test_what_is_left_of_the_quota_is_shown(chromium: Any, tmp_path: Path, redis
         opened.locator("#quota", has_text=", 999,999,999,9").wait_for()
         redis_server.stop()
         ask(opened, "four")
-        opened.locator("#quota", has_text="How many tokens are left is not known at present.").wait_for()
+        opened.locator("#quota", has_text="The number of tokens left is currently unknown.").wait_for()
 
 
 # Conversations.
@@ -692,14 +692,16 @@ def test_a_file_that_no_model_can_read_is_refused_by_name(chromium: Any, chat: C
             ]
         )
         status.get_by_text("latin.txt").wait_for()
-        assert "“big.txt” has 10,000,000 bytes, and a request at most 1,572,864" in status.inner_text()
+        assert (
+            "“big.txt” has 10,000,000 bytes, and a request may have at most 1,572,864" in status.inner_text()
+        )
         assert status.inner_text().count("is not a text file in UTF-8") == 2
         assert opened.locator("#files li").count() == 0
         attach.set_input_files([chosen("a.txt", b"x" * 900_000), chosen("b.txt", b"x" * 900_000)])
         opened.locator("#files li").nth(1).wait_for()
         opened.route("**/chat/completions", lambda route: pytest.fail(route.request.url))
         opened.locator("#send").click()
-        opened.locator("#status", has_text="more bytes than a request may have").wait_for()
+        opened.locator("#status", has_text="is larger than a request may be").wait_for()
         assert opened.locator("#files li").count() == 2
 
 
@@ -816,7 +818,7 @@ def test_everything_is_done_by_keyboard_and_focus_is_seen(chromium: Any, chat: C
             what, style, width = opened.evaluate(focused)
             assert (style, width >= 3) == ("solid", True), what
             walked.append(what)
-        summaries = ["What this host keeps of you", "Conversations in this browser"]
+        summaries = ["Your data on this host", "Conversations in this browser"]
         assert walked == [
             "correct",
             "down",

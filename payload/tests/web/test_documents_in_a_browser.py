@@ -94,7 +94,7 @@ def test_a_writer_adds_a_document_that_is_found_and_removes_it(chromium: Any, ch
         assert "The collection has no documents." in panel.inner_text()
         assert panel.locator("option").all_inner_texts() == ["handbook"]
         file = pdf(drawn("The first page."), drawn(f"The form is {MARKER}."))
-        assert add(opened, (name, file)) == f"“{name}” is added."
+        assert add(opened, (name, file)) == f"“{name}” was added."
         assert items(opened) == [f"{name}: passages: 2; added by ada"]
         with chat.gateway.client() as client:
             body = {"query": "form", "collections": ["handbook"]}
@@ -102,7 +102,7 @@ def test_a_writer_adds_a_document_that_is_found_and_removes_it(chromium: Any, ch
         opened.on("dialog", lambda dialog: dialog.accept())
         opened.get_by_label(f"Remove “{name}”").click()
         opened.get_by_text("The collection has no documents.").wait_for()
-        assert opened.locator("#status").inner_text() == f"“{name}” is removed."
+        assert opened.locator("#status").inner_text() == f"“{name}” was removed."
     events = {
         (each["event.action"], each["user.id"])
         for each in chat.gateway.records()
@@ -171,14 +171,14 @@ def test_each_file_that_cannot_be_read_is_named_with_its_reason_and_the_others_a
             ("large.md", b"x" * (LIMIT + 1)),
         )
         assert "“broken.docx” was not added: broken.docx is broken" in outcome
-        assert "“rules.md” is added." in outcome
+        assert "“rules.md” was added." in outcome
         assert "“tool.exe” was not added: tool.exe has the unsupported format '.exe'" in outcome
         assert (
             f"“large.md” has {LIMIT + 1:,} bytes, and a document may have at most {LIMIT:,}: split it."
             in outcome
         )
         [failed, added] = items(opened)
-        assert failed.startswith("broken.docx: not added, since broken.docx is broken")
+        assert failed.startswith("broken.docx: not added, because broken.docx is broken")
         assert added == "rules.md: passages: 1; added by ada"
 
 
@@ -199,12 +199,12 @@ def test_what_is_sent_of_a_document_is_shown(chromium: Any, chat: ChatPage) -> N
             }"""
         )
         content = b"<p>A long rule.</p><!--" + b"x" * (LIMIT - 100) + b"-->"
-        assert add(opened, ("long.html", content)) == "“long.html” is added."
+        assert add(opened, ("long.html", content)) == "“long.html” was added."
         shown = opened.evaluate("window.shown")
         parts = [part for part, text in shown if text.startswith("“long.html” is being sent: ")]
         assert parts
         assert all(0 < part < 1 for part in parts)
-        assert [1, "“long.html” is being read."] in shown
+        assert [1, "“long.html” is being processed."] in shown
 
 
 def test_no_panel_is_shown_to_those_who_write_nothing(chromium: Any, chat: ChatPage) -> None:
@@ -227,7 +227,7 @@ def test_a_name_is_text(chromium: Any, chat: ChatPage) -> None:
     name = "<img src=x onerror=alert(1)>.md"
     with tab(chromium, chat) as opened:
         open_panel(opened)
-        assert add(opened, (name, b"A rule.")) == f"“{name}” is added."
+        assert add(opened, (name, b"A rule.")) == f"“{name}” was added."
         assert f"{name}: passages: 1; added by ada" in items(opened)
         assert not opened.locator("#documents img").count()
 
@@ -236,7 +236,7 @@ def test_a_name_is_text(chromium: Any, chat: ChatPage) -> None:
 def test_axe_finds_no_violation_in_either_language_and_nothing_is_wider_than_the_window(
     chromium: Any, chat: ChatPage, language: str
 ) -> None:
-    words = {"en": ("Add documents", "is added."), "zh": ("添加文档", "已添加")}[language]
+    words = {"en": ("Add documents", "was added."), "zh": ("添加文档", "已添加")}[language]
     with tab(chromium, chat, language, 320) as opened:
         panel = open_panel(opened)
         assert words[1] in add(opened, (f"{language}{'-' * 60}.md", b"A rule."))

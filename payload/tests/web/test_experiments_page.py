@@ -156,7 +156,7 @@ def test_a_verdict_is_as_old_as_its_computation_and_not_as_its_file(
     assert "support-12: as of 2026-11-20 08:00:00 UTC" in text(owner.get(URL))
     verdict.write_text(told("[0, 1]"))
     os.utime(verdict, (0, 0))
-    assert "support-12: brought on 1970-01-01 00:00:00 UTC" in text(owner.get(URL))
+    assert "support-12: copied on 1970-01-01 00:00:00 UTC" in text(owner.get(URL))
 
 
 def test_a_verdict_that_is_stopped_says_why(owner: httpx.Client, verdict: Path, tmp_path: Path) -> None:
@@ -200,14 +200,16 @@ def test_a_file_that_is_no_verdict_is_no_data(owner: httpx.Client, verdict: Path
     verdict.write_text(content)
     answer = owner.get(URL)
     if content == "{}":
-        assert "There is no outcome yet" in text(answer)
+        assert "There are no outcomes yet" in text(answer)
     else:
-        assert "no data: the file is not what llmkeep experiment show --json prints" in text(answer)
+        assert "no data: the file is not the output of llmkeep experiment show --json" in text(answer)
     assert "<script" not in answer.text
 
 
 def test_no_file_is_no_data(owner: httpx.Client) -> None:
-    assert "no data: llmkeep experiment show --json was not brought to this host" in text(owner.get(URL))
+    assert "no data: the output of llmkeep experiment show --json was not copied to this host" in text(
+        owner.get(URL)
+    )
 
 
 def test_words_of_a_file_are_text(owner: httpx.Client, verdict: Path) -> None:
@@ -248,7 +250,7 @@ def test_times_and_failures_are_of_the_arms_models(owner: httpx.Client) -> None:
     answer = owner.get(URL)
     titles = re.findall(r'<title id="(\w+)-t">', answer.text)
     assert titles == ["arms_first_token", "arms_failed"]
-    assert answer.text.count("No line, since there are no values: embed-small.") == 2
+    assert answer.text.count("No line, because there are no values: embed-small.") == 2
     last = re.findall(r"Last values: deepseek-chat ([0-9.]+) (s|%)", answer.text)
     assert [unit for _, unit in last] == ["s", "%"]
     assert 0.5 < float(last[1][0]) < 2, "1 % in this estate"

@@ -288,7 +288,7 @@ def told(section: Section) -> list[list[tuple[str, str]]]:
 
 def test_no_alert_fires_though_the_heartbeat_does() -> None:
     section = alerts_of((Prometheus(rules(BEAT)), Prometheus(held(BEAT))))
-    assert section == Words("Firing alerts", "No alert fires.", "good")
+    assert section == Words("Firing alerts", "No alert is firing.", "good")
 
 
 def test_without_the_heartbeat_nothing_is_good() -> None:

@@ -256,9 +256,9 @@ def test_the_overview_says_what_is_wrong_first(client: httpx.Client) -> None:
     )
     assert re.search(r"Availability · requests 99.9 % no data no data", said)
     assert "Bundle serial 42" in said
-    assert re.search(r"Last look at the audit record 1\d min", said)
+    assert re.search(r"Last check of the audit record 1\d min", said)
     assert "Alterations of the audit record 1 " in said  # of a host that exports -1
-    assert "Files that drifted 1 " in said
+    assert "Drifted files 1 " in said
     assert "Last backup never" in said
     assert "Failed units 0" in said
     assert re.search(r"train1 down node node", said)

@@ -88,7 +88,7 @@ def test_bad_ratings_whose_answer_is_on_another_host_are_told(
     who = {"transaction.id": "f" * 16, "user.id": "ada", "organization.id": "research"}
     rating = {"@timestamp": "2026-11-27T08:00:00.000+00:00", FIELD + "thumb": "down"}
     append(page.journal, [(RATED, who | rating)])
-    assert "Badly rated, but in no queue: 1, whose answer is not on this host" in expert.get(URL).text
+    assert "Badly rated, but in no queue: 1. Their answers are not on this host" in expert.get(URL).text
 
 
 def test_of_tenants_that_the_policy_does_not_name_nothing_is_shown(
@@ -159,7 +159,7 @@ def test_a_review_of_a_rating_that_is_no_longer_the_last_is_shown_again(
     [shown] = re.findall(r'name="rated" value="([^"]+)"', form)
     again = send(expert, transaction, "dismissed", rated="2025-01-01T00:00:00.000+00:00", correction="typed")
     assert (again.status_code, reviewed(page, transaction)) == (409, [])
-    assert "The answer was rated anew while you wrote" in again.text
+    assert "The answer was rated again while you were writing" in again.text
     assert "typed" in again.text
     assert send(expert, transaction, "dismissed", rated=shown).status_code == 303
     assert len(reviewed(page, transaction)) == 1

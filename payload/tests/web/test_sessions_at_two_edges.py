@@ -219,7 +219,9 @@ def test_a_token_that_fits_no_cookie_is_refused_with_its_size(
         refused = provider_signed_in(client, login, more=secrets.token_urlsafe(3000))
         assert refused.status_code == 400
         assert "bytes, and" in refused.text
-        assert f"browsers keep {COOKIE_BYTES}: have the identity provider put fewer groups" in refused.text
+        assert (
+            f"browsers only keep {COOKIE_BYTES}: have the identity provider put fewer groups" in refused.text
+        )
         assert SESSION not in client.cookies
 
 
