@@ -102,7 +102,7 @@ class Maintenance:
             wait(
                 lambda name=name: self.on_record(name),  # type: ignore[misc]
                 RECORD_SECONDS,
-                f"the drain of '{name}' has not been recorded after {RECORD_SECONDS:g} s: start llm-gpu.service and llm-audit.service",
+                f"the drain of '{name}' was not recorded within {RECORD_SECONDS:g} s: start llm-gpu and llm-audit",
             )
         for name in engines:
             socket = str(self.config.engines[name].socket)

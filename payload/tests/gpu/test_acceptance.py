@@ -116,8 +116,10 @@ def test_a_refusal_says_what_is_wrong_the_value_and_what_to_do(host: Host) -> No
     assert result.returncode == 1
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
     assert failed == [
-        "FAILED: GPU 1: PCIe has 8 lanes, but 16 are expected: reseat the card or the riser "
-        "(docs/operate/gpu-health.md#bus-xids)",
+        (
+            "FAILED: GPU 1: PCIe has 8 lanes, but 16 are expected: reseat the card or the riser "
+            "(docs/operate/gpu-health.md#bus-xids)"
+        ),
         "FAILED: GPU 4: 10 of 12 NVLinks are up; down: 0, 1 (docs/operate/gpu-health.md#nvlink-xids)",
     ]
 
@@ -137,7 +139,7 @@ def test_a_host_without_a_driver_is_refused(host: Host) -> None:
     [
         ({"MOCK_CUDA_FAULT": "3:context"}, "GPU 3: cuDevicePrimaryCtxRetain failed with CUDA_ERROR_INVALID_DEVICE"),
         ({"MOCK_CUDA_FAULT": "5:memory"}, "GPU 5: its memory changed 1 of 262144 words"),
-        ({"MOCK_CUDA_DEVICES": "7"}, "CUDA finds 7 GPUs, 8 are expected"),
+        ({"MOCK_CUDA_DEVICES": "7"}, "CUDA finds 7 GPUs, but 8 are expected"),
     ],
 )  # fmt: skip
 def test_ready_means_that_cuda_works_on_all_gpus(host: Host, environment: dict[str, str], says: str) -> None:

@@ -174,7 +174,7 @@ def test_settings_are_shown_then_set_and_a_second_run_changes_nothing(host: Host
         ({"power_limit_watts": 50, "persistence": False}, [], "cannot be 50 W"),
         ({"ecc": True}, ["6.ecc_mode = -1"], f"GPU 6 ({NAME}) has no setting for ECC: do not declare it as on"),
         ({"mig": True}, ["mig_mode = -1"], "has no setting for MIG"),
-        ({"persistence": False}, ["count = 7"], "the driver finds 7 GPUs, 8 are expected: no setting was changed"),
+        ({"persistence": False}, ["count = 7"], "the driver finds 7 GPUs, but 8 are expected: no setting was changed"),
         ({"persistence": False}, ["1.lost = 1"], "GPU 1 does not answer: reboot the host"),
         ({"persistence": False}, ["fails = 999"], "NVML failed: Unknown Error; no setting was changed"),
         ({"mig_layout": {4: ["3g.40gb"]}}, ["4.procs = 1:900"], "GPU 4 is in use by process 1 ("),
@@ -228,7 +228,7 @@ def test_a_layout_is_changed_and_ended(host: Host) -> None:
     ("state", "units", "says"),
     [
         ("admission_kept", [], "'big' is the last instance that serves its model: start another one, or use --take-last"),
-        ("admission_closed", [], "'big' still answers requests that came 1 s ago: try again later"),
+        ("admission_closed", [], "'big' is still answering requests from 1 s ago: try again later"),
         ("engine_drained", ["stop vllm@big.service", "start vllm@big.service"], "vllm@big.service does not stop"),
     ],
 )  # fmt: skip

@@ -354,7 +354,7 @@ def test_a_file_that_is_no_json_export_is_refused_and_nothing_is_written(
 
 def test_an_import_of_another_kind_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.take(bench.answered("rating", {"t0": [5]}), gives="dpo") == exits.USAGE
-    assert "annotations by rating give kto or sft" in capsys.readouterr().err
+    assert "annotations by rating only yield kto or sft" in capsys.readouterr().err
 
 
 def test_an_export_that_was_altered_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

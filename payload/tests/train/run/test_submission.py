@@ -149,7 +149,7 @@ def shared(node: Node) -> dict[str, Any]:
 
 REFUSED = {
     "another user's name": (changed(owner="somebody"), "owner is somebody, but you are"),
-    "more nodes than it may": (changed(scale={"nodes": 3}), "scale.nodes is 3, and .* may use 2"),
+    "more nodes than it may": (changed(scale={"nodes": 3}), "scale.nodes is 3, but .* may use 2"),
     "an output of another user's": (
         outside("output", "owners/somebody/x"),
         "output is .*may only write below",
