@@ -62,6 +62,21 @@ def test_services_are_confined_even_as_root(estate: Lab, client: Client) -> None
         assert "(enforce)" in estate.on("llm1", f"cat /proc/$(systemctl show -P MainPID {unit})/attr/current")
 
 
+# The same in the profile that lets bash run.
+BASH_ATTEMPTS = r"""
+for attempt in "read -r line < /etc/shadow" "true > /root/x" "sh -c true" "python3 -c 0"
+do
+  aa-exec --profile=llmkeep-elasticsearch -- /bin/bash -c "$attempt" 2>&1 |
+    grep --quiet "^/bin/bash: line 1: .*: Permission denied$" && echo refused || echo "$attempt"
+done
+"""
+
+
+def test_the_profiles_of_units_that_run_elsewhere_confine_even_root(estate: Lab) -> None:
+    assert estate.on("llm1", ATTEMPTS.format(profile="llmkeep-documents")).split() == ["PermissionError"] * 4
+    assert estate.on("llm1", BASH_ATTEMPTS).splitlines() == ["refused"] * 4
+
+
 def test_an_audited_change_is_in_the_journal_with_the_key_of_its_rule(estate: Lab) -> None:
     asked = (
         "touch /etc/hosts; journalctl --boot _TRANSPORT=audit _EXE=/usr/bin/touch --output=cat --since=-1min"
