@@ -24,8 +24,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "sign_out": ("Sign out", "退出"),
     "api_key": ("API key", "API 密钥"),
     "sign_in_hint": (
-        "A key whose role may see this page. It opens a session, which ends with the key, after 30 idle minutes, or after 8 "
-        "hours.",
+        "A key whose role may see this page. It opens a session, which ends with the key, after 30 idle minutes or 8 hours.",
         "请输入有权查看本页的主体的密钥。密钥换成本浏览器的会话；30 分钟未使用、满 8 小时或密钥失效，会话即结束。",
     ),
     "as_of": ("As of {at}. Reload the page for newer values.", "截至 {at}。刷新页面可获得新值。"),
@@ -159,8 +158,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "仅限本主机 {host}：其他服务主机的回答若在那里评分，则在各自的页面上等待复核。",
     ),
     "without_answer": (
-        "Badly rated, but in no queue: {count}. Their answers are not on this host: the text was not kept, or another host has "
-        "it.",
+        "Badly rated, but in no queue: {count}. The answers are not here: the text was not kept, or another host has it.",
         "评分差但不在任何队列中：{count} 条，其回答不在本主机上：文本未保存，或由其他主机给出。",
     ),
     "no_tenants": (
@@ -190,8 +188,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "what_was_wrong": ("What was wrong with it", "问题所在"),
     "correction": ("Correction", "更正"),
     "correction_hint": (
-        "The complete answer that should have been given, up to {most} characters, for training. Dismiss: nothing is used for "
-        "training.",
+        "The complete answer that should have been given, up to {most} characters, for training. Dismiss: nothing is used.",
         "应给出的完整回答，最多 {most} 个字符，将用于训练。驳回：不用于训练。",
     ),
     "correct": ("Save the correction", "保存更正"),

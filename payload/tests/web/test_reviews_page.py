@@ -88,7 +88,7 @@ def test_bad_ratings_whose_answer_is_on_another_host_are_told(
     who = {"transaction.id": "f" * 16, "user.id": "ada", "organization.id": "research"}
     rating = {"@timestamp": "2026-11-27T08:00:00.000+00:00", FIELD + "thumb": "down"}
     append(page.journal, [(RATED, who | rating)])
-    assert "Badly rated, but in no queue: 1. Their answers are not on this host" in expert.get(URL).text
+    assert "Badly rated, but in no queue: 1. The answers are not here" in expert.get(URL).text
 
 
 def test_of_tenants_that_the_policy_does_not_name_nothing_is_shown(
