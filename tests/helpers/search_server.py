@@ -22,6 +22,7 @@ OLDEST_JAVA = 21
 START_SECONDS = 180
 WATERMARKS = "{low: 2gb, high: 1gb, flood_stage: 500mb}"
 USER = "daemon"  # Elasticsearch refuses to run as root
+SMALL = "-Xms256m -Xmx256m -XX:-UseG1GC -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 
 def java() -> Path:
@@ -36,7 +37,8 @@ def java() -> Path:
 class SearchServer:
     """A node in a folder of its own; its data may be on another file system."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, java_options: str = SMALL) -> None:
+        self.java_options = java_options
         self.home, self.data, self.snapshots = folder / "home", folder / "data", folder / "snapshots"
         self.port = own_port()
         self.log = folder / "output"
@@ -71,7 +73,7 @@ class SearchServer:
             "ES_JAVA_HOME": str(self._java),
             "ES_PATH_CONF": str(self.home / "config"),
             "ES_TMPDIR": str(self.home / "tmp"),
-            "ES_JAVA_OPTS": "-Xms256m -Xmx256m -XX:-UseG1GC -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+            "ES_JAVA_OPTS": self.java_options,
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -127,7 +129,7 @@ class SearchServer:
 
 
 @contextmanager
-def search_server(volume_mb: int = 0) -> Iterator[SearchServer]:
+def search_server(volume_mb: int = 0, java_options: str = SMALL) -> Iterator[SearchServer]:
     """A node that answers. Its data has a volume of its own with VOLUME_MB, where one can be mounted."""
     with tempfile.TemporaryDirectory(prefix="elasticsearch-") as name:
         folder = Path(name)
@@ -140,7 +142,7 @@ def search_server(volume_mb: int = 0) -> Iterator[SearchServer]:
             and subprocess.run(tmpfs, capture_output=True, check=False).returncode == 0
         )
         try:
-            server = SearchServer(folder)
+            server = SearchServer(folder, java_options)
             try:
                 server.start()
                 yield server
