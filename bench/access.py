@@ -1,11 +1,11 @@
 #!/usr/bin/python3.13
-"""What access control costs: each layer by itself, and all of them together in the gateway's CPU time a request.
+"""Measures the cost of access control: each layer by itself, and all of them together as the gateway's CPU time per request.
 
-Together: the gateway as it is, beside the same gateway in which single layers, or all, are let through (done in
-bench/serving, the product has no such switch), asked in turns in one run. The difference of two neighbouring rounds
-is what a layer costs; the table shows the median of the differences. Who waits for the disk also pays for falling
-asleep and waking up with cold caches: what 1 ms of rest before each request costs the gateway without all four
-layers stands beside.
+The total compares the unchanged gateway with the same gateway in which single layers, or all of them, are bypassed (done in
+bench/serving; the product has no such switch), queried in turns in one run. The difference of two neighbouring rounds is the cost
+of a layer; the table shows the median of the differences. A process that waits for the disk also pays for falling asleep and
+waking up with cold caches, so the table also shows the cost of 1 ms of rest before each request for the gateway without all four
+layers.
 
 Needs nothing but `make env`; OPA is measured where `llmkeep program opa` has it.
 Exit code 0, or 1 if a request failed.
@@ -31,7 +31,7 @@ BUDGETS_US = {"decision, kept": 10, "decision, OPA by its UNIX socket": 1000}
 
 
 def start_opa(stand: Stand) -> None:
-    """OPA as the role opa starts it, on the signed bundle as a file, if the program can be had."""
+    """Run OPA as in the role opa, on the signed bundle as a file, if the program is available."""
     asked = subprocess.run(
         [ROOT / ".venv/bin/llmkeep", "program", "opa"],
         cwd=ROOT,
@@ -61,7 +61,7 @@ def start_opa(stand: Stand) -> None:
 
 
 def layers(stand: Stand) -> list[dict[str, float | str]]:
-    """Each by itself."""
+    """Measure each layer by itself."""
     start_opa(stand)
     print("each layer by itself", file=sys.stderr)
     measured = subprocess.run(
@@ -76,7 +76,7 @@ def layers(stand: Stand) -> list[dict[str, float | str]]:
 
 
 def gateways(stand: Stand) -> list[Server]:
-    """As it is, without each of the layers, without all of them."""
+    """The unchanged gateway, one without each of the layers, and one without all of them."""
     servers = [stand.gateway("as it is", [PYTHON, "-m", "llmserve"])]
     launcher = str(ROOT / "bench/serving/gateway_without.py")
     for name, without in [
@@ -103,7 +103,7 @@ def costs(by_server: dict[str, list[Round]]) -> dict[str, dict[str, float]]:
 
 
 def layers_table(rows: list[dict[str, float | str]]) -> str:
-    """For people, in Markdown."""
+    """The results in Markdown."""
     lines = ["| what | p50 µs | p99 µs | CPU µs | budget, p50 |", "|---|---|---|---|---|"]
     for each in rows:
         budget = BUDGETS_US.get(str(each["name"]), "")
@@ -114,7 +114,7 @@ def layers_table(rows: list[dict[str, float | str]]) -> str:
 
 
 def costs_table(results: dict[int, dict[str, list[Round]]]) -> str:
-    """For people, in Markdown."""
+    """The results in Markdown."""
     heads = [
         "connections",
         "as it is",
@@ -135,7 +135,7 @@ def costs_table(results: dict[int, dict[str, list[Round]]]) -> str:
 
 
 def run(options: argparse.Namespace, stand: Stand) -> str:
-    """Measure; what is to be printed."""
+    """Measure, and return the text to print."""
     if shutil.which("redis-server"):
         stand.start_redis()
     else:
@@ -159,7 +159,7 @@ def run(options: argparse.Namespace, stand: Stand) -> str:
 
 
 def main() -> int:
-    """The program."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=1.5, help="length of a round")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each server, in turns")

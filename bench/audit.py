@@ -1,10 +1,9 @@
 #!/usr/bin/python3.13
-"""What the audit record costs: records a second, each on disk before it is acknowledged, and CPU a record.
+"""Measures the cost of the audit record: records per second, each on disk before it is acknowledged, and CPU per record.
 
-Writers hand in one record after the other over the socket and wait for each acknowledgement, as requests do: once
-all of them on one connection, as a gateway's requests are, and once each on a connection of its own.
-The service runs on the first core, the writers on the last one. `bare fdatasync` is what the disk does alone: one
-process that appends a record's bytes and syncs, again and again.
+Writers send one record after the other over the socket and wait for each acknowledgement, as requests do: first all of them on
+one connection, like a gateway's requests, then each on its own connection. The service runs on the first core, the writers on the
+last one. `bare fdatasync` is the disk alone: one process that repeatedly appends a record's bytes and syncs.
 
 Needs nothing but `make env`. Exit code 0, or 1 if a record was refused or the record does not verify.
 """
@@ -64,7 +63,7 @@ class Round:
 
 
 class Connection(asyncio.Protocol):
-    """Keeps `writers` records on their way; each acknowledgement lets those it covers be followed by the next ones."""
+    """Keeps `writers` records in flight; each acknowledgement releases the next ones."""
 
     transport: asyncio.Transport
 
@@ -114,7 +113,7 @@ class Connection(asyncio.Protocol):
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Before the end this is a failure."""
+        """Before the end, this is a failure."""
         self.end(exc or RuntimeError("the service has closed the connection"))
 
 
@@ -124,7 +123,7 @@ def hand_over(client: Connection) -> Connection:
 
 
 async def load(path: Path, writers: int, connections: int, seconds: float) -> tuple[list[float], float]:
-    """Latencies of all records, and how long it took."""
+    """Latencies of all records, and the duration."""
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
     clients = [
@@ -176,7 +175,7 @@ def median(rounds: list[Round]) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]], alone: float) -> str:
-    """For people, in Markdown."""
+    """The results in Markdown."""
     lines = [
         "| writers | connections | records/s | CPU µs a record | p50 ms | p99 ms |",
         "|---|---|---|---|---|---|",
@@ -193,7 +192,7 @@ def table(results: dict[str, dict[str, float]], alone: float) -> str:
 
 
 def run(options: argparse.Namespace, folder: Path) -> int:
-    """Measure, print, verify."""
+    """Measure, print and verify."""
     available = sorted(os.sched_getaffinity(0))
     (folder / "seed").write_text(os.urandom(32).hex())
     path = folder / "audit.sock"
@@ -230,7 +229,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
 
 
 def main() -> int:
-    """The program."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each number of writers")

@@ -1,4 +1,4 @@
-"""The least an ASGI application can do with a question: read it, answer. The gateway stands beside it."""
+"""A minimal ASGI application: it reads a request and answers. The gateway is compared with it."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

@@ -1,9 +1,9 @@
-"""What a verified checkpoint costs beside a plain save of the same state to the same disk, in turns.
+"""Compares the cost of a verified checkpoint with a plain save of the same state to the same disk, in turns.
 
 The state is as big as that of SmolLM2-135M in full fine-tuning: float32 weights and AdamW's two moments (1.6 GB), random.
-A plain save is `safetensors` or `torch.save`, an fsync of file and folder, and taking the save before away. A verified
-one is `Checkpoints.save` with the same writer: it hashes, authenticates and names, too.
-Before each the disk is idle (`sync`, not counted). `alone` is what sha256 would take by itself.
+A plain save is `safetensors` or `torch.save`, an fsync of file and folder, and the removal of the previous save. A verified one
+is `Checkpoints.save` with the same writer: it also hashes, authenticates and renames. Before each one the disk is idle (`sync`,
+not counted). `alone` is the time of sha256 by itself.
 
     payload/.venv/bin/python bench/checkpoint.py [--rounds 5] [--folder DIR] [--json FILE]
 
@@ -53,7 +53,7 @@ def state(layers: int) -> dict[str, torch.Tensor]:
 
 
 def plain(folder: Path, write: Callable[[Path], None]) -> None:
-    """A save as trainers do it, that a power cut after it does not undo."""
+    """A save as in other trainers, which survives a power cut afterwards."""
     new, old = folder / "new", folder / "old"
     new.mkdir(parents=True)
     write(new)
@@ -66,14 +66,14 @@ def plain(folder: Path, write: Callable[[Path], None]) -> None:
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds of a piece of work, and of CPU by all threads."""
+    """Seconds of a piece of work, and CPU seconds of all threads."""
 
     wall: float
     cpu: float
 
 
 def measured(work: Callable[[], Any]) -> Took:
-    """After the disk has become idle."""
+    """Wait until the disk is idle."""
     os.sync()
     wall, cpu = time.perf_counter(), time.process_time()
     work()
@@ -107,7 +107,7 @@ def compared(root: Path, write: Callable[[Path], None], rounds: int) -> dict[str
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure, print, and compare with the goal."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Cleaning with near-duplicates: MB of text a second of CPU, beside datatrove's on the same text in the same run.
+"""Cleaning with near-duplicates: MB of text per second of CPU, compared with datatrove on the same text in the same run.
 
 Text: Debian's documentation below /usr/share/doc, as JSONL. Both read it, apply their quality rules, replace personal data,
 and drop near-duplicates by MinHash with the same 14 bands of 8 hashes over runs of 5 words; ours also cleans by its rules.
-Quality is computed with thresholds that let all of this text go on (Gopher's own drop 98 % of it, which is technical), so
-that both compare the same documents; how many are left shows it. The turns alternate. What is counted is CPU time of one
-process on one core, without imports and without each side's first use of its tables and models. Ours writes compressed and
-synced, datatrove's plain and unsynced: that is in its favour.
+Quality is computed with thresholds that keep all of this text (Gopher's own drop 98 % of it, since it is technical), so that both
+compare the same documents; the number that is left shows it. The turns alternate. The result is the CPU time of one process on
+one core, without imports and without each side's first use of its tables and models. Ours writes compressed and synced output,
+datatrove plain and unsynced output, which favours datatrove.
 
-The second part is ours alone: peak memory while the text grows ten times. The added text is new: each word gets a number.
+The second part measures only ours: peak memory while the text grows tenfold. The added text is new: each word gets a number.
 
 Needs, in payload/.venv, what `make env` puts there, and for the comparison datatrove, spacy, orjson and xxhash by hand;
-without them that half is left out and said. Exit code 0, or 1 where a goal is missed.
+without them that half is omitted, and the output says so. Exit code 0, or 1 where a goal is missed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FILES = 4
 
 
 def texts(limit: int) -> list[str]:
-    """Debian's documentation, up to so many bytes; a document of at most 6,000 letters, as most pages of the web have."""
+    """Debian's documentation, up to a number of bytes; documents have at most 6,000 letters, like most web pages."""
     found: list[str] = []
     size = 0
     for path in sorted(Path("/usr/share/doc").rglob("*")):
@@ -75,7 +75,7 @@ def write(directory: Path, said: list[str], times: int) -> int:
 
 
 def ours(raw: Path, work: Path) -> int:
-    """Our steps in one process; how many documents are left."""
+    """Run our steps in one process; returns the number of documents left."""
     from functools import partial
 
     from llmtrain.data import minhash, personal_data, quality
@@ -109,7 +109,7 @@ def ours(raw: Path, work: Path) -> int:
 
 
 def theirs(raw: Path, work: Path) -> int:
-    """datatrove's blocks of the same purpose, in one process; how many documents are left."""
+    """Run datatrove's equivalent blocks in one process; returns the number of documents left."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import (
         MinhashDedupBuckets,

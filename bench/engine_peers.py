@@ -1,8 +1,8 @@
 """`engines.py --peer`: `continuous` behind the gateway with everything on, beside `transformers serve` and vLLM.
 
-All are asked over HTTP on loopback for streams of greedy tokens, the same questions at once, in turns, and each has one
-thread on one core. vLLM is asked alone and behind a gateway of ours (engine `remote`): the same process, so what the
-gateway, its audit writer and its Redis take is what we add. CPU is that of processes and their children.
+All are queried over HTTP on loopback for streams of greedy tokens, with the same concurrent questions, in turns; each has one
+thread on one core. vLLM is queried directly and behind one of our gateways (engine `remote`), in the same process, so the CPU of
+the gateway, its audit writer and its Redis is our overhead. CPU times include child processes.
 """
 
 import argparse
@@ -40,7 +40,7 @@ QUIET = {  # and nothing is asked of the internet
 
 @dataclass
 class Target:
-    """Whom to ask for which model, whose CPU counts, and what a request needs besides."""
+    """The server and model to query, the processes whose CPU counts, and extra fields of a request."""
 
     name: str
     port: int
@@ -51,7 +51,7 @@ class Target:
 
 
 def prompts(count: int, turn: int = 0) -> list[str]:
-    """Of different lengths, and such that a model has much to say; others in each turn."""
+    """Questions of different lengths that need long answers; different ones in each turn."""
     return [
         f"Story {turn}.{number}: tell me a {'very ' * (number % 8 + 3)}long story." for number in range(count)
     ]
@@ -95,7 +95,7 @@ def ask_one(target: Target, tokens: int, prompt: str | list[dict[str, str]]) -> 
 
 
 def ask(target: Target, count: int, tokens: int, turn: int) -> tuple[float, dict[str, float]]:
-    """Ask all at once what no cache knows: tokens a second, and CPU ms a token by process."""
+    """Send all uncached questions concurrently: tokens per second, and CPU ms per token by process."""
     used = {name: cpu_seconds(process) for name, process in target.processes.items()}
     before = time.monotonic()
     with ThreadPoolExecutor(count) as pool:
@@ -144,7 +144,7 @@ def start_gateway(stand: Stand, name: str, model: str, engine: dict[str, Any], p
 
 
 def targets(stand: Stand, model: dict[str, Any], peers: list[str]) -> list[Target]:
-    """Those that can be had: `transformers serve` beside ours, vLLM alone and behind us."""
+    """The available peers: `transformers serve`, and vLLM alone and behind our gateway."""
     path = model["path"]
     name = Path(path).name
     for absent in [peer for peer in peers if not installed(peer).exists()]:
@@ -191,7 +191,7 @@ def measure(folder: Path, model: dict[str, Any], options: argparse.Namespace) ->
 
 
 def table(results: dict[str, Any]) -> str:
-    """For people, in Markdown."""
+    """The results in Markdown."""
     heads = [
         "model",
         "at once",

@@ -1,14 +1,14 @@
 #!/usr/bin/python3.13
-"""What batching brings: tokens a second of `continuous` beside `naive`, the same requests at once, in turns. With
-`--quantization`, what 8 and 4 bits bring or cost: one driver in float32, in bfloat16, and in each of them; on a GPU
+"""Measures the gain of batching: tokens per second of `continuous` compared with `naive`, with the same concurrent requests, in
+turns. With `--quantization`, the gain or cost of 8 and 4 bits: one driver in float32, in bfloat16, and in each of them; on a GPU
 (`--device cuda`, `naive` alone) without float32, and with the GPU memory that each takes.
 
-Each engine is a process of its own with the model, asked over its socket without a gateway; while one
-answers the other idles. CPU a token is what to compare where the machine does other work too. Answers are greedy, and
-compared: in float32 both engines must say the same. The models are those in the directories named (SmolLM2: `make bundle` leaves
-it in .lab/bundle/models), or else a random Llama of 57 M parameters, made here. Bytes are those of the weights, without scales.
+Each engine is a separate process with the model, queried over its socket without a gateway; while one answers, the other idles.
+Compare CPU per token if the machine does other work. Answers are greedy and compared: in float32 both engines must give the same
+answers. The models are those in the directories named (SmolLM2: `make bundle` leaves it in .lab/bundle/models), or else a random
+Llama of 57 M parameters, made here. Bytes are those of the weights, without scales.
 
-With --peer, instead: `continuous` behind the gateway beside other servers of OpenAI's API, see engine_peers.py.
+With --peer, instead: `continuous` behind the gateway compared with other servers of OpenAI's API, see engine_peers.py.
 
 Needs `make env`, and for the peers `make peers PEER=vllm`. Exit code 0, or 1 if an answer failed or two in float32 differ.
 """
@@ -125,7 +125,7 @@ def connect(engine: Engine) -> Any:
 
 
 def ask(engine: Engine, file: Any, count: int, tokens: int) -> tuple[float, float, list[str]]:
-    """Ask all at once: tokens a second, CPU seconds a token, and the answers."""
+    """Send all questions concurrently: tokens per second, CPU seconds per token, and the answers."""
     before, used = time.monotonic(), cpu_seconds(engine.process.pid)
     for number, prompt in enumerate(engine_peers.prompts(count)):
         request = {"kind": "generate", "id": number, "stream": False, "max_tokens": tokens}
@@ -213,7 +213,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--model", type=Path, action="append", default=[], help="a directory; without one, a random Llama"

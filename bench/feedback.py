@@ -1,6 +1,6 @@
 #!/usr/bin/python3.13
-"""What a rating costs: CPU time of a gateway for a `POST /v1/feedback`, beside an answer; of the id that an answer gets, and of
-its assignment to an arm of an experiment.
+"""Measures the cost of a rating: a gateway's CPU time for a `POST /v1/feedback`, compared with an answer; of the id of an answer,
+and of its assignment to an arm of an experiment.
 
 One gateway, as in bench/gateway.py, with a journal; answers and ratings are measured in turns. Each rating is on disk when it
 is acknowledged, so its latency is that of the disk.
@@ -44,7 +44,7 @@ ISSUE, ASSIGN, TIMES = (
 
 
 def servers(stand: Stand) -> list[Server]:
-    """A gateway that is asked, and the same one that is told what its first answer was worth."""
+    """A gateway that answers questions, and the same one that gets ratings of its first answer."""
     stand.start_writer()
     stand.start_engine()
     (stand.folder / "journal").mkdir()
@@ -69,7 +69,7 @@ def cpu_us(statement: str) -> float:
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each, in turns")

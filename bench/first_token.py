@@ -1,11 +1,11 @@
 #!/usr/bin/python3.13
-"""Time to first token of the gateway before an engine: P50 and P99 of streams that are asked at once, 1, 16 and 64 of them.
+"""Time to first token of the gateway in front of an engine: P50 and P99 of 1, 16 and 64 concurrent streams.
 
-Each client asks for one stream after the other, greedy, by HTTP on loopback, and notes when the first text comes: the way there
-and back, the gateway with everything on, its queue, the prompt. The engine is `naive` on a GPU (--device cuda), which answers
-one at a time, so that most of a 64th client's time is its place in the queue; or `continuous` on the CPU.
+Each client requests one greedy stream after the other, by HTTP on loopback, and notes when the first text arrives: this includes
+the connection, the gateway with everything enabled, its queue, and the prompt. The engine is `naive` on a GPU (--device cuda),
+which answers one at a time, so that most of a 64th client's time is its place in the queue; or `continuous` on the CPU.
 
-Needs `make env`. Without redis-server on this machine the gateway counts quotas by itself, and that is said.
+Needs `make env`. Without redis-server on this machine the gateway counts quotas by itself, and the output says so.
 Exit code 0, or 1 if an answer had no text.
 """
 
@@ -67,7 +67,7 @@ def measure(stand: Stand, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

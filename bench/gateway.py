@@ -1,10 +1,10 @@
 #!/usr/bin/python3.13
-"""What the gateway costs: requests a second, CPU a request, p50 and p99, beside a bare ASGI application.
+"""Measures the cost of the gateway: requests per second, CPU per request, p50 and p99, compared with a bare ASGI application.
 
-Both are served by uvicorn (uvloop, httptools, one worker) on a UNIX socket, and measured in turns in the same
-run, since on a machine that does other work too only ratios are comparable. The gateway does all it does in
-production: request id, body limit, key, policy (embedded, on a signed bundle), quotas, admission, metrics, access
-log, and an intent on disk before each answer. The `echo` engine, the audit writer and Redis are processes of their own.
+Both are served by uvicorn (uvloop, httptools, one worker) on a UNIX socket, and measured in turns in the same run, since only
+ratios are comparable on a machine that does other work. The gateway does everything that it does in production: request id, body
+limit, key, policy (embedded, on a signed bundle), quotas, admission, metrics, access log, and an intent on disk before each
+answer. The `echo` engine, the audit writer and Redis are processes of their own.
 
 With --remote also the path to a server of OpenAI's API (scripted_api.py): whole answers and streams, beside vllm-router and
 sglang-router, which route between such servers in Rust, without users, quotas or a record.
@@ -74,7 +74,7 @@ def remotes(stand: Stand, before: Path | None) -> list[Server]:
 
 
 def installed(router: str) -> bool:
-    """Whether the peer is there; says so if it is not."""
+    """Whether the peer is installed; prints a note if it is not."""
     if (ROOT / f"bench/.venv-routers/bin/{router}").exists():
         return True
     skip(f"{router} is not installed: make peers PEER=routers")
@@ -97,14 +97,14 @@ def router(stand: Stand, name: str, url: str) -> Server:
 
 
 def ratios(by_server: dict[str, Round], path: str) -> list[tuple[str, Round, Round]]:
-    """What is compared on a path (`path`: how its names end), and with what."""
+    """The comparisons on a path (`path`: the suffix of its names)."""
     ours = by_server[REMOTE + path]
     names = [name + path for name in (f"{REMOTE}, before", *ROUTERS)]
     return [(f"{REMOTE}{path} / {name}", ours, by_server[name]) for name in names if name in by_server]
 
 
 def table(results: dict[str, dict[str, Round]]) -> str:
-    """For people, in Markdown."""
+    """The results in Markdown."""
     beside = [name for name in next(iter(results.values()))["gateway"].cpu_us if name != "itself"]
     heads = [
         "connections",
@@ -132,7 +132,7 @@ def table(results: dict[str, dict[str, Round]]) -> str:
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each server, in turns")

@@ -1,6 +1,5 @@
-"""What bench/gpu.sh runs: benchmarks of this folder one after the other, each a process of its own with a time limit.
-
-A part that fails or takes too long costs its own figures alone. Results are written after each part.
+"""Run by bench/gpu.sh: runs benchmarks of this folder one after the other, each in a separate process with a time limit. A part
+that fails or takes too long only loses its own figures. Results are written after each part.
 """
 
 import argparse
@@ -100,7 +99,7 @@ def plan(where: Path, out: Path, rehearse: bool, parts: tuple[str, ...]) -> list
 
 
 def measured(run: Run, log: Path, limit: int) -> dict[str, Any]:
-    """What a benchmark printed last, as JSON; or the reason why there is none. It has `limit` seconds."""
+    """The last output of a benchmark as JSON, or the reason why there is none. It may take `limit` seconds."""
     if absent := [name for name in run.needs if find_spec(name) is None]:
         return {"skipped": f"{', '.join(absent)} not installed"}
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests/helpers:{ROOT}"}
@@ -152,7 +151,7 @@ def card() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """The versions of the libraries that compute."""
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
@@ -256,7 +255,7 @@ def quantized_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    """Run, write, print."""
+    """Run, write and print."""
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / ".lab/gpu")
     parser.add_argument("--rehearse", action="store_true")

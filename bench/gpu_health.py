@@ -1,9 +1,9 @@
 #!/usr/bin/python3.13
 """CPU time of `llm-gpu watch`: eight simulated GPUs, a reading every 10 s, a scrape every 15 s; then during a storm of Xids.
 
-On the stand-in for NVIDIA's library (tests/doubles/nvml), which looks for events every 100 ms at this process's cost; a
-real driver waits in the kernel, but its readings cost what it takes for them: --real reads this machine's own GPUs, without
-the storm. --json also has what `llm-gpu check --json` says. Exit code 0, or 1 if over budget.
+On the stand-in for NVIDIA's library (tests/doubles/nvml), which polls for events every 100 ms in this process; a real driver
+waits in the kernel, but its readings have their own cost: --real reads this machine's own GPUs, without the storm. --json also
+includes the output of `llm-gpu check --json`. Exit code 0, or 1 if over budget.
 """
 
 import argparse

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""How many rules of ANSSI-BP-028 and CIS a host of the lab passes by OpenSCAP, and its index by lynis; names those that fail.
+"""Counts the rules of ANSSI-BP-028 and CIS that a lab host passes with OpenSCAP, and computes its lynis index; names failed
+rules.
 
     make peers PEER=openscap
     bench/hardening.py llm1 --instance kernel -i inventory/lab/hosts.yml -i inventory/lab-kernel
     bench/hardening.py llm1 --datastream ssg-debian13-ds.xml --profile cis_level1_server
 
-Programs and rules go to the host's /run in one archive, and leave nothing there. Debian's content (ssg-debian) ends with Debian
-12, so that a host's release files say 12 to OpenSCAP alone, in a mount namespace of its own. Content for 13 is built from the
-source of ComplianceAsCode. Percent is pass / (pass + fail); what does not apply to the host is counted, and what nothing checks
-is named.
+Programs and rules are copied to the host's /run in one archive, and removed afterwards. Debian's content (ssg-debian) ends with
+Debian 12, so OpenSCAP alone sees release files of version 12, in a separate mount namespace. Content for 13 is built from
+the source of ComplianceAsCode. Percent is pass / (pass + fail); rules that do not apply to the host are counted, and unchecked
+rules are named.
 """
 
 import argparse

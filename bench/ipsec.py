@@ -1,10 +1,10 @@
 #!/usr/bin/python3.13
-"""What ESP costs: one TCP stream between two hosts of a running lab that have role ipsec, in clear and encrypted, in turns.
+"""Measures the cost of ESP: one TCP stream between two hosts of a running lab with role ipsec, in clear and encrypted, in turns.
 
-The same program sends on two ports, one of those that travel in ESP and one beside them, which this opens for as long as it
-runs. CPU is what the two hosts' kernels and programs took of this machine, so other work on it does not count. On the cable
-of the receiver it counts packets; where one stream is not seen as TCP and the other as ESP alone, the exit code is 1. A host of
-the lab computes AES without the processor's instructions for it, so a host of an estate is far better off.
+The same program sends on two ports: one that ESP covers, and one outside its range, which is opened while this runs. CPU is the
+time that the two hosts' kernels and programs took on this machine, so other work does not count. Packets are counted on the
+receiver's wire; if one stream is not pure TCP and the other pure ESP, the exit code is 1. A host of the lab computes AES without
+the processor's instructions for it, so a host of an estate is far better off.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What documents of each stream take in Elasticsearch, its snapshot, the journal and Filebeat's queue; see logs.py."""
+"""Measures the size of each stream's documents in Elasticsearch, its snapshot, the journal and Filebeat's queue; see logs.py."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def shipped(
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files of a folder take on the disk."""
+    """The disk space of the files in a folder."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""From a line in the journal to a document that is found: delay, CPU and memory of Filebeat and, in turns, of rsyslog.
+"""Measures the path from a journal line to a searchable document: delay, CPU and memory of Filebeat and, in turns, of rsyslog.
 
 A journald of its own (a namespace) gets lines at a steady rate; each shipper reads the same files of it, and writes to the same
 Elasticsearch, the lab's build with 256 MB of heap, over plain HTTP. Each has a disk queue; Filebeat runs the role's processors,
-rsyslog (imjournal, omelasticsearch) parses nothing. A line counts as found once a search counts as many documents as were
-written up to it, asked every 50 ms; Elasticsearch makes documents visible once a second.
+rsyslog (imjournal, omelasticsearch) parses nothing. A line counts as found once a search, repeated every 50 ms, counts as many
+documents as were written up to it; Elasticsearch makes documents visible once a second.
 
---sizes FILE measures instead what documents of each stream take in Elasticsearch, its snapshot, the journal and Filebeat's queue,
-of lines that differ as those of an estate do, and writes it to FILE; `llmkeep size` reads that.
+--sizes FILE instead measures the size of each stream's documents in Elasticsearch, its snapshot, the journal and Filebeat's
+queue, with lines as varied as those of an estate, and writes it to FILE; `llmkeep size` reads that.
 
 Run as root (journald, mount namespaces) by .venv/bin/python, with LLMKEEP_MIRROR set. rsyslog is looked for in --rsyslog, a
 folder into which Debian's rsyslog, rsyslog-elasticsearch, libestr0, libfastjson4 and liblognorm5 were unpacked, or /.
@@ -104,7 +104,7 @@ def count(server: SearchServer) -> int:
 def one_round(
     server: SearchServer, journal: Journal, shipper: subprocess.Popen[bytes], rate: int, seconds: float
 ) -> dict[str, float]:
-    """Delays of all lines in ms, and what shipper and server ran and hold."""
+    """Delays of all lines in ms, and CPU and memory of shipper and server."""
     for number in range(20):  # until it ships at all
         journal.write(f"warm {number}")
     end = time.monotonic() + 120

@@ -1,5 +1,6 @@
 #!/usr/bin/python3.13
-"""What `llmkeep model add` costs: throughput against `cp` and `sync` of the same files in the same run, and peak memory.
+"""Measures the cost of `llmkeep model add`: throughput compared with `cp` and `sync` of the same files in the same run, and peak
+memory.
 
 A random model of float32 shards is written below FOLDER, and copied in turns by `cp` (then synced) and by the command, which
 syncs its files too. `--hub` fetches it from the stand-in of a hub on loopback instead of a directory. `--kills N` interrupts

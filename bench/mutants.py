@@ -1,5 +1,5 @@
 #!/usr/bin/python3.13
-"""Mutation testing: which small changes of a package's code its fast tests do not notice.
+"""Mutation testing: finds small changes of a package's code that its fast tests do not notice.
 
 mutmut mutates a copy of the package and runs for each mutant the tests that call the mutated function, the shortest
 first, until one fails. The tree itself is not changed. Not mutated: text for people (`raise`, `print`, `log`, `help=`,
@@ -153,7 +153,7 @@ def add_tests_of_processes(package: Package, work: Path) -> None:
 
 
 def results(work: Path) -> dict[str, str]:
-    """What became of each mutant."""
+    """The outcome of each mutant."""
     lines = [line.strip() for line in mutmut(work, "results", "--all", "true").splitlines()]
     return dict(line.split(": ", 1) for line in lines if ": " in line)
 

@@ -1,12 +1,12 @@
 #!/usr/bin/python3.13
-"""What overload does to those who are let in, and how soon the others hear of it: several times what the engine can do.
+"""Measures the effect of overload on accepted requests, and how soon others are refused, at several times the engine's capacity.
 
-Requests come at a fixed rate, whether or not earlier ones are answered: at half of what the engine can do for a third
-of the time, at --factor times as much, and at half again. The budget: the 99th percentile of accepted requests is at
-most 1.5 times that of the unloaded gateway plus the queue's longest wait, and every other request gets 429 or 503 in
-20 ms. The gateway does all it does in production; the `echo` engine takes 50 ms a token and has eight slots. A
-refusal's time is told twice: as the client sees it, who shares the machine with all other work, and as the gateway
-itself says in `x-llm-overhead-us`. Both grow while other work has the cores: how long the gateway waited for one is told.
+Requests arrive at a fixed rate, regardless of earlier answers: at half of the engine's capacity for a third of the time, at
+--factor times its capacity, and at half again. The budget: the 99th percentile of accepted requests is at most 1.5 times that of
+the unloaded gateway plus the queue's longest wait, and every other request gets 429 or 503 in 20 ms. The gateway does everything
+that it does in production; the `echo` engine takes 50 ms per token and has eight slots. The time of a refusal is reported twice:
+as seen by the client, which shares the machine with all other work, and as reported by the gateway in `x-llm-overhead-us`. Both
+grow while other work has the cores, so the gateway's waiting time for a core is reported as well.
 
 Needs `make env` and redis-server. Exit code 0, or 1 if an answer was neither 200 nor 429 nor 503.
 """
@@ -64,7 +64,7 @@ class Phase:
 
 
 class Visitor(Connection):
-    """Asks when it is told to, and is idle afterwards."""
+    """Sends a request on command, and is idle afterwards."""
 
     def __init__(self, server: Server, visits: list[Visit], idle: deque["Visitor"]) -> None:
         """`visits` and `idle` are shared by all."""
@@ -143,7 +143,7 @@ def phase(server: Server, rate: float, seconds: float) -> Phase:
 
 
 def table(phases: dict[str, Phase], budget: float) -> str:
-    """For people, in Markdown."""
+    """The results in Markdown."""
     heads = ["load", "requests/s", "200", "429, 503", "other", "accepted p50, p99 ms", "refused p50, p99 ms"]
     heads += ["in 20 ms", "refused, own p50, p99 ms", "in 20 ms", "client late p99 ms"]
     heads += ["gateway's CPU µs a request", "it waited for a core"]
@@ -166,7 +166,7 @@ def table(phases: dict[str, Phase], budget: float) -> str:
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the overload")
     parser.add_argument("--factor", type=float, default=5.0, help="times what the engine can do")

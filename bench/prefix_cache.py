@@ -1,9 +1,9 @@
 #!/usr/bin/python3.13
-"""Time to first token of a conversation's second turn where vLLM keeps prefixes, and whether another tenant notices.
+"""Time to first token of a conversation's second turn with vLLM's prefix cache, and whether another tenant could detect it.
 
-Each round has a conversation of its own, of about `--tokens` tokens. Its tenant asks the first turn and the second; another
-tenant asks the same second turn, and then a new one. These two differ only in what the first tenant left in the cache: their
-ratio is 1 if the gateway's `cache_salt` keeps tenants apart. Their order alternates by round.
+Each round uses a new conversation of about `--tokens` tokens. Its tenant sends the first and the second turn; another tenant
+sends the same second turn, and then a new one. The latter two differ only in what the first tenant left in the cache: their ratio
+is 1 if the gateway's `cache_salt` separates tenants. Their order alternates by round.
 
 Needs `make env` and `make peers PEER=vllm`. Exit code 0, or 1 where vLLM is not there.
 """
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, stand: Stand) -> dict[str, list[float]]
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

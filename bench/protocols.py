@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What ssh-audit says of the sshd of each host of a lab, and testssl.sh of the edge's TLS.
+"""Runs ssh-audit on the sshd of each lab host, and testssl.sh on the edge's TLS.
 
     make peers PEER=protocols
     bench/protocols.py --instance lab
 
-They connect from where the lab's clients are. Printed are the findings of ssh-audit that are not `good` or `info`, testssl.sh's
-of severity LOW and above, its grade, and what testssl.sh itself could not test.
+They connect from the lab's client network. The output has ssh-audit's findings other than `good` or `info`, testssl.sh's findings
+of severity LOW and above, its grade, and the tests that testssl.sh could not run.
 """
 
 import argparse

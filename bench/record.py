@@ -1,6 +1,6 @@
 """Record what a command prints on a terminal as an SVG: python bench/record.py docs/images/make-lab.svg make lab
 
-The colours are the command's own; what it drew over (the clock of a step in progress) is not in the picture.
+The colours are the command's own; overwritten output (the clock of a step in progress) is not in the picture.
 """
 
 import os

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Memory of redis-server for each idle connection by mutual TLS 1.3, with the settings of role redis that matter to it.
+"""Measures redis-server's memory per idle connection by mutual TLS 1.3, with the relevant settings of role redis.
 
-Each connection logs in and asks once, as a gateway's, and then rests. Told are the server's resident memory for each
-connection, and what of it Redis itself counts, which alone falls under its maxmemory. Without --tls by TCP in clear.
+Each connection logs in and sends one query, like a gateway's, and is then idle. The output has the server's resident memory per
+connection, and the part that Redis itself counts, to which alone maxmemory applies. Without --tls by TCP in clear.
 
     .venv/bin/python bench/redis_connections.py --connections 500 1000 2000 4000 --tls
 """

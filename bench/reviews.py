@@ -1,7 +1,7 @@
 #!/usr/bin/python3.13
-"""What a look at the experts' queue costs, and a count of an experiment's ratings: CPU time to read a journal.
+"""Measures the cost of opening the experts' queue and of counting an experiment's ratings: CPU time to read a journal.
 
-The journal is made up: exchanges of 6 kB, half of them rated, one in twenty badly, each assigned to an arm. Needs nothing but
+The journal is generated: exchanges of 6 kB, half of them rated, one in twenty badly, each assigned to an arm. Needs nothing but
 `make env`. Exit code 0.
 """
 
@@ -50,7 +50,7 @@ for name, look in looks.items():
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--exchanges", type=int, default=150_000)
     given = parser.parse_args()

@@ -1,10 +1,11 @@
 #!/usr/bin/python3.13
-"""How well the choice of an engine uses the engines' prefix caches: the gateway beside vllm-router and sglang-router.
+"""Measures how well the choice of an engine uses the engines' prefix caches: the gateway compared with vllm-router and
+sglang-router.
 
 Each routes the same traffic, in turns, to the same four simulated engines (simulated_engine.py says what they model), whose
 caches are emptied before each turn. The gateway is two processes, as on a host, and each request goes to one of them at random;
-each knows its own requests alone. It is measured as one process, too. Everything is on (key, policy in process, record on disk),
-without Redis. A router is one process, with its defaults.
+each knows only its own requests. It is also measured as one process. Everything is enabled (key, policy in process, record on
+disk), without Redis. A router is one process, with its defaults.
 
 | traffic | |
 |---|---|
@@ -13,9 +14,10 @@ without Redis. A router is one process, with its defaults.
 | hot | many questions at once after the same long document, beside chats |
 | slow | chats, while one engine takes four times as long for everything |
 
-Of each is measured: the share of the prompts' tokens that was cached, by the engines' count; the time to first token, by the
-client's; the most requests of an engine beside the average; and cached tokens that another tenant's request had computed, which
-is where a tenant could learn what another one asks. All tenants' system messages begin alike. Routers know no tenants.
+Measured for each: the share of prompt tokens that was cached, as counted by the engines; the time to first token, as seen by the
+client; the busiest engine's requests compared with the average; and cached tokens that another tenant's request had computed,
+through which a tenant could learn about another's requests. All tenants' system messages begin alike. Routers do not know
+tenants.
 
 Needs `make env` and `make peers PEER=routers`. Exit code 0, or 1 if a request failed.
 """
@@ -58,7 +60,7 @@ Messages = list[dict[str, str]]
 
 @dataclass
 class Target:
-    """What is measured: addresses that are equal to each other, and the API key of each tenant."""
+    """A measured target: equivalent addresses, and the API key of each tenant."""
 
     name: str
     ports: list[int]
@@ -298,7 +300,7 @@ def start_router(stand: Stand, name: str, engines: list[int]) -> Target:
 
 
 def table(results: dict[str, dict[str, Result]]) -> str:
-    """For people, in Markdown."""
+    """The results in Markdown."""
     heads = ["traffic", "server", "requests", "hit rate", "TTFT p50 ms", "p99 ms", "busiest engine"]
     heads += ["tokens of other tenants"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -311,7 +313,7 @@ def table(results: dict[str, dict[str, Result]]) -> str:
 
 
 def main() -> int:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
 #!/usr/bin/python3.13
-"""Real clients against the gateway in front of the engine `continuous` and of vLLM; writes docs/use/clients.md.
+"""Runs real clients against the gateway in front of the engine `continuous` and of vLLM; writes docs/use/clients.md.
 
 Each client runs its own quick start, in an environment of its own, with nothing but a URL, a key and the model's name. The
-model is small, so first turns of tool loops require a call; the grammar gives it its shape.
+model is small, so first turns of tool loops require a call; the grammar determines its form.
 
 Needs `make env`, `make bundle`, and `make peers PEER="clients guidellm"`; without the peer vLLM its table stays.
 Exit code 0, or 1 if a step failed.
@@ -185,7 +185,7 @@ def write(section: str, text: str) -> None:
 
 
 def main() -> int:
-    """Run it, write the page."""
+    """Run the clients and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--upstream", choices=UPSTREAMS, nargs="+", default=UPSTREAMS)
     names = [client.name for client in CLIENTS]

@@ -1,8 +1,8 @@
 #!/usr/bin/python3.13
-"""guidellm, as it is, against the gateway with everything on and the `echo` engine: streams of chat, 16 at once.
+"""Runs unmodified guidellm against the gateway with everything enabled and the `echo` engine: 16 concurrent chat streams.
 
-guidellm is unchanged, and its settings are its defaults. Its report is passed on: requests by outcome, and medians and 99th
-percentiles. The client shares the machine, so the outcomes are what to look at.
+Its settings are its defaults. The output is its report: requests by outcome, and medians and 99th percentiles. The client shares
+the machine, so look at the outcomes.
 
 Needs `make env`, redis-server, and `make peers PEER=guidellm`. Exit code 0, or 1 if a request was not answered.
 """
@@ -65,7 +65,7 @@ def summary(report: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run it, print."""
+    """Run it and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--streams", type=int, default=16, help="at once")

@@ -1,5 +1,5 @@
 #!/usr/bin/python3.13
-"""A server of OpenAI's API in vLLM's format whose answers are fixed bytes: what gateways and routers stand in front of.
+"""A server of OpenAI's API in vLLM's format with fixed answers, as the backend of gateways and routers.
 
 It listens on a port of 127.0.0.1 and keeps connections open. A stream has 100 events of one token, one each 5 ms, each written
 apart.

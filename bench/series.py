@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What Prometheus takes for a host: series, memory and disk for each, by the pages of a real host under many names.
+"""Measures Prometheus' cost per host: series, memory and disk, with the pages of a real host under many names.
 
 The pages of exporters and gateways are read from a host of the running lab, twice, 15 s apart. Debian's prometheus, with the
 estate's rules, then scrapes them as those of 5 and of 20 hosts, with each number moving on as it did between the two. It

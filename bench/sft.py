@@ -1,12 +1,12 @@
 #!/usr/bin/python3.13
-"""llm-train beside plain TRL, and what packing brings: tokens a second, in turns.
+"""Compares llm-train with plain TRL, and measures the gain of packing: tokens per second, in turns.
 
 The same training (by default the guide's LoRA in fp32, one process) on the same rows of the same model, each of one whole
-document, so that both do the same work; then short documents by llm-train alone, packed and one a row. Tokens are those that are
-no padding. On a CPU, seconds are the processor's, as others share the machine; on a GPU (--device cuda, bf16) they are the
-clock's, and the peak of allocated memory stands beside what the plan predicted. The loss of the first step is compared, too: an
-adapter changes nothing yet, and both must see the same model in the same way. Seconds from a process's start to its first step
-are printed, which for llm-train has plan, checks and torchrun in it.
+document, so that both do the same work; then short documents with llm-train alone, packed and one per row. Padding tokens are not
+counted. On a CPU, seconds are the processor's, as others share the machine; on a GPU (--device cuda, bf16) they are the clock's,
+and the peak of allocated memory stands beside what the plan predicted. The loss of the first step is compared, too: the adapter
+has no effect yet, and both must see the same model in the same way. Seconds from a process's start to its first step are printed,
+which for llm-train include plan, checks and torchrun.
 
 Without --model, the model is a Llama of 5 M parameters, made here. Needs `make env` and `make peers PEER=trl`; without the
 latter, or where it fails, its figures are missing. Exit code 0, or 1 if the losses differ.

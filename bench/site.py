@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a run of `site.yml` that changes nothing costs: tasks by role and host, seconds, CPU and memory of the control node.
+"""Measures the cost of a run of `site.yml` without changes: tasks by role and host, seconds, CPU and memory of the control node.
 
 A task counts when a module ran, on the host or on the control node; skipped tasks, imports and handlers that had
 nothing to do do not. CPU and memory are ansible-runner's with all that it starts, Ansible's processes and the masters of
@@ -58,7 +58,7 @@ class Cost:
 
 
 def run(inventories: list[str], words: list[str]) -> Cost:
-    """One run, its cost but for CPU and memory."""
+    """The cost of one run, without CPU and memory."""
     cost = Cost()
     with tempfile.TemporaryDirectory() as work:
         started = time.monotonic()
@@ -77,7 +77,7 @@ def run(inventories: list[str], words: list[str]) -> Cost:
 
 
 def measured(inventories: list[str], words: list[str]) -> Cost:
-    """One run in a process of its own, its cost."""
+    """The cost of one run in a separate process."""
     spawned = multiprocessing.get_context("spawn")
     with Spent() as spent, ProcessPoolExecutor(1, spawned, Path.write_text, (spent.entry, "0")) as pool:
         cost = pool.submit(run, inventories, words).result()

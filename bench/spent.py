@@ -1,4 +1,5 @@
-"""CPU and memory of a program and of all that it starts, by a control group: also of what outlives it, as an SSH master does."""
+"""CPU and memory of a program and all its descendants, by a control group, including those that outlive it, such as an SSH
+master."""
 
 import os
 import threading

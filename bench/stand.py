@@ -1,6 +1,7 @@
-"""What benchmarks of the gateway share: its processes on one core, and on the other a client that asks without pause.
+"""Code shared by the gateway's benchmarks: its processes on one core, and on the other a client that sends requests without
+pause.
 
-On a machine that does other work too, only CPU time and ratios of servers that are asked in turns are comparable.
+On a machine that does other work, only CPU time and ratios of servers that are queried in turns are comparable.
 """
 
 import asyncio
@@ -182,12 +183,12 @@ def scheduled(process: int, column: int) -> float:
 
 
 def cpu_seconds(process: int) -> float:
-    """What it has run."""
+    """The time that it has run."""
     return scheduled(process, 0)
 
 
 def core_wait_seconds(process: int) -> float:
-    """What it could have run, had other work not had the cores."""
+    """The time that it waited for a core."""
     return scheduled(process, 1)
 
 
@@ -226,7 +227,7 @@ def median(rounds: list[Round]) -> Round:
 
 
 def in_turns(servers: list[Server], connections: int, rounds: int, seconds: float) -> dict[str, list[Round]]:
-    """All rounds of all servers. The order is turned round each time, so that a load that grows favours nobody."""
+    """All rounds of all servers. The order is reversed each time, so that a growing load favours none of them."""
     measured: dict[str, list[Round]] = {server.name: [] for server in servers}
     for number in range(rounds):
         print(f"{connections} connections, round {number + 1} of {rounds}", file=sys.stderr)
@@ -236,14 +237,14 @@ def in_turns(servers: list[Server], connections: int, rounds: int, seconds: floa
 
 
 def free_port() -> int:
-    """One of 127.0.0.1 that nobody listens on now."""
+    """A free port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
 
 
 def skip(what: str) -> None:
-    """Said aloud."""
+    """Print a message."""
     print(f"SKIPPED: {what}", file=sys.stderr, flush=True)
 
 

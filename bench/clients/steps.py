@@ -1,4 +1,4 @@
-"""Shared by the clients' programs: the server to ask, the question, and the outcome of each step.
+"""Code shared by the clients' programs: the server, the question, and the outcome of each step.
 
 A program reads the server from standard input, which keeps the key out of arguments and environment. The last line that it
 prints is JSON: the client's versions, and a cell for each step.

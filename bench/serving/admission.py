@@ -1,5 +1,5 @@
 #!/usr/bin/env -S payload/.venv/bin/python
-"""What admission costs: CPU µs of one enter() and leave(), with free slots and with a queue of several lengths.
+"""Measures the cost of admission: CPU µs of one enter() and leave(), with free slots and with queues of several lengths.
 
 bench/serving/admission.py [--before CHECKOUT] [--rounds 5]: with --before, the other checkout's admission in turns
 with this one's, each in a process of its own. Medians. Needs nothing but `make env`.

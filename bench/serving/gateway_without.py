@@ -1,4 +1,4 @@
-"""`llm-serve` with some of its layers let through, for measuring what they cost. There is no such switch in the product.
+"""`llm-serve` with some layers bypassed, to measure their cost. The product has no such switch.
 
 First argument: the layers' names, with commas between; the others are llm-serve's own.
 """

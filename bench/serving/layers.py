@@ -1,4 +1,4 @@
-"""How long each layer of the gateway's access control takes by itself, called as the gateway calls it; JSON on stdout.
+"""Measures each layer of the gateway's access control by itself, called as in the gateway; JSON on stdout.
 
 Run by bench/access.py, which has made the folder in the first argument: keys, policy, and the sockets of the audit
 writer and, where these run, of OPA and Redis. Times are of the whole call in the event loop, CPU is this process'.

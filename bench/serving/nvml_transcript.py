@@ -1,10 +1,11 @@
-"""What NVML answers to the health reader, as a transcript: recorded on a real card, it says what the stand-in must be like.
+"""Transcripts of NVML's answers to the health reader: one recorded on a real GPU defines the behaviour of the stand-in.
 
     nvml_transcript.py record FILE     one reading, one wait for events; each call, its arguments and its answer, as JSON
     nvml_transcript.py compare FILE    the same on the library at hand (the stand-in): what it answers otherwise
 
-Compared are which calls have an answer, which error, and of which type and fields; values are the card's own. Serial numbers and
-UUIDs are not recorded. `compare` prints a difference a line. Exit code 0, 1 if there are differences, or 2 without a library.
+The comparison covers which calls have an answer, which error, and its type and fields; values are the GPU's own. Serial numbers
+and UUIDs are not recorded. `compare` prints one difference per line. Exit code 0, 1 if there are differences, or 2 without a
+library.
 """
 
 import json

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How well passages are found: nDCG@10 and recall@20 of BM25, kNN and both fused, in English and in Chinese, and which questions
-the threshold of similarity takes for answered.
+"""Measures retrieval quality: nDCG@10 and recall@20 of BM25, kNN and both fused, in English and in Chinese, and which questions
+the similarity threshold considers answerable.
 
 The corpora are Debian's packages debian-reference-en and debian-reference-zh-cn, fetched by apt below SCRATCH. A page is a
 section of the manual. The questions of retrieval_questions.tsv were written from its table of contents and text before
-anything was measured; each names the sections that answer it, or `-`. A hash divides them into a half to tune on and a half to
-publish. The searches are those of gateways, in a real Elasticsearch; a section is as good as its best passage. Measures are
+anything was measured; each names the sections that answer it, or `-`. A hash divides them into a half for tuning and a half for
+publication. The searches are those of gateways, in a real Elasticsearch; a section is as good as its best passage. Measures are
 those of ir-measures (`make peers PEER=retrieval`). Run it by payload/.venv/bin/python.
 """
 
@@ -235,7 +235,7 @@ def table(answers: Sequence[Ranked]) -> None:
 
 
 def thresholds(answers: Sequence[Ranked], least: dict[Language, float]) -> None:
-    """Shares of questions that the threshold takes for the wrong kind."""
+    """Shares of questions that the threshold misclassifies."""
     for language in PACKAGES:
         of_language = [each for each in answers if each.question.language == language]
         without = [each.similarity for each in of_language if not each.question.sections]

@@ -1,5 +1,5 @@
 #!/usr/bin/env -S payload/.venv/bin/python
-"""The slowest body: how long it holds a gateway's event loop, for bodies of the largest size that is allowed.
+"""Finds the slowest body: how long it blocks a gateway's event loop, for bodies of the maximum size.
 
 Every list of the API filled with every kind of item, texts that are slow to redact, then random mixtures:
 bench/serving/slow_body.py [--number 500] [--seed 5]
