@@ -203,7 +203,7 @@ class Metrics:
         self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")
         self.admission = gauge(
             "llm_engine_admission",
-            "1 for what becomes of the instance: admission_opened, _closed, _kept, engine_drained",
+            "1 for the current state of the instance: admission_opened, _closed, _kept or engine_drained",
             ["socket", "state"],
         )
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")

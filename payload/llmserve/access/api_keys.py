@@ -335,7 +335,7 @@ class KeyTable:
         if len(parts) != 3:
             raise unauthenticated(
                 "malformed_key",
-                "the API key does not have the form 'llmk_<id>_<secret>': send exactly the whole key",
+                "the API key does not have the form 'llmk_<id>_<secret>': send the complete key",
             )
         if parts[1] not in self.readable():
             self.refresh()  # it may be new

@@ -103,7 +103,7 @@ class Authenticator:
             return self.token(self.issuer, token)
         forms = "'Bearer llmk_<id>_<secret>'" + (" or 'Bearer <token>'" if self.issuer else "")
         raise unauthenticated(
-            "malformed_key", f"the Authorization header is not {forms}: send a whole API key"
+            "malformed_key", f"the Authorization header is not {forms}: send a complete API key"
         )
 
     def token(self, issuer: Issuer, text: str) -> Identity:

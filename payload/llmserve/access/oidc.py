@@ -284,7 +284,9 @@ class Issuer:
             raise refused("incomplete_token", f"the token has no list of names in '{config.groups_claim}'")
         if len(groups) > GROUPS:
             excess = f"the token has {len(groups)} groups in '{config.groups_claim}', the limit is {GROUPS}"
-            raise refused("too_many_groups", f"{excess}: have the provider send those of this service alone")
+            raise refused(
+                "too_many_groups", f"{excess}: have the provider send only the groups of this service"
+            )
         number = str(claims.get("jti", ""))
         number = number if TOKEN_ID.fullmatch(number) else digest[:16]
         return Token(number, subject, tenant, tuple(groups), issued, int(claims["exp"]), signer)

@@ -95,7 +95,7 @@ class Policy:
                 f"revision {decision.revision} is older than {max(1, self.revision)}, the highest seen"
             )
         if decision.rule == "policy_expired":
-            raise PolicyUnavailable(f"the policy of revision {decision.revision} has expired")
+            raise PolicyUnavailable(f"policy revision {decision.revision} has expired")
         if decision.revision > self.revision:
             self.advance(decision.revision)
         self.ready, self.trouble = True, ""

@@ -58,7 +58,7 @@ NEUTRAL = {name: PASSED[name].neutral for name in INSTEAD if name in PASSED} | {
 # No influence on an answer of this API.
 DROPPED_HERE = {
     "max_tool_calls": "it limits calls of a provider's tools, and there are none here",
-    "stream_options": "a stream always has its usage, and is never padded",
+    "stream_options": "a stream always includes its usage and is never padded",
 }
 LOGPROBS = "message.output_text.logprobs"
 # Fields that only some engines take.

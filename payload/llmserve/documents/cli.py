@@ -205,11 +205,9 @@ def status_command(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(status)))
     else:
         print(f"documents  {status.documents}")
-        print(f"passages   {status.passages}, of {status.letters} letters")
+        print(f"passages   {status.passages}, {status.letters} letters in total")
         print(f"revision   {status.revision}")
-        print(
-            f"vectors    {status.dimensions} dimensions, by {status.model or 'a model that it does not name'}"
-        )
+        print(f"vectors    {status.dimensions} dimensions, by {status.model or 'an unnamed model'}")
         print(f"index      {status.index}, {status.failed_shards} of {status.shards} shards failed")
         print(f"bytes      {status.bytes}, those of all collections")
     return 1 if status.failed_shards else 0

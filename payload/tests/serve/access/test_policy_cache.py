@@ -224,7 +224,7 @@ def test_an_older_and_an_expired_policy_decide_nothing(clock: list[float]) -> No
         case.engine.answer = {**ALLOWED, **change}
         assert case.code() == "policy_unavailable"
         assert not case.policy.ready
-    assert case.policy.trouble == "the policy of revision 7 has expired"
+    assert case.policy.trouble == "policy revision 7 has expired"
     assert case.metric("llm_policy_decisions_total", result="unavailable") == 3
     fresh = Case()
     fresh.engine.answer = {**ALLOWED, "revision": 0}
