@@ -1,12 +1,10 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 9 a passphrase is wrong,
-weak, or cannot be had; 130 interrupted.
-`llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `image build` and `verify`, `policy verify`, `release verify`
-and `model add` tell refusals apart by 3 to 8 (see their help).
-`llmkeep cve`: 3 if vulnerabilities are open, 4 if something is unknown.
-`llmkeep pki revoke` and `reinstate`: 3 if a host was not reached. `llmkeep audit` and `usage`: 3 if a record was altered, and 4
-(see their help).
+weak or unavailable; 130 interrupted. `llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `image
+build` and `verify`, `policy verify`, `release verify` and `model add` tell refusals apart by 3 to 8 (see their help).
+`llmkeep cve`: 3 if vulnerabilities are open, 4 if something is unknown. `llmkeep pki revoke` and `reinstate`: 3 if a
+host was not reached. `llmkeep audit` and `usage`: 3 if a record was altered, and 4 (see their help).
 """
 
 import argparse
@@ -60,10 +58,10 @@ VERBS = (
 
 WAYS_OUT = {
     errno.ENOSPC: "make room, and run it again",
-    errno.EACCES: "run it as a user that may read and write it, or choose another path",
-    errno.EROFS: "choose a path on a disk that can be written",
+    errno.EACCES: "run it as a user with access to it, or choose another path",
+    errno.EROFS: "choose a path on a writable disk",
     errno.ENOENT: "check the path",
-    errno.EIO: "plug the medium in again, and run it again; if it stays, the disk is failing",
+    errno.EIO: "reconnect the medium, and run it again; if the error remains, the disk is failing",
 }
 
 
@@ -94,5 +92,5 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("llmkeep: interrupted; run it again, what is done is kept", file=sys.stderr)
+        print("llmkeep: interrupted; run it again to continue", file=sys.stderr)
         return 130

@@ -1,8 +1,11 @@
-"""`llmkeep cve`: known vulnerabilities of the hosts' packages and programs, by the databases of the bundle. No host is changed.
+"""`llmkeep cve`: known vulnerabilities in the hosts' packages and programs, according to the bundle's databases.
 
-Exit codes: 0 none is open, and everything is known; 1 refused or failed; 2 wrong usage; 3 some are open, and everything is known;
-4 something is unknown: a database is missing, damaged, empty, too old or of another distribution, a host did not answer, a
-version cannot be compared, or a unit runs files that were replaced. Open ones are printed then, too.
+No host is changed.
+
+Exit codes: 0 none is open, and everything is known; 1 refused or failed; 2 wrong usage; 3 some are open, and
+everything is known; 4 something is unknown: a database is missing, damaged, empty, too old or of another
+distribution, a host did not answer, a version cannot be compared, or a unit runs files that were replaced. Open
+vulnerabilities are printed in that case too.
 """
 
 import argparse
@@ -32,7 +35,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "cve",
         parents=[runs.whole_run(INVENTORY)],
-        help="known vulnerabilities of the hosts",
+        help="print known vulnerabilities of the hosts",
         description=__doc__,
     )
     parser.add_argument("--host", dest="limit", metavar="HOST,HOST", help="only these")
@@ -47,22 +50,22 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--fixed-by",
         type=Path,
         metavar="BUNDLE",
-        help="name the findings that the versions in this bundle close",
+        help="mark the findings that the versions in this bundle fix",
     )
     parser.add_argument(
         "--days",
         type=int,
         default=database.DAYS,
-        help="findings of an older database are unknown (default: %(default)s)",
+        help="a database older than this counts as unknown (default: %(default)s)",
     )
     parser.add_argument(
         "--waivers",
         type=Path,
         default=PLACES.waivers,
         metavar="FOLDER",
-        help="files of waivers (default: %(default)s)",
+        help="folder with waivers (default: %(default)s)",
     )
-    parser.add_argument("--vex", type=Path, metavar="FILE", help="write the scan as CycloneDX VEX, too")
+    parser.add_argument("--vex", type=Path, metavar="FILE", help="also write the scan as CycloneDX VEX")
     parser.add_argument("--json", action="store_true", help="print the scan as one JSON document")
     parser.set_defaults(run=_cve)
 
@@ -91,7 +94,7 @@ def _cve(arguments: argparse.Namespace) -> int:
 
 
 def require_signed(bundle: Path) -> None:
-    """Refuse a bundle that is not signed by whose bundles are accepted here. A developer's machine accepts any."""
+    """Refuse a bundle that is not signed by a key accepted here. A developer's machine accepts any."""
     if PLACES.bundle_keyring.exists() and (bundle / manifest.NAME).exists():
         manifest.authentic(bundle, PLACES.bundle_keyring, manifest.BUNDLE)
 
@@ -116,7 +119,7 @@ def lines(scan: dict[str, Any], whole: bool) -> Iterator[str]:
 
 
 def _row(finding: dict[str, Any]) -> tuple[str, ...]:
-    """A finding's line, which hosts may share."""
+    """The line for a finding, which several hosts may share."""
     waiver, state = finding["waiver"], finding["state"]
     words = [
         finding["severity"] if state == "open" else state,
@@ -174,4 +177,4 @@ def idle(scan: dict[str, Any]) -> Iterator[str]:
     ]
     for waiver in scan["waivers"]:
         if waiver not in covering:
-            yield f"the waiver of {waiver['id']} in {waiver['package']} by {waiver['owner']} covers nothing: take it out"
+            yield f"the waiver of {waiver['id']} in {waiver['package']} by {waiver['owner']} matches no finding: remove it"

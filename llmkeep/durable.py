@@ -31,14 +31,14 @@ def require_format(path: Path, document: object) -> None:
 
 
 def write(path: Path, data: bytes, mode: int) -> None:
-    """Replace `path`, whose folder is made if need be, atomically and durably."""
+    """Replace `path` atomically and durably; its folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, data, mode)
 
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """New files and folders are readable for all, whatever the umask of the user: hosts, or nginx for them, are to read them."""
+    """Make new files and folders world-readable, whatever the user's umask: hosts, or nginx on their behalf, read them."""
     before = os.umask(0o022)
     try:
         yield
@@ -56,11 +56,11 @@ def sync_all(folder: Path) -> None:
 
 @contextmanager
 def own(folder: Path) -> Iterator[None]:
-    """Make FOLDER, or take what an interrupted run left of it, and hold it: `alone`.
+    """Create FOLDER, or reuse it after an interrupted run, and lock it as `alone` does.
 
-    New files in it are for this user to change, whatever the umask. LlmkeepError where another user could change what is in it,
-    or put another one in its place, and for a link below it: what is written there lies where its name says.
-
+    Only this user may change new files in it, whatever the umask. LlmkeepError where another user could change what
+    is in it, or put another one in its place, and for a link below it: what is written there lies where its name
+    says.
     """
     with readable():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def own(folder: Path) -> Iterator[None]:
             sticky = status.st_mode & stat.S_ISVTX and status.st_uid in owners
             if not sticky and (whose := _of_others(status, owners)):
                 raise LlmkeepError(
-                    f"{place} is {whose}, and another user may put a folder of theirs there in the place of {folder}: "
-                    "give another place with --into"
+                    f"{place} is {whose}, so another user could replace {folder} with their own folder: give another place "
+                    "with --into"
                 )
         with suppress(FileExistsError):
             folder.mkdir()
@@ -78,7 +78,7 @@ def own(folder: Path) -> Iterator[None]:
             for path, status in _below(folder, descriptor):
                 whose = "a link" if stat.S_ISLNK(status.st_mode) else _of_others(status, {os.geteuid()})
                 if whose:
-                    raise LlmkeepError(f"{path} is {whose}: look who made {folder}, and remove it")
+                    raise LlmkeepError(f"{path} is {whose}: find out who created {folder}, and remove it")
             yield
 
 
@@ -86,11 +86,11 @@ def _of_others(status: os.stat_result, owners: set[int]) -> str:
     """By what a user that is none of OWNERS may change the file, or what is in the folder; "" where none may."""
     if status.st_uid not in owners:
         return f"owned by user {status.st_uid}"
-    return f"open to others by its mode {status.st_mode & 0o7777:04o}" if status.st_mode & 0o022 else ""
+    return f"accessible to others by its mode {status.st_mode & 0o7777:04o}" if status.st_mode & 0o022 else ""
 
 
 def _below(folder: Path, descriptor: int) -> Iterator[tuple[Path, os.stat_result]]:
-    """The folder that DESCRIPTOR is of, and all that is in it."""
+    """The folder of DESCRIPTOR, and everything in it."""
     yield folder, os.fstat(descriptor)
     for place, folders, names, opened in os.fwalk(".", dir_fd=descriptor):
         for name in (*folders, *names):
@@ -99,16 +99,16 @@ def _below(folder: Path, descriptor: int) -> Iterator[tuple[Path, os.stat_result
 
 @contextmanager
 def alone(folder: Path) -> Iterator[int]:
-    """Hold a folder exclusively, by the descriptor it yields. The lock is released with its process, however that ends."""
+    """Lock a folder by the descriptor that is yielded. The lock is released when its process ends, for whatever reason."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except NotADirectoryError as error:
-        raise LlmkeepError(f"{folder} is no folder, or a link: remove it") from error
+        raise LlmkeepError(f"{folder} is not a folder, or is a symbolic link: remove it") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LlmkeepError(f"another llmkeep is at work in {folder}: wait for it") from error
+            raise LlmkeepError(f"another llmkeep is using {folder}: wait until it has finished") from error
         yield descriptor
     finally:
         os.close(descriptor)

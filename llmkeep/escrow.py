@@ -1,7 +1,8 @@
-"""The escrow key: made apart and offline, it alone opens what the estate encrypts to its certificate.
+"""The escrow key, made offline on a separate machine: only it decrypts data that the estate encrypts to its certificate.
 
-Builder, bundle and control node have the certificate only. The key is PKCS#8, encrypted with AES-256 by a key that scrypt
+Builder, bundle and control node have only the certificate. The key is PKCS#8, encrypted with AES-256 by a key that scrypt
 (N=2^14, r=8, p=5) derives from the passphrase: what OWASP asks for in the 32 MiB that OpenSSL spends on reading one.
+
 """
 
 import subprocess
@@ -39,7 +40,7 @@ def create(folder: Path, word: str | None) -> x509.Certificate:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (folder / CERTIFICATE).exists():
         raise EscrowError(
-            f"{folder / CERTIFICATE} is there already, and what was encrypted to it needs its key: name another folder"
+            f"{folder / CERTIFICATE} already exists, and data encrypted to it needs its key: choose another folder"
         )
     key = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
     form = serialization.PrivateFormat.PKCS8
@@ -86,7 +87,8 @@ def load(file: Path, now: datetime | None = None) -> x509.Certificate:
     content, moment = file.read_bytes(), now or datetime.now(UTC)
     if b"PRIVATE KEY" in content:
         raise EscrowError(
-            f"{file} holds a private key, which only the escrow key's own machine may have: delete it here, give {CERTIFICATE}"
+            f"{file} holds a private key, which only the escrow key's own machine may have: delete it here, and give "
+            f"{CERTIFICATE}"
         )
     try:
         certificate = x509.load_pem_x509_certificate(content)
@@ -94,7 +96,7 @@ def load(file: Path, now: datetime | None = None) -> x509.Certificate:
         usage = [each.value for each in certificate.extensions if isinstance(each.value, x509.KeyUsage)]
     except ValueError as error:
         raise EscrowError(
-            f"{file} is no certificate (PEM): give the {CERTIFICATE} that `llmkeep keys escrow` made"
+            f"{file} is not a certificate in PEM: give the {CERTIFICATE} that `llmkeep keys escrow` made"
         ) from error
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size < 3072:
         kind = f"RSA of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
@@ -105,8 +107,8 @@ def load(file: Path, now: datetime | None = None) -> x509.Certificate:
                           f"give the {CERTIFICATE} that `llmkeep keys escrow` made")  # fmt: skip
     if not certificate.not_valid_before_utc <= moment < certificate.not_valid_after_utc:
         raise EscrowError(f"{file} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-                          f"{certificate.not_valid_after_utc:%Y-%m-%d}, and it is {moment:%Y-%m-%d}: correct the clock if it "
-                          "is wrong, else make another one with `llmkeep keys escrow`")  # fmt: skip
+                          f"{certificate.not_valid_after_utc:%Y-%m-%d}, and it is {moment:%Y-%m-%d}: correct the clock if "
+                          "it is wrong, or make another certificate with `llmkeep keys escrow`")  # fmt: skip
     return certificate
 
 
@@ -135,7 +137,9 @@ def held(key: Path, passphrase_file: Path | None) -> Iterator[Callable[[Path], b
     with in_memory(passphrase.existing(passphrase_file, str(key)).encode()) as word:
         readable = ["openssl", "pkey", "-in", str(key), "-noout", "-passin", f"file:{word}"]
         if subprocess.run(readable, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode:
-            raise PassphraseError(f"the passphrase does not open {key}: nothing was done; run it again")
+            raise PassphraseError(
+                f"the passphrase does not open {key}: nothing was done; run it again with the correct one"
+            )
         yield lambda sealed: _decrypted(["-passin", f"file:{word}"], sealed, key)
 
 
@@ -146,5 +150,5 @@ def _decrypted(words: list[str], sealed: Path, key: Path) -> bytes:
     except SealError as error:
         sealed.stat()  # another message where it is not there
         raise EscrowError(
-            f"{key} does not open {sealed}: take the escrow key that the bundle was made with"
+            f"{key} does not open {sealed}: use the escrow key that the bundle was made with"
         ) from error

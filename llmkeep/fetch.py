@@ -2,7 +2,7 @@
 
 NAME is the candidate's folder among the host's jobs, as `llm-train publish --into` or playbooks/improve.yml made it. The host is
 not trusted with what it sends: only files of one model are taken, each as its manifest has it, into a folder that only root
-reads. What is refused leaves nothing behind. The digest that is printed is computed here, of what arrived.
+reads. A refused candidate leaves nothing behind. The printed digest is computed here, from the bytes that arrived.
 
 Exit codes: 0 done; 1 refused, with the reason; 130 interrupted.
 """
@@ -56,7 +56,7 @@ def members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The headers of an archive up to its end, each of a plain file or a folder; the caller reads a file's bytes and padding.
 
     Others are refused before anything of them is read: tarfile itself reads extended headers into memory, whatever their size.
-    Raises ReleaseError, and tarfile.TarError for what is no archive.
+    Raises ReleaseError, and tarfile.TarError for an invalid archive.
     """
     longer = ""
     for _ in range(MOST_MEMBERS):
@@ -77,7 +77,7 @@ def members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             )
         member.name, longer = (longer or member.name).rstrip("/"), ""
         yield member
-    raise ReleaseError(f"it has more than {MOST_MEMBERS} files and folders: it is no candidate")
+    raise ReleaseError(f"it has more than {MOST_MEMBERS} files and folders: it is not a candidate")
 
 
 def padded(size: int) -> int:
@@ -86,10 +86,10 @@ def padded(size: int) -> int:
 
 
 def unpack(stream: BinaryIO, folder: Path, room: int) -> None:
-    """Unpack an archive of a candidate into FOLDER, which is empty; ROOM: the bytes that fit there.
+    """Unpack an archive of a candidate into the empty FOLDER; ROOM: the bytes that fit there.
 
-    Raises ReleaseError for a member that has no place in a candidate, and tarfile.TarError for what is no archive. What is
-    missing is for `release.candidate` to find.
+    Raises ReleaseError for a member that does not belong in a candidate, and tarfile.TarError for an invalid archive.
+    `release.candidate` detects missing files.
     """
     for member in members(stream):
         path, kind = member.name, Path(member.name).suffix.lower()
@@ -97,17 +97,17 @@ def unpack(stream: BinaryIO, folder: Path, room: int) -> None:
             continue
         if member.isdir() or not manifest.safe(path) or not (parts := MEMBER.fullmatch(path)):
             raise ReleaseError(
-                f"{path[:120]!r} has no place in a candidate: it is models/NAME and models/NAME.sha256"
+                f"{path[:120]!r} does not belong in a candidate, which has only models/NAME and models/NAME.sha256"
             )
         if parts[1] != ".sha256" and kind not in release.KINDS:
-            raise ReleaseError(f"{path[:120]!r} is no file of a model: only safetensors and text are taken")
+            raise ReleaseError(f"{path[:120]!r} is not a model file: only safetensors and text are accepted")
         if kind != ".safetensors" and member.size > MOST_TEXT_BYTES:
             raise ReleaseError(
-                f"{path!r} has {member.size} bytes, at most {MOST_TEXT_BYTES} are taken of such a file"
+                f"{path!r} has {member.size} bytes, but such a file may have at most {MOST_TEXT_BYTES}"
             )
         if (room := room - member.size) < 0:
             raise ReleaseError(
-                f"{path!r} has {member.size} bytes, {-room} more than are taken: make room on the disk of {folder.parent}"
+                f"{path!r} has {member.size} bytes, {-room} more than fit: make room on the disk of {folder.parent}"
             )
         tarfile.data_filter(member, str(folder))
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -129,15 +129,15 @@ def received(command: list[str], folder: Path, room: int) -> None:
             try:
                 unpack(output, folder, room)
             except (tarfile.TarError, FileExistsError, NotADirectoryError) as error:
-                problem = f"it is no archive of a candidate ({error})"
+                problem = f"it is not an archive of a candidate ({error})"
             rest = output.read(padding + 1)
             if len(rest) > padding or rest.strip(b"\0"):
-                raise ReleaseError(problem or "more follows the end of the archive")
+                raise ReleaseError(problem or "there is data after the end of the archive")
             complaint = complaints.read(MOST_COMPLAINT_BYTES).decode(errors="replace").strip()
             complaints.close()
             if code := sender.wait():
                 if time.monotonic() >= end:
-                    raise ReleaseError(f"the host has not ended after {MOST_SECONDS} s: look at it")
+                    raise ReleaseError(f"the host did not finish within {MOST_SECONDS} s: examine it")
                 raise ReleaseError(f"{shlex.join(command[:1])} ended with {code}: {complaint or problem}")
             if problem:
                 raise ReleaseError(problem)
@@ -158,7 +158,7 @@ def ssh(connection: dict[str, Any], remote: list[str]) -> list[str]:
 
 
 def fetch(places: Places, connection: dict[str, Any], host: str, name: str) -> str:
-    """Bring the candidate NAME of HOST; returns a message with the commands that sign and add it."""
+    """Fetch the candidate NAME from HOST; returns a message with the commands that sign and add it."""
     target = places.candidates / name
     places.candidates.mkdir(mode=0o700, parents=True, exist_ok=True)
     with durable.alone(places.candidates):
@@ -177,13 +177,11 @@ def fetch(places: Places, connection: dict[str, Any], host: str, name: str) -> s
                 candidate = release.candidate(aside)
                 if not (aside / "models" / candidate.name / release.TRAINING).exists():
                     raise ReleaseError(
-                        f"it has no {release.TRAINING}: a host has only models that it trained"
+                        f"it has no {release.TRAINING}, but hosts have only models that they trained"
                     )
             except ReleaseError as refusal:
                 text = str(refusal).replace(f"{aside}/", "").replace(str(aside), name)
-                raise ReleaseError(
-                    f"{name} of {host} is refused, and nothing of it is here: {text}"
-                ) from refusal
+                raise ReleaseError(f"{name} of {host} was refused, and nothing was kept: {text}") from refusal
             durable.sync_all(aside)
             aside.rename(target)
             flush(places.candidates)
@@ -213,12 +211,14 @@ def _fetch(arguments: argparse.Namespace) -> int:
         "event.type": ["info"],
     }
     with recorded(tree, playbook, inventories, arguments, event) as outcome:
-        code, heard = play(playbook, inventories, [], quiet=True, asked=frozenset({CONNECTION}))
-        connections = {host: json.loads(text) for (_, host), text in heard.said.items()}
+        code, results = play(playbook, inventories, [], quiet=True, asked=frozenset({CONNECTION}))
+        connections = {host: json.loads(text) for (_, host), text in results.outputs.items()}
         if code or arguments.host not in connections:
-            listed = ", ".join(sorted(connections)) or "; ".join(heard.failures + heard.complaints) or "none"
+            listed = (
+                ", ".join(sorted(connections)) or "; ".join(results.failures + results.complaints) or "none"
+            )
             raise ReleaseError(
-                f"{arguments.host} is no host in [train] of {', '.join(map(str, inventories))}, which has: {listed}"
+                f"{arguments.host} is not a host in [train] of {', '.join(map(str, inventories))}, which has: {listed}"
             )
         message = fetch(arguments.places, connections[arguments.host], arguments.host, arguments.name)
         outcome.code = 0

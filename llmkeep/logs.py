@@ -1,6 +1,7 @@
-"""`llmkeep logs find REQUEST_ID`: what all hosts logged about one request. `llmkeep logs check`: whether any of it was lost.
+"""`llmkeep logs find REQUEST_ID`: all hosts' log entries about one request. `llmkeep logs check`: detect lost entries.
 
-Role elasticsearch tells this host where that is, and seals an API key here that reads logs and does nothing else.
+Role elasticsearch writes the address of Elasticsearch to this host, and seals an API key here that can only read logs.
+
 """
 
 import argparse
@@ -26,16 +27,17 @@ STREAMS = "logs-llmkeep.*"
 MOST = 1000  # documents of one request; a gateway logs one, the edge another
 NOTHING_FOUND = 3
 UNAVAILABLE = 503
-DESCRIPTION = """Logs of all hosts about one request, in the order of time. The id is the answer's header X-Request-Id.
+DESCRIPTION = """Prints all hosts' log entries about one request in chronological order.
+The id is the response header X-Request-Id.
 Exit codes: 0 found; 1 Elasticsearch was not reached, or refused; 3 there is no document of this request."""
 CHECK = """Compares each host's counts of its journal with Elasticsearch's, by hour, and names missing entries.
-Exit codes: 0 complete; 1 Elasticsearch was not reached, or refused; 3 entries are missing, or a host's count is
-none; 4 none is missing, and a host is silent."""
+Exit codes: 0 complete; 1 Elasticsearch was not reached, or refused; 3 entries are missing, or a host's count is invalid;
+4 none is missing, but a host is silent."""
 
 
 @contextmanager
 def asked(places: Places) -> Iterator[Any]:
-    """The official client, with this node's key and certificate; LlmkeepError for what it raises."""
+    """The official client, with this node's key and certificate; its errors become LlmkeepError."""
     # Here, since it takes longer to import than any other verb takes to run.
     from elasticsearch import ApiError, Elasticsearch, TransportError
 
@@ -49,7 +51,8 @@ def asked(places: Places) -> Iterator[Any]:
         ).decode("ascii")
     except FileNotFoundError as error:
         raise LlmkeepError(
-            f"{error.filename} is not there: this is no control node of an estate with Elasticsearch. Run this on "
+            f"{error.filename} does not exist: this host is not the control node of an estate with Elasticsearch. "
+            "Run this on "
             "the host in the group control, after site.yml with a host in the group search"
         ) from error
     context = ssl.create_default_context(cafile=str(places.root_certificate))
@@ -68,7 +71,7 @@ def asked(places: Places) -> Iterator[Any]:
 
 
 def documents(client: Any, request: str) -> list[dict[str, Any]]:
-    """What Elasticsearch has of a request, oldest first; ApiError if a shard does not answer."""
+    """Elasticsearch's documents about a request, oldest first; ApiError if a shard does not answer."""
     answer = client.search(
         index=STREAMS,
         allow_partial_search_results=False,
@@ -80,7 +83,7 @@ def documents(client: Any, request: str) -> list[dict[str, Any]]:
 
 
 def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any]]:
-    """Documents of a request, oldest first; asks again for SECONDS while there is none."""
+    """Documents about a request, oldest first; repeats the query for SECONDS while there is none."""
     from elasticsearch import ApiError
 
     end = time.monotonic() + seconds
@@ -99,7 +102,7 @@ def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any
 
 
 def line(document: dict[str, Any]) -> str:
-    """A document for a person: when, where, by whom, and its fields, without those that say how it was shipped."""
+    """A document as a line for a person: time, host, service and fields, without the shipping metadata."""
     rest = {
         name: value
         for name, value in document.items()
@@ -117,8 +120,8 @@ def _find(arguments: argparse.Namespace) -> int:
     if not documents:
         raise Refused(
             NOTHING_FOUND,
-            f"no document has http.request.id {arguments.request!r}: take the id from the answer's header X-Request-Id; what a "
-            "host has not shipped yet is in its journal (`journalctl -g ID`)",
+            f"no document has http.request.id {arguments.request!r}: use the id in the response header X-Request-Id; "
+            "entries that a host has not shipped yet are in its journal (`journalctl -g ID`)",
         )
     return 0
 
@@ -146,12 +149,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep logs …`."""
-    verbs = subparsers.add_parser("logs", help="logs of the hosts").add_subparsers(
+    verbs = subparsers.add_parser("logs", help="search and check the hosts' logs").add_subparsers(
         required=True, metavar="VERB"
     )
-    parser = verbs.add_parser("find", help="print the documents of one request", description=DESCRIPTION)
+    parser = verbs.add_parser("find", help="print the documents about one request", description=DESCRIPTION)
     parser.add_argument("request", metavar="REQUEST_ID")
-    parser.add_argument("--json", action="store_true", help="each document as it is, a line each")
+    parser.add_argument("--json", action="store_true", help="print each document as JSON, one per line")
     parser.add_argument(
         "--wait",
         type=float,
@@ -160,15 +163,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="seconds to repeat the query while there is none (default 0)",
     )
     parser.set_defaults(run=_find, places=Places())
-    parser = verbs.add_parser("check", help="compare written, shipped and indexed entries", description=CHECK)
-    parser.add_argument("--hours", type=float, default=25, help="how far back (default 25)")
+    parser = verbs.add_parser(
+        "check", help="compare the numbers of written, shipped and indexed entries", description=CHECK
+    )
+    parser.add_argument("--hours", type=float, default=25, help="hours to look back (default 25)")
     parser.add_argument(
         "--settle",
         type=float,
         default=60,
         metavar="SECONDS",
-        help="ignore younger counts, whose documents may be in transit (default 60)",
+        help="ignore counts newer than this, whose documents may be in transit (default 60)",
     )
-    parser.add_argument("--record", action="store_true", help="keep the result for this host's metrics, too")
-    parser.add_argument("--json", action="store_true", help="one document for a machine")
+    parser.add_argument("--record", action="store_true", help="also keep the result for this host's metrics")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=_check, places=Places())

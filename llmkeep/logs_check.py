@@ -1,10 +1,10 @@
-"""`llmkeep logs check`: what each host wrote, shipped and what Elasticsearch has of it, by hour; gaps and duplicates by name.
+"""`llmkeep logs check`: entries written, shipped and indexed per host and hour, with gaps and duplicates.
 
-On each host in `[logs]` a timer counts the journal in windows of about 100 entries (roles/filebeat/files/journal_count.py). The
-lines are shipped as everything else is. A document has the time at which the journal took its entry, to the millisecond, and an
-id that it keeps when it is sent again; so a window's documents are those of its time.
-
-A source is a data stream's last part, not a name in a document: a host's key writes its own streams alone.
+On each host in `[logs]` a timer counts the journal in windows of about 100 entries
+(roles/filebeat/files/journal_count.py). The lines are shipped as everything else is. A document has the time of its
+journal entry, to the millisecond, and an id that stays the same when it is sent again, so a window's documents can be
+selected by time. A source is the last part of a data stream's name, not a name in a document: a host's key can write
+only its own streams.
 """
 
 import json
@@ -29,7 +29,7 @@ HOUR = 3_600_000
 class Window:
     """Entries `first` to `last` of journal `journal`: `entries` documents, taken from `begins` to `ends` (ms since 1970).
 
-    `counted`: False where no host counted them, and their number is known by those around them.
+    `counted`: False if no host counted them, and their number follows from the windows around them.
     """
 
     journal: str
@@ -66,7 +66,7 @@ class Hour:
 
 @dataclass
 class Source:
-    """What was found of one host. `heard`: time of its last count, empty if there is none."""
+    """Result for one host. `heard`: time of its last count, empty if there is none."""
 
     heard: str = ""
     silent: bool = False
@@ -95,7 +95,7 @@ NONE = (LookupError, ValueError, TypeError, ArithmeticError)  # what reading a m
 
 
 def window(document: dict[str, Any]) -> Window:
-    """A host's count. One of NONE for what is none."""
+    """Parse a host's count. Raises one of NONE if it is invalid."""
     count = document["llmkeep"]["journal"]
     window = Window(
         str(count["id"]),
@@ -112,7 +112,7 @@ def window(document: dict[str, Any]) -> Window:
 
 
 def counters(document: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """When, and Filebeat's counters. One of NONE for what is none."""
+    """Parse the time and Filebeat's counters. Raises one of NONE if they are invalid."""
     count = document["llmkeep"]["shipper"]
     return milliseconds(document["event"]["created"]), {
         name: int(count[name]) for name in ("acked", "dropped", "duplicates")
@@ -120,7 +120,7 @@ def counters(document: dict[str, Any]) -> tuple[int, dict[str, int]]:
 
 
 def by_number(windows: Iterable[Window]) -> list[Window]:
-    """Windows by journal, in the order in which those appear, and number: their times are a clock's, which may have gone back."""
+    """Windows sorted by journal, in order of appearance, and number: their times may be wrong if the clock was set back."""
     journals: dict[str, list[Window]] = {}
     for each in windows:
         journals.setdefault(each.journal, []).append(each)
@@ -132,25 +132,25 @@ def by_number(windows: Iterable[Window]) -> list[Window]:
 
 
 def continued(windows: Iterable[Window], notes: list[str]) -> Iterator[Window]:
-    """Windows in the order of their numbers, with those between that no host counted; NOTES gets what is unusual."""
+    """Windows in the order of their numbers, with uncounted windows in between; NOTES collects anything unusual."""
     before: Window | None = None
     for now in windows:
         if before and now.journal != before.journal:
             notes.append(
-                f"the journal began anew at {iso(now.begins)} (the host was set up anew, or its journal was removed): what the "
-                f"one before had after sequence number {before.last} is not known"
+                f"a new journal began at {iso(now.begins)} (the host was reinstalled, or its journal was removed): entries "
+                f"of the previous journal after sequence number {before.last} are unknown"
             )
         elif before and now.first <= before.last:
             if now.last <= before.last:
                 continue  # a count that was repeated after a kill
             notes.append(
-                f"sequence numbers {now.first} to {before.last} were counted twice: what is missing is at most as many"
+                f"sequence numbers {now.first} to {before.last} were counted twice: at most that many entries are missing"
             )
         elif before and now.first > before.last + 1:
             number = now.first - before.last - 1
             notes.append(
-                f"sequence numbers {before.last + 1} to {now.first - 1} left the journal before they were counted: it was "
-                "rotated or damaged, or the counts themselves were lost"
+                f"sequence numbers {before.last + 1} to {now.first - 1} left the journal before they were counted: the "
+                "journal was rotated or damaged, or the counts themselves were lost"
             )
             yield Window(
                 now.journal,
@@ -163,15 +163,15 @@ def continued(windows: Iterable[Window], notes: list[str]) -> Iterator[Window]:
             )
         if before and now.begins < before.ends - 1000:
             notes.append(
-                f"the clock went back by {(before.ends - now.begins) / 1000:.0f} s at sequence number {now.first}: windows "
-                "that overlap are judged together"
+                f"the clock went back by {(before.ends - now.begins) / 1000:.0f} s at sequence number {now.first}: "
+                "overlapping windows are judged together"
             )
         yield now
         before = now
 
 
 def together(windows: Iterable[Window]) -> list[list[Window]]:
-    """Windows by time; those that overlap are in one group, since a document does not tell whose it is."""
+    """Windows by time, with overlapping ones in one group, since a document does not show its window."""
     groups: list[list[Window]] = []
     end = -1
     for each in sorted(windows, key=lambda each: (each.begins, each.ends)):
@@ -184,7 +184,7 @@ def together(windows: Iterable[Window]) -> list[list[Window]]:
 
 
 def judge(source: Source, groups: list[list[Window]], counts: list[tuple[int, int]]) -> None:
-    """Compare groups of windows with their documents, in all and different ones, and put the result into SOURCE."""
+    """Compare groups of windows with their documents, total and distinct, and put the result into SOURCE."""
     for group, (there, different) in zip(groups, counts, strict=True):
         hour = source.hour(group[0].begins)
         written = sum(each.entries for each in group)
@@ -202,7 +202,7 @@ def judge(source: Source, groups: list[list[Window]], counts: list[tuple[int, in
                     min(each.first for each in lost),
                     max(each.last for each in lost),
                     missing,
-                    "Elasticsearch lacks them, and the host has them in its journal"
+                    "Elasticsearch lacks them, but the host has them in its journal"
                     if all(each.counted for each in lost)
                     else "they left the journal before they were counted, and Elasticsearch lacks them",
                 )
@@ -210,7 +210,7 @@ def judge(source: Source, groups: list[list[Window]], counts: list[tuple[int, in
 
 
 def grown(source: Source, counted: Iterable[tuple[int, dict[str, int]]]) -> None:
-    """Add what Filebeat's counters grew by; they begin at 0 with each start of it, so a kill loses their last minutes."""
+    """Add the growth of Filebeat's counters; they restart at 0 with Filebeat, so killing it loses their last minutes."""
     before: dict[str, int] = {}
     for taken, now in counted:
         if before:
@@ -226,7 +226,7 @@ def grown(source: Source, counted: Iterable[tuple[int, dict[str, int]]]) -> None
 def all_hits(
     client: Any, namespace: str, filters: list[dict[str, Any]], order: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """All documents of a host's services that FILTERS hold for; ORDER: fields with their types, before the id."""
+    """All documents of a host's services that match FILTERS; ORDER: sort fields with their types, before the id."""
     after: list[Any] | None = None
     while True:
         hits = client.search(
@@ -250,7 +250,7 @@ def all_hits(
 def statements(
     client: Any, namespace: str, action: str, since: datetime, until: datetime
 ) -> Iterator[dict[str, Any]]:
-    """A host's own counts in the order in which its journal took them."""
+    """A host's own counts in the order of its journal."""
     return all_hits(
         client,
         namespace,
@@ -264,7 +264,7 @@ def statements(
 
 
 def different(client: Any, index: str, query: dict[str, Any]) -> int:
-    """How many ids the documents have, exactly."""
+    """The exact number of distinct ids of the documents."""
     number = 0
     after: dict[str, Any] = {}
     while True:
@@ -286,7 +286,7 @@ def different(client: Any, index: str, query: dict[str, Any]) -> int:
 
 
 def documents(client: Any, namespace: str, groups: list[list[Window]]) -> list[tuple[int, int]]:
-    """For each group, documents that were taken in its time, and how many different ones."""
+    """For each group, the number of documents in its period, and the number of distinct ones."""
     index = f"logs-llmkeep.*-{namespace}"
     counts: list[tuple[int, int]] = []
     for start in range(0, len(groups), RANGES):
@@ -329,7 +329,7 @@ def lacking(group: list[Window], count: tuple[int, int]) -> bool:
 
 
 def read(client: Any, namespace: str, since: datetime, until: datetime) -> tuple[Source, list[Window]]:
-    """What a host says of itself: a source without gaps, and its windows."""
+    """A host's own counts: a source without gaps, and its windows."""
     source = Source()
     windows, counted = [], []
     for action in ("journal_counted", "shipper_counted"):
@@ -350,7 +350,7 @@ def read(client: Any, namespace: str, since: datetime, until: datetime) -> tuple
 def check(
     client: Any, namespaces: list[str], since: datetime, now: datetime, settle: timedelta
 ) -> dict[str, Source]:
-    """Each source as it is. Counts that are younger than SETTLE are left out: their documents may be under way."""
+    """The state of each source. Counts newer than SETTLE are left out: their documents may be in transit."""
     sources: dict[str, Source] = {}
     groups: dict[str, list[list[Window]]] = {}
     counts: dict[str, list[tuple[int, int]]] = {}
@@ -389,7 +389,7 @@ def code(sources: dict[str, Source]) -> int:
 
 
 def lines(sources: dict[str, Source]) -> Iterator[str]:
-    """The result for a person."""
+    """The result as lines for a person."""
     for name, source in sources.items():
         for hour, each in source.hours.items():
             yield (
@@ -401,19 +401,20 @@ def lines(sources: dict[str, Source]) -> Iterator[str]:
                 f"{name} {gap.hour[:13]}: GAP: {gap.missing} of sequence numbers {gap.first} to {gap.last}: {gap.why}"
             )
         yield from (
-            f"{name}: UNREAD: a count of it is none ({each}): look at that host" for each in source.unread
+            f"{name}: UNREAD: one of its counts is invalid ({each}): examine that host"
+            for each in source.unread
         )
         yield from (f"{name}: {note}" for note in source.notes)
         if source.silent:
             yield (
                 f"{name}: SILENT: "
-                + (f"its last count is of {source.heard}" if source.heard else "no count of it is there")
-                + ": the host, its Filebeat or llmkeep-journal-count.timer there stands still"
+                + (f"its last count was at {source.heard}" if source.heard else "it has no count")
+                + ": the host, its Filebeat or its llmkeep-journal-count.timer has stopped"
             )
 
 
 def recorded(sources: dict[str, Source], now: datetime) -> bytes:
-    """The result for a machine, as one document."""
+    """The result as one JSON document."""
     return json.dumps(
         {
             "time": now.isoformat(timespec="seconds"),

@@ -50,17 +50,17 @@ def _list(arguments: argparse.Namespace) -> int:
     with recorded(
         tree, playbook, places, arguments, {"event.action": "packages list", "event.type": ["info"]}
     ) as outcome:
-        outcome.code, heard = play(
+        outcome.code, results = play(
             playbook, places, [], quiet=True, asked=frozenset({PRINTED}), most_bytes=MOST_BYTES
         )
-        outcome.hosts = heard.hosts
-    if outcome.code or not heard.said:
-        listed = "\n".join(f"- {each}" for each in heard.failures or heard.complaints)
+        outcome.hosts = results.hosts
+    if outcome.code or not results.outputs:
+        listed = "\n".join(f"- {each}" for each in results.failures or results.complaints)
         raise LlmkeepError(
             f"not all hosts answered, and without some the list would lack what only they have:\n{listed}\n"
             "Run this again when all answer, or take a host that is gone for good out of the inventory"
         )
-    hosts = {host: names(host, text) for (_, host), text in heard.said.items()}
+    hosts = {host: names(host, text) for (_, host), text in results.outputs.items()}
     text = document(hosts)
     if arguments.out:
         durable.write(arguments.out, text.encode(), 0o644)

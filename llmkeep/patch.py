@@ -1,8 +1,9 @@
-"""`llmkeep patch`: newer Debian packages for the hosts, one after the other, with a rollback where one does not work.
+"""`llmkeep patch`: install newer Debian packages on the hosts, one host after the other, with a rollback if one fails.
 
-The bundle that brings them is carried, bootstrapped and applied by `llmkeep site` before (docs/operate/patch.md).
+The bundle with the packages must have been carried, bootstrapped and applied with `llmkeep site` (docs/operate/patch.md).
 
 Exit codes: 0 done, or planned; 1 a host was not patched, with the reason; 130 interrupted, run it again.
+
 """
 
 import argparse
@@ -23,14 +24,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "patch",
         parents=[whole_run(INVENTORY)],
-        help="newer Debian packages for the hosts",
+        help="install newer Debian packages on the hosts",
         description=__doc__,
     )
     parser.add_argument("--hosts", dest="limit", metavar="HOST,HOST", help="only these")
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="print the steps and the vulnerabilities that they close; change nothing",
+        help="print the steps and the vulnerabilities that they fix; change nothing",
     )
     parser.add_argument(
         "--back", action="store_true", help="roll back to the packages that the last patch replaced"
@@ -39,19 +40,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--canary-key-file",
         type=Path,
         metavar="FILE",
-        help="on the control node: file of identities.yml with a key that may ask the models; needed where hosts serve",
+        help="on the control node: file of identities.yml with a key that may use the models; needed if hosts serve",
     )
     parser.add_argument(
         "--last-instance",
         action="store_true",
-        help="also where no other host serves a model meanwhile: its clients wait, or are refused",
+        help="also patch a host if no other host serves its model: clients wait, or are refused",
     )
     parser.add_argument(
         "--without-rollback",
         action="store_true",
-        help="also where former packages are in no archive, such as those of Debian's installer",
+        help="also if former packages are in no archive, such as those of Debian's installer",
     )
-    parser.add_argument("--no-reboot", action="store_true", help="reboot no host: an operator does")
+    parser.add_argument("--no-reboot", action="store_true", help="do not reboot hosts: an operator does")
     parser.set_defaults(run=_patch)
 
 
@@ -72,8 +73,8 @@ def _patch(arguments: argparse.Namespace) -> int:
     if arguments.limit:
         words += ["--limit", arguments.limit]
     with recorded(tree, playbook, places, arguments) as outcome:
-        outcome.code, heard = play(playbook, places, words)
-        outcome.hosts, outcome.accepted = heard.hosts, heard.accepted
+        outcome.code, results = play(playbook, places, words)
+        outcome.hosts, outcome.accepted = results.hosts, results.accepted
     if arguments.plan and outcome.code == 0:
         for line in software.plan(tree, places, arguments):
             print(printable(line))

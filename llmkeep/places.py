@@ -1,4 +1,4 @@
-"""Where the control node keeps its keys, and what it makes with them."""
+"""Paths of the control node's keys and of files made with them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ BACKUP_PASSWORD = "llmkeep.backup-password"  # noqa: S105 a name
 
 @dataclass(frozen=True)
 class Places:
-    """Paths below `root`, which only tests set to another folder than /."""
+    """Paths below `root`, which is / except in tests."""
 
     root: Path = Path("/")
 
@@ -22,7 +22,7 @@ class Places:
 
     @property
     def logs_url(self) -> Path:
-        """Where Elasticsearch is; role elasticsearch writes it."""
+        """Address of Elasticsearch; role elasticsearch writes it."""
         return self.root / "etc/llmkeep/logs.url"
 
     @property
@@ -58,7 +58,7 @@ class Places:
 
     @property
     def issuing_hsm(self) -> Path:
-        """Where in the HSM the issuing key is; read only if there is no sealed key."""
+        """Location of the issuing key in the HSM; read only if there is no sealed key."""
         return self.root / "etc/llmkeep/pki/issuing-hsm.json"
 
     @property
@@ -81,12 +81,12 @@ class Places:
 
     @property
     def revocation_list(self) -> Path:
-        """What hosts get: the names that are revoked now, the issuing CA's list and the root's."""
+        """The file for hosts: revoked names, the issuing CA's list and the root's."""
         return self.root / "var/lib/llmkeep/pki/crl.pem"
 
     @property
     def revoked_probe(self) -> Path:
-        """A certificate that is revoked from the start, and its key: checks of listeners are refused by it."""
+        """A certificate that was revoked from the start, and its key: listeners must refuse it."""
         return self.root / "var/lib/llmkeep/pki/revoked.pem"
 
     def edge(self, host: str) -> Path:
@@ -94,7 +94,7 @@ class Places:
         return self.root / f"var/lib/llmkeep/pki/edges/{host}.json"
 
     def edge_request(self, host: str) -> Path:
-        """That request, for the operator to take away."""
+        """That request, for the operator to collect."""
         return self.root / f"var/lib/llmkeep/handout/edge-{host}.csr"
 
     # ---------------------------------------------------------------- policy
@@ -117,7 +117,7 @@ class Places:
 
     @property
     def verdicts(self) -> Path:
-        """What experiments found, for the operator pages; role operator_page brings it."""
+        """Verdicts on experiments for the operator pages; role operator_page copies them."""
         return self.root / "etc/llmkeep/verdicts"
 
     @property
@@ -128,12 +128,12 @@ class Places:
     # ---------------------------------------------------------------- bundles
     @property
     def bundles(self) -> Path:
-        """What bootstrap brought, by serial."""
+        """Bundles installed by bootstrap, by serial."""
         return self.root / "srv/llmkeep/bundle"
 
     @property
     def bundle_keyring(self) -> Path:
-        """Whose bundles are accepted here; bootstrap writes it."""
+        """The keyring whose bundles are accepted here; bootstrap writes it."""
         return self.root / "etc/apt/keyrings/llmkeep.pgp"
 
     @property
@@ -166,12 +166,12 @@ class Places:
 
     @property
     def candidates(self) -> Path:
-        """Models that were fetched from training hosts, to be signed; only root reads them."""
+        """Models fetched from training hosts, to be signed; only root can read them."""
         return self.root / "srv/llmkeep/candidates"
 
     @property
     def releases(self) -> Path:
-        """What the mirror serves."""
+        """Releases that the mirror serves."""
         return self.root / "srv/llmkeep/releases"
 
     @property
@@ -181,13 +181,13 @@ class Places:
 
     @property
     def image_serial(self) -> Path:
-        """The serial of the image that was accepted here last: the highest, unless an operator went back."""
+        """The serial of the last image accepted here: the highest, unless an operator rolled back."""
         return self.root / "var/lib/llmkeep/image-serial"
 
     # ---------------------------------------------------------------- what is kept of hosts
     @property
     def witness(self) -> Path:
-        """The heads of hosts' records, a folder for each."""
+        """The heads of hosts' records, one folder per host."""
         return self.root / "var/lib/llmkeep/witness"
 
     @property
@@ -197,12 +197,12 @@ class Places:
 
     @property
     def waivers(self) -> Path:
-        """Files of vulnerabilities that an owner accepts until a day."""
+        """Files of vulnerabilities that an owner accepts until a given day."""
         return self.root / "etc/llmkeep/waivers"
 
     @property
     def sboms(self) -> Path:
-        """Signed archives of what hosts had installed."""
+        """Signed archives of the software installed on hosts."""
         return self.root / "var/lib/llmkeep/sboms"
 
     @property
@@ -212,13 +212,13 @@ class Places:
 
     @property
     def replaced(self) -> Path:
-        """The same of machines that are no more."""
+        """The same for replaced machines."""
         return self.root / "var/lib/llmkeep/replaced"
 
     # ---------------------------------------------------------------- backup
     @property
     def backup_settings(self) -> Path:
-        """Where backups go, what more is in them, how many are kept; role backup writes it."""
+        """Location, additional paths and retention of backups; role backup writes it."""
         return self.root / "etc/llmkeep/backup.json"
 
     @property
@@ -227,30 +227,30 @@ class Places:
 
     @property
     def backup_secrets(self) -> Path:
-        """What is sealed to this host, encrypted to the escrow certificate."""
+        """The secrets sealed to this host, encrypted to the escrow certificate."""
         return self.root / "var/lib/llmkeep/backup/secrets.cms"
 
     @property
     def backup_description(self) -> Path:
-        """What the last backup says of itself."""
+        """The description of the last backup."""
         return self.root / "var/lib/llmkeep/backup/description.json"
 
     @property
     def backup_begun(self) -> Path:
-        """The place of the repository that was made; one that is missing there is not made anew."""
+        """The location of the created repository; if it is missing there, it is not created again."""
         return self.root / "var/lib/llmkeep/backup/repository"
 
     @property
     def backup_verified(self) -> Path:
-        """The backup that was read again last, whole, where it lies."""
+        """The last backup that was verified in place."""
         return self.root / "var/lib/llmkeep/backup-verified.json"
 
     @property
     def restoring(self) -> Path:
-        """Which backup is being restored here; there from a restore's begin to its end."""
+        """The backup that is being restored here; exists while a restore is incomplete."""
         return self.root / "var/lib/llmkeep/restoring.json"
 
     @property
     def escrow_certificate(self) -> Path:
-        """As it came with the bundle in use."""
+        """The escrow certificate from the bundle in use."""
         return self.bundles / "current/escrow.pem"

@@ -1,7 +1,7 @@
 """Run playbooks with ansible-runner, whose output is printed as it comes.
 
 The bundle's tree is compared with its signed manifest before each run; a developer's checkout has none, and runs as it is.
-A run leaves nothing on disk: its working folder is in memory and is removed, by the next run where this one was killed.
+A run leaves nothing on disk: its working folder is in memory and is removed, if need be by the next run.
 """
 
 import json
@@ -39,13 +39,14 @@ PLACES = Places()
 
 
 class RunError(LlmkeepError):
-    """The run cannot start. The message says what is wrong, the value seen, and the way out."""
+    """The run cannot start. The message says what is wrong, the value seen, and what to do."""
 
 
 def verified_tree() -> Path:
-    """The tree to run playbooks from. Raises RunError where the bundle's has a file that is not as signed, or one more or less.
+    """The tree to run playbooks from.
 
-    Python files beside signed ones would run too, and so would bytecode: `__pycache__` is refused like any other file.
+    Raises RunError if the bundle's tree has a changed, missing or extra file. Python files beside signed ones would
+    run too, and so would bytecode: `__pycache__` is refused like any other file.
     """
     root = source_tree.located()
     if root == source_tree.INSTALLED:
@@ -55,13 +56,16 @@ def verified_tree() -> Path:
 
 @cache
 def _require_signed(tree: Path) -> None:
-    """The manifest's signature and serial, then every file; not its age, since a run may be what renews or revokes."""
-    way_out = "Nothing was run. Keep a copy of it if this change is not yours, then run `bootstrap` again from the medium"
+    """The manifest's signature and serial, then every file; not its age, since a run may be needed to renew or revoke."""
+    way_out = (
+        "Nothing was run. If you did not make this change, keep a copy of the tree; then run `bootstrap` again from "
+        "the medium"
+    )
     try:
         highest = manifest.highest_serial(PLACES.bundle_serial)
         signed = manifest.authentic(tree.parent, PLACES.bundle_keyring, manifest.BUNDLE, highest)
     except LlmkeepError as error:
-        raise RunError(f"{tree.parent} is no bundle to run playbooks from: {error}\n{way_out}") from error
+        raise RunError(f"{tree.parent} is not a bundle to run playbooks from: {error}\n{way_out}") from error
     prefix = f"{source_tree.INSTALLED.name}/"
     entries = [
         replace(entry, path=entry.path.removeprefix(prefix))
@@ -70,7 +74,7 @@ def _require_signed(tree: Path) -> None:
     ]
     if problems := manifest.differences(tree, entries, set()):
         raise RunError(
-            f"{tree} is not the tree of bundle {signed.serial} as it was signed:\n  {manifest.shown(problems)}\n{way_out}"
+            f"{tree} differs from the signed tree of bundle {signed.serial}:\n  {manifest.shown(problems)}\n{way_out}"
         )
 
 
@@ -85,7 +89,7 @@ def inventory_path(path: str, root: Path) -> Path:
 
 
 def listed(inventories: list[Path], root: Path) -> dict[str, Any]:
-    """Groups, and `_meta.hostvars`, as `ansible-inventory --list` prints them; LlmkeepError where it does not read them."""
+    """Groups, and `_meta.hostvars`, as `ansible-inventory --list` prints them; LlmkeepError if it fails."""
     words = [word for path in inventories for word in ("-i", str(path))]
     done = subprocess.run(
         [str(Path(sys.executable).parent / "ansible-inventory"), *words, "--list"],
@@ -95,7 +99,7 @@ def listed(inventories: list[Path], root: Path) -> dict[str, Any]:
         cwd=root,
     )
     if done.returncode:
-        raise LlmkeepError(f"ansible-inventory does not read it: {done.stderr.strip()}")
+        raise LlmkeepError(f"ansible-inventory cannot read it: {done.stderr.strip()}")
     groups: dict[str, Any] = json.loads(done.stdout)
     return groups
 
@@ -108,7 +112,7 @@ def require_yaml(place: Path) -> None:
         text = path.read_text(errors="replace")
         if path.suffix in (".ini", ".cfg") or INI_SECTION.search(text):
             raise RunError(
-                f"{path} is an INI inventory, and only YAML is read: convert it with "
+                f"{path} is an INI inventory, but only YAML is supported: convert it with "
                 f"`ansible-inventory -i {path} --list --yaml`"
             )
         try:
@@ -120,12 +124,12 @@ def require_yaml(place: Path) -> None:
 
 
 @dataclass
-class Heard:
+class RunResults:
     """Results of a run: failures with their reasons, and Ansible's recap.
 
-    `accepted`: untested systems and older images that the inventory accepts. `faults`: those of the inventory.
-    `complaints`: Ansible's messages outside of tasks. `asked`: tasks whose standard output, or message, is kept, in `said` by
-    task and host.
+    `accepted`: untested systems and older images that the inventory accepts. `faults`: of the inventory.
+    `complaints`: Ansible's messages outside of tasks. `asked`: tasks whose standard output or message is kept, in
+    `said` by task and host.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -134,7 +138,7 @@ class Heard:
     complaints: list[str] = field(default_factory=list)
     hosts: list[dict[str, object]] = field(default_factory=list)
     asked: frozenset[str] = frozenset()
-    said: dict[tuple[str, str], str] = field(default_factory=dict)
+    outputs: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def event(self, event: dict[str, Any]) -> bool:
         """Called by ansible-runner for each event; False keeps it from writing the event to disk."""
@@ -156,7 +160,7 @@ class Heard:
                 self.accepted.append(sentence)
         elif event.get("event") == "runner_on_ok" and data.get("task") in self.asked:
             result = data.get("res") or {}
-            self.said[data["task"], data["host"]] = result.get("stdout", result.get("msg", ""))
+            self.outputs[data["task"], data["host"]] = result.get("stdout", result.get("msg", ""))
         return False
 
 
@@ -202,18 +206,20 @@ def play(
     quiet: bool = False,
     asked: frozenset[str] = frozenset(),
     most_bytes: int = 0,
-) -> tuple[int, Heard]:
-    """Run one playbook; returns its exit code and what was heard, including the output of the tasks ASKED.
+) -> tuple[int, RunResults]:
+    """Run one playbook; returns its exit code and results, including the output of the tasks ASKED.
 
-    `most_bytes`: that a host may send by one command or one file; 0 for no bound. The task fails where a host sends more.
+    `most_bytes`: limit for the output of one command or the size of one file from a host; 0 for no limit. The task
+    fails if a host sends more.
     """
     root = verified_tree()
     if PLACES.restoring.exists():
         raise RunError(
-            f"{PLACES.restoring}: a restore of the control node was cut off here; nothing was run. End it with `llmkeep backup "
+            f"{PLACES.restoring}: a restore of the control node was interrupted; nothing was run. Finish it with "
+            "`llmkeep backup "
             "restore`"
         )
-    heard, interruption = Heard(asked=asked), Interruption()
+    results, interruption = RunResults(asked=asked), Interruption()
     with working_folder() as work:
         collection = work / "collections/ansible_collections/llmkeep/estate"
         collection.parent.mkdir(parents=True)
@@ -241,19 +247,19 @@ def play(
             cmdline=shlex.join([*options, *words]),
             envvars=environment,
             settings={"suppress_env_files": True, "pexpect_timeout": 1},
-            event_handler=heard.event,
+            event_handler=results.event,
             cancel_callback=interruption,
             quiet=quiet,
         )
     if interruption.asked_at is not None:
-        print("llmkeep: interrupted; run it again, what is done is kept", file=sys.stderr)
-        return 130, heard
-    return int(done.rc != 0), heard
+        print("llmkeep: interrupted; run it again to continue", file=sys.stderr)
+        return 130, results
+    return int(done.rc != 0), results
 
 
 @contextmanager
 def working_folder() -> Iterator[Path]:
-    """A folder in memory for one run. Those of runs that were killed are removed first: users' text may be in them."""
+    """A folder in memory for one run. Folders of killed runs are removed first: they may contain users' text."""
     made = Path(tempfile.mkdtemp(prefix=".llmkeep-", dir=memory()))
     for other in made.parent.glob(f"{WORKING}*"):
         with suppress(LlmkeepError, OSError):  # of a run that is at work, or gone meanwhile

@@ -1,11 +1,14 @@
-"""`llmkeep host replace NAME`: new hardware under the name of a host that died. `llmkeep disk replace HOST VOLUME SERIAL`: a new
-disk for a volume whose disk died.
+"""`llmkeep host replace NAME`: new hardware under the name of a dead host.
 
-On the control node it makes room for the new machine: certificates of the old one are revoked. What was witnessed of its record
-moves to /var/lib/llmkeep/replaced, and unless its disks are in the new machine, recovery keys and headers of its volumes do, too.
-The same for one volume, which its host lets go of. `llmkeep site` then sets up machine or volume.
+`llmkeep disk replace HOST VOLUME SERIAL`: a new disk for a volume whose disk died.
 
-Exit codes: 0 done, or planned; 1 refused, and nothing was changed; 3 done, but a host did not get the revocation: run it again.
+On the control node, the old machine's certificates are revoked, and its witnessed record is moved to
+/var/lib/llmkeep/replaced. Recovery keys and headers of its volumes are moved there too, unless its disks are in the
+new machine. The same is done for a single volume, which its host releases. `llmkeep site` then sets up the machine or
+the volume.
+
+Exit codes: 0 done, or planned; 1 refused, and nothing was changed; 3 done, but a host did not get the revocation: run
+it again.
 """
 
 import argparse
@@ -37,29 +40,31 @@ FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
 
 class ReplaceError(LlmkeepError):
-    """Refused. The message says what is wrong, the value seen, and the way out."""
+    """A replacement was refused. The message says what is wrong, the value seen, and what to do."""
 
 
 def plan(places: Places, name: str, keep_volumes: bool) -> Iterator[str]:
-    """What comes back by itself, what is lost, and what is left to do, a line each."""
-    yield f"{name}: `llmkeep site` brings packages, services, certificates, models, and keys between hosts"
+    """Lines on what is restored automatically, what is lost, and what is left to do."""
+    yield f"{name}: `llmkeep site` restores packages, services, certificates, models, and keys between hosts"
     if last := witness.Kept(places.witness / name).seen():
         head = heads.stated(last)[1]
-        yield f"lost, unless backed up: the record, {head.size} lines as far as the witness saw it; a new one begins"
-    yield "lost, unless backed up: ratings that were not exported, checkpoints, quotas of today"
+        yield f"lost, unless backed up: the record, {head.size} lines seen by the witness; a new one begins"
+    yield "lost, unless backed up: unexported ratings, checkpoints, today's quotas"
     for volume in (path for path in volume_files(places, name) if path.suffix == ".json"):
         what = (
-            "opened on the new machine" if keep_volumes else "made anew, on the disk that the inventory names"
+            "opened on the new machine"
+            if keep_volumes
+            else "created again on the disk that the inventory names"
         )
         yield f"volume {volume.stem.removeprefix(f'{name}-')}: {what}"
     if (edge := Edge.read(places, name)) and not edge.hsm:
         yield f"lost: the key for {', '.join(edge.names)}; `llmkeep site` hands out a request for a new one"
-    yield "to do: API keys of clients by identity_verb=import"
-    yield "the HSM's keys stay; where the machine was stolen, change the PIN"
+    yield "to do: import clients' API keys with identity_verb=import"
+    yield "the HSM's keys are unaffected; if the machine was stolen, change the PIN"
 
 
 def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
-    """Take the SSH key that ADDRESS shows for known, if it is the one that was read at its console; ReplaceError if not."""
+    """Add the SSH key of ADDRESS to the known ones if it matches the one read at its console, else raise ReplaceError."""
     if not FINGERPRINT.fullmatch(fingerprint):
         raise ReplaceError(
             f"--host-key is {printable(fingerprint)}: give what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints at the "
@@ -75,8 +80,8 @@ def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
         ).stdout.split()
     if fingerprint not in words:
         raise ReplaceError(
-            f"{address} shows the SSH key {words[1] if len(words) > 1 else '(none: it does not answer)'}, and --host-key says "
-            f"{fingerprint}: another machine has this address, or it was read wrong"
+            f"{address} shows the SSH key {words[1] if len(words) > 1 else '(none: it does not answer)'}, but --host-key "
+            f"says {fingerprint}: another machine has this address, or the key was misread"
         )
     where = address if port == 22 else f"[{address}]:{port}"
     if known_hosts.exists():
@@ -88,14 +93,17 @@ def trust(address: str, port: int, fingerprint: str, known_hosts: Path) -> None:
 
 
 def volume_files(places: Places, name: str, volume: str = "[a-z0-9_]+") -> list[Path]:
-    """Register, recovery key and header of a host's volumes, or of one; the register last, by which a run sees what is left."""
+    """Register, recovery key and header of a host's volumes, or of one.
+
+    The register comes last, since a run finds remaining work by it.
+    """
     files = re.compile(rf"{re.escape(name)}-{volume}\.(json|recovery\.cms|header\.cms)")
     there = [path for path in places.volumes.glob("*") if files.fullmatch(path.name)]
     return sorted(there, key=lambda path: (path.suffix == ".json", path.name))
 
 
 def set_aside(places: Places, name: str, keep_volumes: bool, now: datetime) -> list[str]:
-    """Move what the control node has of the old machine; the paths that it is at now."""
+    """Move the control node's data on the old machine; returns the new paths."""
     paths = [places.witness / name] if (places.witness / name).exists() else []
     if not keep_volumes:
         paths += volume_files(places, name)
@@ -103,7 +111,7 @@ def set_aside(places: Places, name: str, keep_volumes: bool, now: datetime) -> l
 
 
 def move_aside(places: Places, name: str, paths: list[Path], now: datetime) -> list[str]:
-    """Move files and folders to where they stay, below one folder for NAME and this moment; its path, if there are any."""
+    """Move files and folders below a folder for NAME and the present time; returns its path if anything was moved."""
     target = places.replaced / f"{name}-{now:%Y-%m-%dT%H%M%SZ}"
     for path in paths:
         to = target / path.parent.name / path.name
@@ -115,7 +123,7 @@ def move_aside(places: Places, name: str, paths: list[Path], now: datetime) -> l
 
 
 def replace(places: Places, name: str, reason: str, by: str, keep_volumes: bool) -> str:
-    """Make room on the control node for a new machine called NAME; returns a message. Idempotent."""
+    """Prepare the control node for a new machine called NAME; returns a message. Idempotent."""
     steps = []
     known = revoked_serials(places)
     if any(int(serial, 16) not in known for serial in living_serials(places, name, datetime.now(UTC), True)):
@@ -130,10 +138,10 @@ def replace(places: Places, name: str, reason: str, by: str, keep_volumes: bool)
 
 
 def variables(name: str, groups: dict[str, Any]) -> dict[str, Any]:
-    """The host's variables; ReplaceError for one that cannot be replaced."""
+    """The host's variables; ReplaceError if it cannot be replaced."""
     hosts = groups["_meta"]["hostvars"]
     if name not in hosts:
-        raise ReplaceError(f"the inventory has no host {printable(name)}: it has {', '.join(sorted(hosts))}")
+        raise ReplaceError(f"the inventory has no host {printable(name)}, only {', '.join(sorted(hosts))}")
     if name in groups.get("control", {}).get("hosts", []):
         raise ReplaceError(f"{name} is the control node: restore it from its backup (docs/operate/backup.md)")
     return dict(hosts[name])
@@ -191,19 +199,19 @@ def require_declared(name: str, volume: str, serial: str, groups: dict[str, Any]
             else f"the volumes {', '.join(volumes) or 'none'}"
         )
         raise ReplaceError(
-            f"luks_volumes of {name} in the inventory has {printable(inventory)}: name the new disk there first, {volume} "
+            f"luks_volumes of {name} in the inventory has {printable(inventory)}: first name the new disk there, {volume} "
             f"with the serial {printable(serial)} (lsblk --output NAME,SIZE,SERIAL)"
         )
 
 
 def registered_serial(places: Places, host: str, volume: str) -> str | None:
-    """The disk that the register has the volume on."""
+    """Serial of the volume's disk in the register."""
     entry = places.volumes / f"{host}-{volume}.json"
     return str(json.loads(entry.read_bytes())["serial"]) if entry.exists() else None
 
 
 def replace_disk(places: Places, host: str, volume: str, serial: str) -> str:
-    """Set aside what the control node has of a volume on another disk than SERIAL; returns a message. Idempotent."""
+    """Move away the control node's data on a volume unless its disk is SERIAL; returns a message. Idempotent."""
     if registered_serial(places, host, volume) in {None, serial}:
         return f"{host}/{volume}: nothing was left to do"
     (path,) = move_aside(places, host, volume_files(places, host, volume), datetime.now(UTC))
@@ -215,13 +223,11 @@ def _replace_disk(arguments: argparse.Namespace) -> int:
     places = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     require_declared(arguments.host, arguments.volume, arguments.serial, listed(places, tree))
     volume = f"{arguments.host}/{arguments.volume}"
-    print(
-        f"{volume}: made anew on {arguments.serial}, empty. `llmkeep site` brings models and releases back, and nothing else"
-    )
+    print(f"{volume}: created empty on {arguments.serial}. `llmkeep site` restores only models and releases")
     if arguments.plan:
         return 0
     if registered_serial(arguments.places, arguments.host, arguments.volume) == arguments.serial:
-        print(f"{volume} is on {arguments.serial} already: nothing was left to do")
+        print(f"{volume} is already on {arguments.serial}: nothing was left to do")
         return 0
     event: dict[str, object] = {"event.action": f"disk replace {volume}", "event.reason": arguments.reason}
     playbook = (tree / "playbooks/replace-disk.yml").resolve()
@@ -244,12 +250,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = verbs.add_parser(
         "replace",
         parents=[whole_run(INVENTORY)],
-        help="new hardware under a host's name",
+        help="prepare for new hardware under a host's name",
         description=__doc__,
     )
-    parser.add_argument("name", help="of the host in the inventory")
+    parser.add_argument("name", help="name of the host in the inventory")
     parser.add_argument("--reason", required=True, help="for the readers of the record")
-    parser.add_argument("--plan", action="store_true", help="print the steps and the losses; change nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the steps and the data that is lost; change nothing"
+    )
     parser.add_argument(
         "--keep-volumes", action="store_true", help="the old machine's disks are in the new one"
     )
@@ -263,11 +271,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         required=True, metavar="VERB"
     )
     parser = verbs.add_parser(
-        "replace", parents=[whole_run(INVENTORY)], help="a new disk for a volume", description=__doc__
+        "replace",
+        parents=[whole_run(INVENTORY)],
+        help="prepare for a new disk for a volume",
+        description=__doc__,
     )
     parser.add_argument("host", help="its name in the inventory")
     parser.add_argument("volume", help="its name in luks_volumes")
-    parser.add_argument("serial", help="of the new disk, as luks_volumes has it")
+    parser.add_argument("serial", help="serial of the new disk, as in luks_volumes")
     parser.add_argument("--reason", required=True, help="for the readers of the record")
-    parser.add_argument("--plan", action="store_true", help="print the losses; change nothing")
+    parser.add_argument("--plan", action="store_true", help="print the data that is lost; change nothing")
     parser.set_defaults(run=_replace_disk, places=Places())

@@ -1,4 +1,4 @@
-"""A file that is written and hashed at once, after what an interrupted run left of it."""
+"""A file that is written and hashed at the same time, continuing after an interrupted run."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ AHEAD = 4  # chunks that wait to be hashed
 
 
 def progress(stream: BinaryIO, size: int, name: str) -> AbstractContextManager[BinaryIO]:
-    """STREAM, to be read in a `with`; a terminal shows how much of SIZE bytes was."""
+    """STREAM, to be read in a `with`; a terminal shows the progress towards SIZE bytes."""
     return wrap_file(
         stream,
         total=size,
@@ -35,11 +35,10 @@ class TooLong(LlmkeepError):
 
 
 class Resumable:
-    """Write PATH, which is to have SIZE bytes. Hashing runs beside writing, in a thread.
+    """Write PATH, which will have SIZE bytes. Hashing runs beside writing, in a thread.
 
-    `write`, `tell`, `seek` and `truncate` are those of a file, as huggingface_hub's `http_get` uses them. Where a chunk is
-    already there, it is read instead of written: a copy continues at the speed of reading. Nothing is synced.
-
+    `write`, `tell`, `seek` and `truncate` are those of a file, as huggingface_hub's `http_get` uses them. Existing
+    chunks are read instead of written, so a copy continues at reading speed. Nothing is synced.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -61,7 +60,7 @@ class Resumable:
         self.stream.close()
 
     def resume(self) -> int:
-        """Hash what is there already; returns the number of its bytes, after which `write` continues."""
+        """Hash the existing bytes; returns their number, after which `write` continues."""
         while self.position < self.old_size and (chunk := self.stream.read(CHUNK)):
             self._hash(chunk)
         return self.position
@@ -97,7 +96,7 @@ class Resumable:
     def seek(self, position: int) -> int:
         """To the beginning only: a server that ignores the range sends everything again."""
         if position != 0:
-            raise ValueError(f"position {position} of {self.path}: only 0 can be gone back to")
+            raise ValueError(f"position {position} of {self.path}: only 0 can be sought")
         self.digest()
         self.hash, self.position = hashlib.sha256(), 0
         return self.stream.seek(0)
@@ -107,7 +106,7 @@ class Resumable:
         return self.stream.truncate(self.position)
 
     def digest(self) -> str:
-        """Hex sha256 of all that was written."""
+        """Hex sha256 of all written bytes."""
         while self.hashing:
             self.hashing.popleft().result()
         return self.hash.hexdigest()

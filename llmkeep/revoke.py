@@ -1,7 +1,9 @@
-"""`llmkeep pki revoke | reinstate | crl`: revoke on the control node, and have every host honour it at once.
-`llmkeep pki request | install`: an edge's certificate of another CA, which `llmkeep site` brings to the edge.
+"""`llmkeep pki revoke | reinstate | crl`: revoke on the control node, and distribute the list to every host at once.
+
+`llmkeep pki request | install`: an edge's certificate from another CA, which `llmkeep site` installs on the edge.
 
 Exit codes: 0 done, on all hosts; 1 refused, nothing was changed; 3 done here, but a host was not reached: run it again.
+
 """
 
 import argparse
@@ -24,7 +26,7 @@ HOSTS_MISSING = 3
 
 
 def _distributed(verb: Callable[[Places, str, str, str], str], arguments: argparse.Namespace) -> int:
-    """Change the record and the list, then bring the list to all hosts."""
+    """Change the record and the list, then distribute the list to all hosts."""
     tree = verified_tree()
     playbook = (tree / "playbooks/revoke.yml").resolve()
     inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
@@ -34,13 +36,13 @@ def _distributed(verb: Callable[[Places, str, str, str], str], arguments: argpar
     }
     with recorded(tree, playbook, inventories, arguments, event) as outcome:
         print(verb(arguments.places, arguments.name, arguments.reason, who()), flush=True)
-        outcome.code, heard = play(playbook, inventories, [])
-        outcome.hosts = heard.hosts
+        outcome.code, results = play(playbook, inventories, [])
+        outcome.hosts = results.hosts
     return outcome.code and (130 if outcome.code == 130 else HOSTS_MISSING)
 
 
 def _record(action: str, host: str, more: runs.Event) -> None:
-    """Put on the control node's record what is about to be kept of an edge. A developer's machine keeps none."""
+    """Record a change of an edge's data before it is stored. A developer's machine has no record."""
     if runs.is_kept(source_tree.located()):
         runs.append(
             {
@@ -80,19 +82,17 @@ def _install(arguments: argparse.Namespace) -> str:
     before = edges.Edge.read(arguments.places, host)
     edge = edges.install(arguments.places, host, arguments.chain.read_bytes(), root, datetime.now(UTC))
     if edge == before:
-        return f"{host} has this certificate already; next: llmkeep site"
+        return f"{host} already has this certificate; next: llmkeep site"
     _record("install", host, edges.described(edge))
     edge.write(arguments.places, host)
-    return (
-        f"the certificate is good for {', '.join(edge.names)}; next: llmkeep site, which brings it to {host}"
-    )
+    return f"the certificate is valid for {', '.join(edge.names)}; next: llmkeep site, which installs it on {host}"
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep pki …` with its verbs that run Ansible."""
     verbs = authority.register(subparsers)
     common = whole_run(INVENTORY)
-    common.add_argument("name", help="as `llmkeep pki sign --host` had it: a host's name in the inventory")
+    common.add_argument("name", help="a host's name in the inventory, as given to `llmkeep pki sign --host`")
     common.add_argument("--reason", required=True, help="for the readers of the record")
     common.set_defaults(places=Places())
     for verb, text in (
@@ -102,19 +102,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser = verbs.add_parser(verb.__name__, parents=[common], help=text, description=__doc__)
         parser.set_defaults(run=lambda arguments, verb=verb: _distributed(verb, arguments))
     parser = verbs.add_parser(
-        "crl", help="renew the revocation list if it is due (site.yml and the renewal call it)"
+        "crl", help="renew the revocation list if it is due (called by site.yml and the renewal)"
     )
     parser.set_defaults(run=as_command(lambda arguments: str(revoking.publish(arguments.places))))
     parser = verbs.add_parser(
-        "request", help="hand out an edge's request for its public names (site.yml brings it)"
+        "request", help="print an edge's request for its public names (collected by site.yml)"
     )
     parser.add_argument("--host", required=True, help="the edge's name in the inventory")
     parser.add_argument(
-        "--new-key", action="store_true", help="the next site.yml makes a new key and request"
+        "--new-key", action="store_true", help="have the next site.yml make a new key and request"
     )
-    parser.add_argument("--csr", help="of site.yml: file with the host's request, - for standard input")
-    parser.add_argument("--names", default="", help="of site.yml: comma-separated edge_public_names")
-    parser.add_argument("--hsm", action="store_true", help="of site.yml: the key is in an HSM")
+    parser.add_argument("--csr", help="used by site.yml: file with the host's request, - for standard input")
+    parser.add_argument("--names", default="", help="used by site.yml: comma-separated edge_public_names")
+    parser.add_argument("--hsm", action="store_true", help="used by site.yml: the key is in an HSM")
     parser.set_defaults(run=as_command(_request))
     parser = verbs.add_parser(
         "install",

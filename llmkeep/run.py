@@ -1,7 +1,6 @@
 """The operator's verbs that run Ansible: `llmkeep site | verify | run`.
 
-Exit codes: 0 done, and all checks hold; 1 a host failed, a check does not hold, or the run was refused;
-130 interrupted.
+Exit codes: 0 done, and all checks passed; 1 a host failed, a check failed, or the run was refused; 130 interrupted.
 """
 
 import argparse
@@ -35,12 +34,12 @@ def _playbook(name: str, root: Path) -> Path:
             return place.resolve()
     known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
     raise RunError(
-        f"there is no playbook {name!r}, neither here nor in {root}: take site.yml or one of {known}"
+        f"there is no playbook {name!r}, neither here nor in {root}: use site.yml or one of {known}"
     )
 
 
 def _run(arguments: argparse.Namespace, words: list[str] | None = None) -> int:
-    """Run one playbook with these words for Ansible, by default those of the operator's options."""
+    """Run one playbook with these arguments for Ansible, by default those of the operator's options."""
     root = source_tree.located()
     # Of a verb it is the tree's own, wherever the operator stands.
     playbook = _playbook(arguments.playbook, root) if arguments.playbook else (root / "site.yml").resolve()
@@ -48,15 +47,15 @@ def _run(arguments: argparse.Namespace, words: list[str] | None = None) -> int:
     # Of the bundle that the run begins with: another one may be installed meanwhile.
     serial = int(record.SERIAL.read_text()) if record.SERIAL.exists() else None
     with recorded(root, playbook, inventories, arguments) as outcome:
-        code, heard = play(playbook, inventories, _words(arguments) if words is None else words)
-        outcome.code, outcome.hosts, outcome.accepted = code, heard.hosts, heard.accepted
+        code, results = play(playbook, inventories, _words(arguments) if words is None else words)
+        outcome.code, outcome.hosts, outcome.accepted = code, results.hosts, results.accepted
     if code == 0 and playbook == (root / "site.yml").resolve() and serial is not None:
         record.note(record.APPLIED, root, arguments, {"serial": serial})
     return code
 
 
 def ansible_playbook(argv: list[str]) -> int:
-    """`ansible-playbook` as the control node has it: the same arguments, and each playbook a recorded run."""
+    """The control node's `ansible-playbook`: the same arguments, but each playbook is a recorded run."""
     from ansible.cli.playbook import PlaybookCLI  # Ansible's own parser; it takes half a second to import
 
     split = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -98,13 +97,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     words += ["--extra-vars", json.dumps(roles)] if roles else []
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
         report = arguments.report.resolve() if arguments.report else Path(folder) / "report.json"
-        code, heard = verification.run(root, inventories, arguments, words, report, quiet=arguments.json)
+        code, results = verification.run(root, inventories, arguments, words, report, quiet=arguments.json)
         if arguments.json and report.exists():
             print(report.read_text(), end="")
         elif arguments.json:
-            print(json.dumps({"ok": False, "checks": 0, "hosts": {}, "failures": heard.failures}))
+            print(json.dumps({"ok": False, "checks": 0, "hosts": {}, "failures": results.failures}))
         if not report.exists():
-            print("llmkeep: the checks could not be run to their end, so nothing is proved", file=sys.stderr)
+            print("llmkeep: the checks did not complete, so nothing is proved", file=sys.stderr)
             return code or 1
     return code
 
@@ -115,13 +114,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     common.add_argument(
         "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
     )
-    common.add_argument("-l", "--limit", help="only these hosts")
-    common.add_argument("-t", "--tags", help="only these roles")
-    common.add_argument("--skip-tags", help="all but these roles")
+    common.add_argument("-l", "--limit", help="limit the run to these hosts")
+    common.add_argument("-t", "--tags", help="run only these roles")
+    common.add_argument("--skip-tags", help="skip these roles")
     common.add_argument(
         "-e", "--extra-vars", action="append", default=[], metavar="VARS", help="as for ansible-playbook"
     )
-    common.add_argument("-C", "--check", action="store_true", help="print what would change, change nothing")
+    common.add_argument(
+        "-C", "--check", action="store_true", help="print the changes that would be made; change nothing"
+    )
     common.add_argument("-D", "--diff", action="store_true", help="show the changes in files")
     common.add_argument("-v", "--verbose", action="count", default=0, help="more, up to -vvvv")
     common.add_argument(
@@ -129,14 +130,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="REASON",
         help="run even if the audit record cannot be written; REASON goes to the journal",
     )
-    common.add_argument("ansible", nargs="*", help="more arguments for ansible-playbook, after --")
+    common.add_argument("ansible", nargs="*", help="further arguments for ansible-playbook, after --")
     parser = subparsers.add_parser("site", parents=[common], help="apply the inventory to the estate")
     parser.set_defaults(run=_run, playbook=None)
     parser = subparsers.add_parser(
         "verify", parents=[common], help="run all checks and report; changes nothing"
     )
     parser.add_argument("--json", action="store_true", help="print the report and nothing else")
-    parser.add_argument("--report", type=Path, help="keep the report in this file")
+    parser.add_argument("--report", type=Path, help="write the report to this file")
     parser.set_defaults(run=_verify)
     # Its own parent, before the common one: the playbook comes first, more words for Ansible come last.
     named = argparse.ArgumentParser(add_help=False)

@@ -14,11 +14,11 @@ from llmkeep.errors import LlmkeepError
 
 
 class SealError(LlmkeepError):
-    """A secret could not be sealed or decrypted. The message says what is wrong, the value seen, and the way out."""
+    """A secret could not be sealed or decrypted. The message says what is wrong, the value seen, and what to do."""
 
 
 def program(argv: list[str], data: bytes) -> bytes:
-    """Standard output of ARGV fed with DATA; its own words become the error."""
+    """Standard output of ARGV with DATA as standard input; its own message becomes the error."""
     done = subprocess.run(argv, input=data, capture_output=True, check=False, timeout=60)
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()

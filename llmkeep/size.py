@@ -1,6 +1,6 @@
 """`llmkeep size`: the daily size of logs at a load, and the volumes for their retention.
 
-Bytes of a document are measured (sizes.json, which names the command); their number follows from the load.
+The size of documents was measured (sizes.json, which names the command); their number follows from the load.
 
 Exit codes: 0 the inventory's budgets suffice; 1 they do not, or the inventory cannot be read.
 """
@@ -46,7 +46,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Load:
-    """Requests a second on the average of a day, and lines of each of HOSTS a day."""
+    """Requests per second, averaged over a day, and lines per day of each of HOSTS."""
 
     requests: float
     hosts: int
@@ -55,7 +55,7 @@ class Load:
 
     @property
     def documents(self) -> dict[str, float]:
-        """Documents a day by kind: a stream, and after a stroke what part of it."""
+        """Documents per day by kind: a stream, or STREAM/PART."""
         per_request = {kind: self.requests * DAY * number for kind, number in OF_A_REQUEST.items()}
         counts = {
             **per_request,
@@ -67,13 +67,13 @@ class Load:
 
 
 def measured() -> dict[str, Any]:
-    """Bytes of documents of each kind."""
+    """Size in bytes of a document of each kind."""
     sizes: dict[str, Any] = json.loads(resources.files("llmkeep").joinpath("sizes.json").read_text())
     return sizes
 
 
 def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> dict[str, Any]:
-    """Everything that is printed: bytes, days and hours."""
+    """All printed figures: bytes, days and hours."""
     documents = load.documents
     bytes_of = {stream: number * sizes["bytes_per_document"][stream] for stream, number in documents.items()}
     daily = sum(bytes_of.values())
@@ -114,7 +114,7 @@ def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> d
 
 
 def shortcomings(needs: dict[str, Any], settings: dict[str, int]) -> list[str]:
-    """What does not suffice for this load, and the way out."""
+    """Settings that do not suffice for this load, and what to do."""
     faults = []
     for name, need in (
         ("elasticsearch_data_gb", "kept_bytes"),
@@ -122,24 +122,24 @@ def shortcomings(needs: dict[str, Any], settings: dict[str, int]) -> list[str]:
     ):
         if needs[need] > settings[name] * GIB:
             faults.append(
-                f"{name} is {settings[name]}, and {math.ceil(needs[need] / GIB)} are needed: enlarge it and its volume"
+                f"{name} is {settings[name]}, but {math.ceil(needs[need] / GIB)} are needed: enlarge it and its volume"
             )
     if needs["shards"] > MOST_SHARDS:
         faults.append(
-            f"there would be {needs['shards']} shards, and a node of Elasticsearch takes {MOST_SHARDS}: "
-            "ship the logs of fewer hosts, or raise cluster.max_shards_per_node and the heap"
+            f"there would be {needs['shards']} shards, but a node of Elasticsearch allows {MOST_SHARDS}: ship the logs of "
+            "fewer hosts, or raise cluster.max_shards_per_node and the heap"
         )
     return faults
 
 
 def settings_of(inventories: list[Path], root: Path) -> tuple[dict[str, int], int]:
-    """The roles' variables as the inventory has them on the host in `search`, and how many hosts are in `logs`."""
+    """The roles' variables of the host in `search`, and the number of hosts in `logs`."""
     groups = listed(inventories, root)
     search, logs = (groups.get(group, {}).get("hosts", []) for group in ("search", "logs"))
     if len(search) != 1 or not logs:
         raise LlmkeepError(
-            f"the group search has {len(search)} hosts and logs {len(logs)}: put one host in search, and in logs those "
-            "whose logs are kept"
+            f"the group search has {len(search)} hosts and the group logs {len(logs)}: put one host in search, and the "
+            "hosts whose logs are kept in logs"
         )
     declared = groups["_meta"]["hostvars"].get(search[0], {})
     queues = [groups["_meta"]["hostvars"].get(host, {}).get("filebeat_queue_mb") for host in logs]
@@ -206,7 +206,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """`llmkeep size`."""
     parser = subparsers.add_parser(
         "size",
-        help="daily size of logs at a load, and the volumes for it",
+        help="compute the daily size of logs at a load, and the volumes for it",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -214,21 +214,25 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
     )
     parser.add_argument(
-        "--requests", type=float, required=True, metavar="PER_SECOND", help="on the average of a day"
+        "--requests",
+        type=float,
+        required=True,
+        metavar="PER_SECOND",
+        help="requests per second, averaged over a day",
     )
     parser.add_argument(
         "--system-lines",
         type=int,
         default=20_000,
         metavar="N",
-        help="other lines of a host a day (default %(default)s)",
+        help="other log lines per host and day (default %(default)s)",
     )
     parser.add_argument(
         "--logins",
         type=int,
         default=1000,
         metavar="N",
-        help="lines of sshd and sudo of a host a day (default %(default)s)",
+        help="log lines of sshd and sudo per host and day (default %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.set_defaults(run=_size)

@@ -1,4 +1,4 @@
-"""Where the tree with playbooks, roles and policy lies: the checkout that this code is in, or what the bundle brought."""
+"""Location of the tree with playbooks, roles and policy: this code's checkout, or the tree from the bundle."""
 
 import importlib
 import subprocess
@@ -14,11 +14,11 @@ INSTALLED = Path("/opt/llmkeep/tree")
 
 
 class NoTree(LlmkeepError):
-    """There is no tree to run playbooks from. The message names the places and the way out."""
+    """There is no tree to run playbooks from. The message names the places and what to do."""
 
 
 def located() -> Path:
-    """The tree whose playbooks are run: this checkout, or what the bundle brought."""
+    """The tree whose playbooks are run: this checkout, or the tree from the bundle."""
     for place in (TREE, INSTALLED):
         if (place / "site.yml").is_file():
             return place
@@ -34,7 +34,7 @@ def tracked(tree: Path, exclude: list[str]) -> list[str]:
     )
     if run.returncode != 0:
         raise LlmkeepError(
-            f"{tree} is no git checkout, so what belongs to the tree is not known: {run.stderr.strip()}"
+            f"{tree} is not a git checkout, so the files of the tree are unknown: {run.stderr.strip()}"
         )
     outside = tuple(f"{folder}/" for folder in exclude)
     names = [name for name in run.stdout.split("\0") if name and not name.startswith(outside)]

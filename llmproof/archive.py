@@ -1,7 +1,8 @@
-"""A signed archive: what the control node shows an auditor, such as a report.
+"""A signed archive for auditors, such as a report of the control node.
 
-It is a tar archive that the same files always make alike: its files, then `files` with a line `SHA256  NAME` for each, then
+It is a reproducible tar archive: its files, then `files` with a line `SHA256  NAME` for each, then
 `signature`: a signed head (heads.py) over the lines of `files`, by the key of the control node's record under another name.
+
 """
 
 import hashlib
@@ -16,7 +17,7 @@ LIMIT = 256 * 1024 * 1024  # bytes of an archive
 
 
 class ArchiveRefused(Exception):
-    """The archive is not as it was signed, or says what it cannot say. The message names the place."""
+    """The archive differs from what was signed, or contradicts itself. The message names the place."""
 
 
 def packed(files: dict[str, bytes], signer: Signer, time: datetime) -> bytes:
@@ -29,7 +30,7 @@ def packed(files: dict[str, bytes], signer: Signer, time: datetime) -> bytes:
 def opened(archive: bytes, verifier: Verifier) -> tuple[dict[str, bytes], Head]:
     """The files of ARCHIVE and the head over them; ArchiveRefused unless each byte is as the owner of VERIFIER signed it.
 
-    VERIFIER: the key of the record, scoped to what the archive is.
+    VERIFIER: the key of the record, scoped to the kind of archive.
     """
     files = _unpacked(archive)
     names = list(files)
@@ -41,21 +42,23 @@ def opened(archive: bytes, verifier: Verifier) -> tuple[dict[str, bytes], Head]:
         raise ArchiveRefused(f"{SIGNATURE}: {error}") from error
     lines = files[FILES].removesuffix(b"\n").split(b"\n")
     if (head.size, head.root) != (len(lines), _root(lines)):
-        raise ArchiveRefused(f"{FILES} is not what was signed, or the signature is another archive's")
+        raise ArchiveRefused(
+            f"{FILES} differs from what was signed, or the signature belongs to another archive"
+        )
     parts = [line.decode(errors="replace").partition("  ") for line in lines]
     signed = {name: digest for digest, _, name in parts}
     digests = {name: hashlib.sha256(files[name]).hexdigest() for name in names[:-2]}
     for name, digest in signed.items():
         if name not in digests:
-            raise ArchiveRefused(f"{name} is missing: it was signed, and taken out")
+            raise ArchiveRefused(f"{name} is missing: it was signed, and then removed")
         if digests[name] != digest:
-            raise ArchiveRefused(f"{name} has SHA-256 {digests[name]}, signed was {digest}")
+            raise ArchiveRefused(f"{name} has SHA-256 {digests[name]}, but {digest} was signed")
     if more := sorted(digests.keys() - signed.keys()):
-        raise ArchiveRefused(f"{more[0]} was not signed: it was put in")
+        raise ArchiveRefused(f"{more[0]} was not signed: it was added later")
     if names[:-2] != list(signed):
         raise ArchiveRefused(f"its files are in another order than signed: {', '.join(names[:-2])}")
     if _tar(files) != archive:
-        raise ArchiveRefused("its files are as signed, and the bytes around them are not those of an archive")
+        raise ArchiveRefused("its files are as signed, but the bytes around them are not those of an archive")
     return {name: files[name] for name in signed}, head
 
 
@@ -87,8 +90,8 @@ def _unpacked(archive: bytes) -> dict[str, bytes]:
                 # A sparse file is read with all its holes, however large.
                 content = tar.extractfile(member) if member.isreg() and not member.issparse() else None
                 if content is None or member.name in files:
-                    raise ArchiveRefused(f"{member.name[:200]!r} is there twice, or is no plain file")
+                    raise ArchiveRefused(f"{member.name[:200]!r} is a duplicate, or is not a plain file")
                 files[member.name] = content.read()
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        raise ArchiveRefused(f"it is no archive, or a torn one ({error})") from error
+        raise ArchiveRefused(f"it is not an archive, or is truncated ({error})") from error
     return files

@@ -41,13 +41,14 @@ RECENT = 10  # heads among which the kept tree is looked for: a power cut may lo
 
 
 WITNESS_WAY_OUT = (
-    "Nothing is signed. Save the folder; what the witness kept of this host is on the control node. Then move the folder, the "
+    "Nothing is signed. Save the folder; the witness's copy of this host's heads is on the control node. Then move the "
+    "folder, the "
     "witness's copy and its statement on this host away, and keep them"
 )
 
 
 class ChainError(Exception):
-    """The record cannot be continued. The message says what is wrong, the value seen, and the way out."""
+    """The record cannot be continued. The message says what is wrong, the value seen, and what to do."""
 
 
 class EventError(ValueError):
@@ -55,19 +56,19 @@ class EventError(ValueError):
 
 
 def _unique(members: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; EventError for two members of one name, of which readers take different ones."""
+    """A JSON object; EventError for duplicate names, of which readers use different ones."""
     names = dict(members)
     if len(names) != len(members):
         twice = next(name for name, count in Counter(name for name, _ in members).items() if count > 1)
-        raise EventError(f"{twice[:100]!r} is there twice: leave one out")
+        raise EventError(f"{twice[:100]!r} is a duplicate: remove one")
     return names
 
 
 def _finite(text: str) -> float:
-    """A number; EventError for one that JSON does not have, or that readers take for such."""
+    """A number; EventError for one that JSON does not have, or that readers turn into one."""
     number = float(text)
     if not math.isfinite(number):
-        raise EventError(f"{text[:100]} is no number of JSON: send a smaller one, or null")
+        raise EventError(f"{text[:100]} is not a JSON number: send a smaller one, or null")
     return number
 
 
@@ -82,7 +83,7 @@ def fields(event: object, text: str = "") -> bytes:
     if not isinstance(event, Mapping) or not event:
         raise EventError("an event is a JSON object with at least one field")
     if taken := OURS & event.keys():
-        raise EventError(f"the record itself writes {', '.join(sorted(taken))}: leave it out")
+        raise EventError(f"the record itself writes {', '.join(sorted(taken))}: remove it")
     return _encoded(event, text)
 
 
@@ -93,7 +94,7 @@ def _encoded(event: Mapping[str, object], text: str = "") -> bytes:
         except (ValueError, TypeError, RecursionError) as error:
             raise EventError(f"it is not JSON ({error})") from error
     if len(text) > MAX_LINE:
-        raise EventError(f"it has {len(text)} bytes, {MAX_LINE} are the most")
+        raise EventError(f"it has {len(text)} bytes, but at most {MAX_LINE} are accepted")
     return text[1:-1].encode()
 
 
@@ -101,11 +102,11 @@ def problem(line: bytes, sequence: int, previous: str) -> str | None:
     """The fault of one line (without its newline) in its place; None if it is as written."""
     body = line[:-TAIL]
     if line[-TAIL:] != f',"{HASH}":"{hashlib.sha256(body).hexdigest()}"}}'.encode():
-        return "changed: its own hash does not fit"
+        return "changed: its own hash does not match"
     if not body.startswith(b'{"event.sequence":%d,"@timestamp":"' % sequence):
-        return f"moved: it is whole, but number {sequence} is due here"
+        return f"moved: it is intact, but number {sequence} is expected here"
     if not body.endswith(f',"{PREVIOUS}":"{previous}"'.encode()):
-        return "rewritten: it was written after another record than the one before it"
+        return "rewritten: it follows another record than the one before it"
     return None
 
 
@@ -125,7 +126,7 @@ def utc(moment: datetime) -> str:
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The file's lines with their newlines, which the last one, and parts of an overlong one, may lack."""
+    """The file's lines with their newlines, which the last one and parts of an overlong one may lack."""
     with path.open("rb") as file:
         while line := file.readline(READ):
             yield line
@@ -154,7 +155,7 @@ def witnessed(path: Path | None) -> Head:
         return Head(0, b"")
     except ValueError as error:
         raise ChainError(
-            f"{path} does not say what the witness saw ({error}): wait for its next look, or remove it"
+            f"{path} cannot be read as the witness's statement ({error}): wait for its next run, or remove the file"
         ) from error
 
 
@@ -171,7 +172,7 @@ class Chain:
 
     `wait`: until another writer has gone, instead of refusing. `name`: who signs, noted when the record begins.
     `unsigned_seconds`: how old a record without a head may be before the next one is refused. `seen`: a file with the
-    head, or tip, that the witness saw last; a record that does not hold it is not gone on with.
+    head, or tip, that the witness saw last; a record without it is not continued.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class Chain:
         except BlockingIOError as error:
             self.close()
             raise ChainError(
-                f"another process writes {folder}: stop it first, there is one writer"
+                f"another process writes {folder}: stop it first, since there can be only one writer"
             ) from error
         except BaseException:
             self.close()
@@ -221,7 +222,7 @@ class Chain:
         if time.monotonic() - self._unsigned_since > self.unsigned_seconds:
             raise OSError(
                 errno.ETIME,
-                f"records have waited for a signed head for more than {self.unsigned_seconds:g} s",
+                f"records have been without a signed head for more than {self.unsigned_seconds:g} s",
             )
         return self._write(bodies)
 
@@ -295,7 +296,8 @@ class Chain:
         for line in lines(there[0]):
             whole = line.removesuffix(b"\n")
             if wrong := problem(whole, tree.size + 1, previous):
-                raise ChainError(f"{there[0]}, record {tree.size + 1}: {wrong}. It is old enough to go, and stays: see "
+                raise ChainError(f"{there[0]}, record {tree.size + 1}: {wrong}. It is old enough to be removed, but was "
+                    "kept: see "
                                  f"`llm-audit verify {self.folder}`")  # fmt: skip
             tree.add(whole)
             previous = hashlib.sha256(whole).hexdigest()
@@ -332,12 +334,12 @@ class Chain:
         known = Verifier(path.read_text()) if path.exists() else None
         signer = Signer(known.name if known else name or f"llm-audit/{socket.gethostname()}", seed)
         if known and signer.verifier.text != known.text:
-            raise ChainError(f"{self.folder} is signed by {known.text}, the seed given is that of "
-                             f"{signer.verifier.text}: give the right seed, or move the folder away and keep it")  # fmt: skip
+            raise ChainError(f"{self.folder} is signed by {known.text}, but the given seed belongs to "
+                f"{signer.verifier.text}: give the correct seed, or move the folder away and keep it")  # fmt: skip
         if not known:
             if files(self.folder) or (self.folder / heads.NAME).exists():
                 raise ChainError(
-                    f"{path} is gone and the record is not: restore it, or move the folder away and keep it"
+                    f"{path} is missing, but the record exists: restore it, or move the folder away and keep it"
                 )
             aside = self.folder / ".verifier.new"
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
@@ -380,17 +382,17 @@ class Chain:
                         break
                 good, sequence = good + len(line), sequence + 1
             if wrong and (sequence <= max(head.size, self._seen.size) or path != there[-1]):
-                raise ChainError(f"{path}, record {sequence}: {wrong}. A power cut does not do that. The writer does not go "
-                                 f"on: see `llm-audit verify {self.folder}`, then move the folder away and keep it")  # fmt: skip
+                raise ChainError(f"{path}, record {sequence}: {wrong}. This is not the result of a power cut. The writer "
+                    f"stops: see `llm-audit verify {self.folder}`, then move the folder away and keep it")  # fmt: skip
             if wrong:
                 self._cut(path, good)
             self._size = good
         if self.tree.size < self._seen.size:
-            raise ChainError(f"{self.folder} ends with record {self.tree.size}, and the witness has seen {self._seen.size}: "
-                             f"records were removed. {WITNESS_WAY_OUT}")  # fmt: skip
+            raise ChainError(f"{self.folder} ends with record {self.tree.size}, but the witness has seen {self._seen.size}: "
+                f"records were removed. {WITNESS_WAY_OUT}")  # fmt: skip
         if self.tree.size < head.size:
-            raise ChainError(f"{self.folder} ends with record {self.tree.size}, and a head was signed over {head.size}: "
-                             "records were removed. Move the folder away and keep it")  # fmt: skip
+            raise ChainError(f"{self.folder} ends with record {self.tree.size}, but a head was signed over {head.size}: "
+                "records were removed. Move the folder away and keep it")  # fmt: skip
         if there:
             self._file = os.open(there[-1], os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
         else:
@@ -405,7 +407,7 @@ class Chain:
         """Add the next line to the state, or return its fault."""
         whole = line.removesuffix(b"\n")
         if not line.endswith(b"\n"):
-            return "torn: it has no end"
+            return "torn: its end is missing"
         if sequence == self.tree.size and sequence > 0:  # the last of the known ones: here for its hash only
             self._previous = hashlib.sha256(whole).hexdigest()
             return problem(whole, sequence, named_previous(whole))
@@ -415,7 +417,7 @@ class Chain:
         self.tree.add(whole)
         self._previous = hashlib.sha256(whole).hexdigest()
         if self.tree.size == head.size and self.tree.root() != head.root:
-            return f"the head over the first {head.size} records does not fit them"
+            return f"the head over the first {head.size} records does not match them"
         if self.tree.size == self._seen.size and self.tree.root() != self._seen.root:
             return f"the witness has seen other records up to this one. {WITNESS_WAY_OUT}"
         if self.tree.size == head.size + 1:
@@ -449,7 +451,7 @@ class Chain:
     # ------------------------------------------------------------ writing
     def _must_be_open(self) -> None:
         if self._file < 0:
-            raise ChainError(f"{self.folder} is closed, or a write and its undoing have failed: open it anew")
+            raise ChainError(f"{self.folder} is closed, or a write and its rollback failed: open it again")
 
     def _replace(self, name: str, data: bytes) -> None:
         """Write a dispensable file: not synced, and skipped if there is no space."""

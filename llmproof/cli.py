@@ -1,4 +1,4 @@
-"""llm-audit: write the record, prove it, read it.
+"""llm-audit: write, verify and read the record.
 
 Exit codes: 0 good; 1 failed, the message says why; 2 wrong usage; 3 the record was altered; 4 there is nothing to
 verify or to show.
@@ -34,22 +34,22 @@ def add_commands(
 ) -> None:
     """`verify` and `show`, of the record in FOLDER if none is named."""
     parser = commands.add_parser(
-        "verify", help="prove that nothing was changed; only reads", description=__doc__
+        "verify", help="verify that nothing was changed; read-only", description=__doc__
     )
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
-    parser.add_argument("--verifier", help="the verifier key, or a file with it; default: the folder's own, which "
-                        "proves nothing against who can write there")  # fmt: skip
-    parser.add_argument("--heads", type=Path, help="a copy of `heads` that was kept on another host")
-    _add_unsigned_seconds(parser, "a tail without a head over a longer time is a finding")
+    parser.add_argument("--verifier", help="the verifier key, or a file with it; default: the folder's own, which proves "
+        "nothing against anyone who can write there")  # fmt: skip
+    parser.add_argument("--heads", type=Path, help="a copy of `heads` kept on another host")
+    _add_unsigned_seconds(parser, "report a tail that has been without a head for longer")
     parser.add_argument(
         "--live",
         action="store_true",
-        help="the writer is at work: measure the tail until now, not to its end",
+        help="the writer is running: measure the tail up to the present time, not to its end",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=as_command(run_verify))
     parser = commands.add_parser(
-        "verify-report", help="prove a report, and print its results", description=__doc__
+        "verify-report", help="verify a report, and print its results", description=__doc__
     )
     parser.add_argument("archive", type=Path, help="as `llmkeep audit report` wrote it")
     parser.add_argument(
@@ -58,31 +58,29 @@ def add_commands(
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=as_command(run_verify_report))
     parser = commands.add_parser(
-        "verify-sbom", help="prove an SBOM of hosts, and print it", description=__doc__
+        "verify-sbom", help="verify an SBOM of hosts, and print it", description=__doc__
     )
     parser.add_argument("archive", type=Path, help="as `llmkeep sbom make` wrote it")
     parser.add_argument(
         "--verifier", required=True, help="the verifier key of the control node's record, or a file with it"
     )
     parser.set_defaults(run=as_command(run_verify_sbom))
-    parser = commands.add_parser("show", help="the records, one a line; only reads")
+    parser = commands.add_parser("show", help="print the records, one per line; read-only")
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
     parser.add_argument("--subject", help="user.id or user.name")
     parser.add_argument("--tenant", help="organization.id")
     parser.add_argument("--request", help="http.request.id")
-    parser.add_argument(
-        "--since", type=moment, help="a time as in the record, or its beginning: 2027-01-31T08"
-    )
+    parser.add_argument("--since", type=moment, help="a time as in the record, or a prefix: 2027-01-31T08")
     parser.add_argument("--until", type=moment, help="likewise")
     parser.add_argument("--json", action="store_true", help="the records' own lines")
     parser.set_defaults(run=as_command(run_show))
 
 
 def moment(text: str) -> str:
-    """A time as in the record, or its beginning. The records are compared with it as text."""
+    """A time as in the record, or a prefix. The records are compared with it as text."""
     if not MOMENT.match(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time as in the record: write one such as 2027-01-31T08"
+            f"{text!r} is not a time as in the record: write one such as 2027-01-31T08"
         )
     return text
 
@@ -122,17 +120,17 @@ def run_verify(options: argparse.Namespace) -> int:
           f"{report.verifier}, {report.kept_heads} kept elsewhere: "
           + ("nothing was altered" if report.ok else f"ALTERED, {report.altered} findings"))  # fmt: skip
     if report.removed:
-        print(f"records 1 to {report.removed} were removed by declared retention, says record {report.removed_by} of "
-              f"{report.removed_at}: proved from record {report.removed + 1} on")  # fmt: skip
+        print(f"records 1 to {report.removed} were removed by declared retention, according to record {report.removed_by} "
+            f"of {report.removed_at}: verified from record {report.removed + 1} on")  # fmt: skip
     if report.open_tail:
-        print(f"the last {report.open_tail} records are behind the last head: only the chain protects them")
+        print(f"the last {report.open_tail} records come after the last head: only the chain protects them")
     if report.late:
         print(
             f"{report.late} heads were signed more than {options.unsigned_seconds:g} s after a record that they cover"
         )
     if report.recovered:
         print(
-            f"{report.recovered} times the writer has cut off what a power cut had torn (event.action recovered)"
+            f"{report.recovered} times the writer removed a record torn by a power cut (event.action recovered)"
         )
     if report.pending:
         print(f"{report.pending} intents have no outcome: {', '.join(map(printable, report.pending_ids))}")
@@ -274,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(prog="llm-audit", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="write the events that other processes send over a UNIX socket")
+    serve = commands.add_parser("serve", help="write events that other processes send over a UNIX socket")
     serve.add_argument("--folder", type=Path, default=FOLDER, help="default: %(default)s")
     serve.add_argument("--socket", type=Path, default=SOCKET, help="default: %(default)s")
     serve.add_argument("--socket-mode", default="0660", help="default: %(default)s")
@@ -283,14 +281,17 @@ def parser() -> argparse.ArgumentParser:
         "--name", default="", help="name of the signer, fixed when the record begins (llm-audit/HOSTNAME)"
     )
     serve.add_argument(
-        "--head-seconds", type=float, default=60.0, help="a signed head each (default: %(default)s)"
+        "--head-seconds",
+        type=float,
+        default=60.0,
+        help="interval between signed heads (default: %(default)s)",
     )
     serve.add_argument(
         "--rotate-mib", type=float, default=ROTATE / 2**20, help="size of a file (default: %(default)s)"
     )
-    _add_unsigned_seconds(serve, "refuse records while one has waited for its head for longer")
+    _add_unsigned_seconds(serve, "refuse records while one has been without a head for longer")
     serve.add_argument(
-        "--seen", type=Path, help="the witness's statement: the last head that it saw of this record"
+        "--seen", type=Path, help="the witness's statement: the last head it saw of this record"
     )
     serve.add_argument(
         "--keep-days",

@@ -85,14 +85,14 @@ class Verifier:
         match = re.fullmatch(r"([^\s+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/]{44})", text.strip())
         public = base64.b64decode(match[3]) if match else b""
         if not match or public[:1] != ED25519 or _key_hash(match[1], public) != bytes.fromhex(match[2]):
-            raise HeadError(f"{text.strip()[:120]!r} is no verifier key (name+hash+key): give the one that was "
-                            "noted when the record began")  # fmt: skip
+            raise HeadError(f"{text.strip()[:120]!r} is not a verifier key (name+hash+key): give the one that was noted "
+                "when the record began")  # fmt: skip
         self.text, self.name, self.public = match[0], match[1], public[1:]
         self.key_hash = _key_hash(self.name, public)
         self._key = Ed25519PublicKey.from_public_bytes(self.public)
 
     def scoped(self, purpose: str) -> "Verifier":
-        """The same key for another PURPOSE: what it signed for one is not taken for the other."""
+        """The same key for another PURPOSE: its signatures for one purpose are not accepted for the other."""
         name, public = f"{self.name}/{purpose}", ED25519 + self.public
         return Verifier(f"{name}+{_key_hash(name, public).hex()}+{base64.b64encode(public).decode()}")
 
@@ -104,16 +104,16 @@ class Verifier:
             mark, signer, signature = signed.decode().removesuffix("\n").split(" ")
             raw = base64.b64decode(signature, validate=True)
         except (ValueError, binascii.Error) as error:
-            raise HeadError(f"it is no signed head ({error})") from error
+            raise HeadError(f"it is not a signed head ({error})") from error
         if (mark, signer, raw[:4], name) != ("—", self.name, self.key_hash, self.name):
             raise HeadError(f"it is signed by {signer} about {name}, not by {self.text}")
         try:
             self._key.verify(raw[4:], text + b"\n")
         except InvalidSignature as error:
-            raise HeadError(f"the signature does not fit, it was not written by {self.name}") from error
+            raise HeadError(f"the signature does not match: it was not written by {self.name}") from error
         # base64 and numbers can be written in several ways; only the signer's counts.
         if note != _note(self.name, head, raw):
-            raise HeadError("it says the right thing, but not in the bytes that were written")
+            raise HeadError("its content is right, but it is not in canonical form")
         return head
 
 
@@ -124,7 +124,7 @@ class Signer:
         """Raises HeadError for a name that a note cannot carry, or a seed of another length."""
         if not re.fullmatch(r"[^\s+]+", name) or len(seed) != SEED_BYTES:
             raise HeadError(f"the name {name!r} must have no space and no plus, and the seed, of {len(seed)} bytes,"
-                            f" must have {SEED_BYTES}: correct the one that is not right")  # fmt: skip
+                            f" must have {SEED_BYTES}: correct the wrong one")  # fmt: skip
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         public = ED25519 + self._key.public_key().public_bytes_raw()
         key_hash = _key_hash(name, public)
@@ -148,7 +148,7 @@ def stated(text: bytes) -> tuple[str, Head]:
     name, size, root, *times, end = text.decode().split("\n")
     head = Head(int(size), base64.b64decode(root, validate=True), *times[:1])
     if end or head.text(name) != text or (times and not re.fullmatch(TIME, times[0])):
-        raise ValueError(f"it is not written as a head is: {text[:200]!r}")
+        raise ValueError(f"it does not have the format of a head: {text[:200]!r}")
     return name, head
 
 

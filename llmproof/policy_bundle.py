@@ -49,7 +49,7 @@ class Policy:
 def judged(packed: bytes, key: bytes, minimum: int = 0, now: datetime | None = None) -> Policy:
     """The bundle's policy; raises PolicyRefused unless all of it is as signed by KEY (PEM, public), and in date.
 
-    `minimum` is the highest revision that this side ever accepted.
+    `minimum` is the highest revision accepted so far.
     """
     files = unpacked(packed)
     signed = _signed(files.pop(SIGNATURES, None), key)
@@ -60,7 +60,7 @@ def judged(packed: bytes, key: bytes, minimum: int = 0, now: datetime | None = N
             raise PolicyRefused(DAMAGED, f"{name} was not signed: fetch the bundle again")
         if (digest := hashlib.sha256(content).hexdigest()) != signed[name]:
             raise PolicyRefused(
-                DAMAGED, f"{name} has sha256 {digest}, signed was {signed[name]}: fetch the bundle again"
+                DAMAGED, f"{name} has sha256 {digest}, but {signed[name]} was signed: fetch the bundle again"
             )
     policy = parsed(files)
     if policy.revision < minimum:
@@ -73,8 +73,8 @@ def judged(packed: bytes, key: bytes, minimum: int = 0, now: datetime | None = N
     if moment >= policy.expires:
         raise PolicyRefused(
             EXPIRED,
-            f"it expired at {policy.expires.strftime(TIME)} and the clock says {moment.strftime(TIME)}: "
-            "set the clock, or build the policy anew",
+            f"it expired at {policy.expires.strftime(TIME)} and the clock says {moment.strftime(TIME)}: set the clock, or "
+            "build the policy again",
         )
     return policy
 
@@ -86,15 +86,19 @@ def unpacked(packed: bytes) -> dict[str, bytes]:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             content = stream.read(LIMIT + 1)
         if len(content) > LIMIT:
-            raise PolicyRefused(DAMAGED, f"it has more than {LIMIT} bytes unpacked: no policy is that long")
+            raise PolicyRefused(
+                DAMAGED, f"it has more than {LIMIT} bytes unpacked, which is too large for a policy"
+            )
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isreg() else None
                 if not file or member.name in files:
-                    raise PolicyRefused(DAMAGED, f"{member.name} is there twice, or no plain file")
+                    raise PolicyRefused(DAMAGED, f"{member.name} is a duplicate, or not a plain file")
                 files[member.name] = file.read()
     except (EOFError, OSError, zlib.error, tarfile.TarError) as error:
-        raise PolicyRefused(DAMAGED, f"it is no bundle, or a torn one ({error}): fetch it again") from error
+        raise PolicyRefused(
+            DAMAGED, f"it is not a bundle, or is truncated ({error}): fetch it again"
+        ) from error
     return files
 
 
@@ -107,7 +111,7 @@ def parsed(files: dict[str, bytes]) -> Policy:
             if name == MANIFEST:
                 continue
             if not SAFE_PATH.fullmatch(name):
-                raise PolicyRefused(DAMAGED, f"{name!r} is no file that a policy has")
+                raise PolicyRefused(DAMAGED, f"{name!r} does not belong in a policy")
             if name.endswith(".rego"):
                 modules[name] = content.decode()
                 continue
@@ -116,7 +120,7 @@ def parsed(files: dict[str, bytes]) -> Policy:
             for folder in folders:
                 place = place.setdefault(folder, {})
             if last in place:
-                raise PolicyRefused(DAMAGED, f"{name} says anew what another file says")
+                raise PolicyRefused(DAMAGED, f"{name} repeats content of another file")
             place[last] = json.loads(content)
         meta, manifest = data["llm"]["meta"], json.loads(files[MANIFEST])
         expires = datetime.strptime(meta["expires"], TIME).replace(tzinfo=UTC)
@@ -125,7 +129,7 @@ def parsed(files: dict[str, bytes]) -> Policy:
         return Policy(int(meta["revision"]), expires, modules, data)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PolicyRefused(
-            DAMAGED, f"it is no policy of llmkeep ({type(error).__name__}: {error})"
+            DAMAGED, f"it is not a policy of llmkeep ({type(error).__name__}: {error})"
         ) from error
 
 

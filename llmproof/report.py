@@ -1,4 +1,4 @@
-"""A signed report: what checks observed on hosts, and which controls of a standard that shows. It is a signed archive."""
+"""A signed report: results of checks on hosts, and the controls of a standard that they show. It is a signed archive."""
 
 import json
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def reasons(verdicts: list[dict[str, Any]]) -> list[str]:
-    """For each cause that leaves controls not met or not shown one line: the verdict, the checks' states, the controls."""
+    """One line per cause of unmet or unshown controls: the verdict, the checks' states, the controls."""
     causes: dict[str, list[str]] = {}
     for each in verdicts:
         if each["verdict"] in (NOT_MET, NOT_SHOWN):
@@ -69,7 +69,7 @@ def reasons(verdicts: list[dict[str, Any]]) -> list[str]:
 
 
 def _cause(rows: list[dict[str, str]]) -> str:
-    """The states that decide. A check that was not asked for does where none was."""
+    """The decisive states: an unrequested check counts only if none was requested."""
     states = {row["state"] for row in rows} - {OK}
     decisive = [FAILED] if FAILED in states else sorted(states - {UNDECLARED}) or sorted(states)
     parts = []
@@ -119,12 +119,14 @@ def _consistent(files: dict[str, bytes], head: Head, verifier: Verifier) -> Repo
     try:
         results, verdicts = json.loads(files[RESULTS]), json.loads(files[VERDICTS])
         if results["format"] != FORMAT:
-            raise ArchiveRefused(f"it has format {results['format']}, and this program reads {FORMAT}")
+            raise ArchiveRefused(f"it has format {results['format']}, but this program reads {FORMAT}")
         if judged(results) != verdicts:
             raise ArchiveRefused(f"{VERDICTS} does not follow from {RESULTS}")
         verifier.open(results["record_head"].encode())
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ArchiveRefused(f"it is signed, and no report ({type(error).__name__}: {error})") from error
+        raise ArchiveRefused(
+            f"it is signed, but is not a report ({type(error).__name__}: {error})"
+        ) from error
     except HeadError as error:
         raise ArchiveRefused(f"the head of the record in {RESULTS}: {error}") from error
     components = {name: content for name, content in files.items() if sbom.is_file(name)}

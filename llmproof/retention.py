@@ -1,8 +1,8 @@
-"""Old files of the record go once a record declares it: the chain and its heads are proved from there on.
+"""Old files of the record are removed once a record declares it; the chain and its heads are verified from there on.
 
-A `removed` record has the number of the last record that is gone, the hash of that record's line, and the peaks of the
-Merkle tree over all up to it. Only the record's own writer writes one, and it counts only under a signed head. What it
-says is proved by each head over more records: their roots come out only from these peaks and the lines that are left.
+A `removed` record has the number of the last removed record, the hash of that record's line, and the peaks of the
+Merkle tree over all up to it. Only the record's own writer writes one, and it counts only under a signed head. Each
+head over more records proves its content: their roots follow only from these peaks and the remaining lines.
 """
 
 import json
@@ -20,7 +20,7 @@ LAST, HASH, PEAKS = "llmkeep.audit.removed.last", "llmkeep.audit.removed.hash", 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the record begins: behind its first `size` records, which are gone. `sequence`, `at`: number and time of the
+    """Where the record begins: after its first `size` records, which were removed. `sequence`, `at`: number and time of the
     record that declares it; 0 and empty for a record that is whole."""
 
     size: int = 0
@@ -30,7 +30,7 @@ class Start:
     at: str = ""
 
     def tree(self) -> Tree:
-        """Over what is gone."""
+        """The tree over the removed records."""
         return Tree(self.size, [*self.peaks])
 
 

@@ -1,6 +1,7 @@
-"""A signed archive of what hosts had installed: SUMMARY, and for each host that answered a CycloneDX document.
+"""A signed archive of the software installed on hosts: SUMMARY, and a CycloneDX document for each host that answered.
 
-A component's property ORIGIN says where it came from. Components of UNKNOWN origin are of no bundle or release of the estate.
+A component's property ORIGIN says where it came from. Components of UNKNOWN origin belong to no bundle or release of
+the estate.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Sbom:
-    """What hosts had installed, verified. `documents`: CycloneDX, by host; `files`: as they were signed."""
+    """Verified software of hosts. `documents`: CycloneDX, by host; `files`: as they were signed."""
 
     summary: dict[str, Any]
     documents: dict[str, dict[str, Any]]
@@ -70,16 +71,16 @@ def read(files: dict[str, bytes]) -> Sbom:
     try:
         return _consistent(files)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ArchiveRefused(f"it is signed, and no SBOM ({type(error).__name__}: {error})") from error
+        raise ArchiveRefused(f"it is signed, but is not an SBOM ({type(error).__name__}: {error})") from error
 
 
 def _consistent(files: dict[str, bytes]) -> Sbom:
     summary = json.loads(files[SUMMARY])
     if summary["format"] != FORMAT:
-        raise ArchiveRefused(f"it has format {summary['format']}, and this program reads {FORMAT}")
+        raise ArchiveRefused(f"it has format {summary['format']}, but this program reads {FORMAT}")
     answering = {name for name, host in summary["hosts"].items() if host["answers"]}
     if {SUMMARY, *map(file_of, answering)} != set(files):
-        raise ArchiveRefused(f"its documents are not those of the hosts that answered by {SUMMARY}")
+        raise ArchiveRefused(f"its documents do not match the hosts that answered according to {SUMMARY}")
     documents = {name: json.loads(files[file_of(name)]) for name in sorted(answering)}
     for name, document in documents.items():
         host = summary["hosts"][name]
@@ -91,7 +92,7 @@ def _consistent(files: dict[str, bytes]) -> Sbom:
 
 
 def lines(bills: Sbom) -> list[str]:
-    """What a person reads of it: one line for the whole, and then each host with what is unknown and missing there."""
+    """Lines for a person: a summary, then each host with its unknown and missing components."""
     summary = bills.summary
     hosts = summary["hosts"]
     state = "complete" if bills.complete else "NOT COMPLETE"

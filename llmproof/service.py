@@ -1,10 +1,10 @@
 """The writer as a service: clients send events over a UNIX socket, and receive an acknowledgement once these are on disk.
 
-A client sends lines `{"n": 17, "event": {…}}`, `n` rising; the answer `17` says that its record 17 and all before it
-that were not refused are on disk; `!17 reason` says that this one is not written. Intents and outcomes have a reserve of
-the volume to themselves: beyond it the others, as refusals are, are counted, and only their numbers are written, once a
-head; `17` then says that 17 is counted. What comes in while a group is
-on its way to the disk makes the next group. Who sends faster than the disk writes is not read from.
+A client sends lines `{"n": 17, "event": {…}}`, `n` rising; the answer `17` says that its record 17 and all earlier
+ones that were not refused are on disk; `!17 reason` says that record 17 was not written. Intents and outcomes have a
+reserve of the volume to themselves: beyond it the others, as refusals are, are counted, and only their numbers are
+written, once a head; `17` then says that 17 is counted. Events that arrive while a group is being written form the
+next group. A client that sends faster than the disk writes is not read from.
 """
 
 import asyncio
@@ -82,12 +82,12 @@ class Connection(asyncio.Protocol):
         """Add one message to the next group, or refuse it."""
         try:
             if len(line) > MAX_LINE + ROOM:
-                raise EventError(f"the line has more than {MAX_LINE + ROOM} bytes, which are the most")
+                raise EventError(f"the line has more than {MAX_LINE + ROOM} bytes: it is too long")
             text = line.decode()
             message = DECODER.decode(text)
             number, event = message["n"], message["event"]
             if type(number) is not int or number <= self.last:
-                raise EventError(f"n is {number!r} after {self.last}: it is a number that rises")
+                raise EventError(f"n is {number!r} after {self.last}: it must rise")
             before = BEFORE_EVENT.match(text) if len(message) == 2 else None
             body = fields(event, text[before.end() : text.rindex("}")].strip() if before else "")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -181,7 +181,7 @@ class Service:
         self.thread = ThreadPoolExecutor(1, "disk")
 
     def hand_in(self, connection: Connection, number: int, body: bytes, event: Mapping[str, object]) -> None:
-        """For the next group; where only the reserve is left and it is not for EVENT, without its body."""
+        """Add to the next group; without EVENT's body if only the reserve is left and not meant for it."""
         if event.get("llmkeep.audit.phase") not in ("intent", "outcome") and self.is_short():
             code, count = (
                 str(event.get("error.code", event.get("event.action")))[:100],
@@ -195,7 +195,7 @@ class Service:
         self.something.set()
 
     def is_short(self) -> bool:
-        """Whether only the reserve is left of the volume."""
+        """Whether only the volume's reserve is left."""
         volume = os.statvfs(self.chain.folder)
         return volume.f_bavail * volume.f_frsize < min(self.reserve, volume.f_blocks * volume.f_frsize // 10)
 
@@ -222,7 +222,7 @@ class Service:
                     await loop.run_in_executor(self.thread, self.chain.write, bodies)
             except OSError as error:
                 print(
-                    f"llm-audit: {len(group)} records are not written: {error}", file=sys.stderr, flush=True
+                    f"llm-audit: {len(group)} records were not written: {error}", file=sys.stderr, flush=True
                 )
                 for connection, number, _ in group:
                     connection.answer(f"!{number} the record cannot be written: {error.strerror}\n")
@@ -239,12 +239,12 @@ class Service:
             if counts:
                 await loop.run_in_executor(self.thread, self.chain.append, [withheld(counts)])
                 print(
-                    f"llm-audit: {counts.total()} records were only counted: {self.chain.folder} is short of room",
+                    f"llm-audit: {counts.total()} records were only counted: {self.chain.folder} is short of space",
                     file=sys.stderr,
                 )
         except OSError as error:
             self.withheld += counts
-            print(f"llm-audit: {counts.total()} records stay counted: {error}", file=sys.stderr, flush=True)
+            print(f"llm-audit: {counts.total()} records remain counted: {error}", file=sys.stderr, flush=True)
         try:
             await loop.run_in_executor(self.thread, self.chain.sign)
         except OSError as error:
@@ -261,7 +261,7 @@ class Service:
                         self.thread, self.retention.apply, self.chain
                     )
                 except (OSError, ValueError, ChainError) as error:
-                    print(f"llm-audit: nothing is removed: {error}", file=sys.stderr, flush=True)
+                    print(f"llm-audit: nothing was removed: {error}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Stop accepting, write what waits, sign, close."""

@@ -1,7 +1,7 @@
 """Verify a record: every line, every link, every signed head; read-only, also while its writer is running.
 
-What the chain alone proves: no line was changed, removed, put in or moved without what follows being rewritten.
-What a head proves: not even then, up to its size. What heads kept elsewhere prove: not even by who has the key.
+The chain alone proves that no line was changed, removed, added or moved without rewriting all later ones. A head
+excludes even that, up to its size. Heads kept elsewhere exclude it even for the holder of the key.
 """
 
 import hashlib
@@ -41,8 +41,10 @@ class Finding:
 
 @dataclass
 class Report:
-    """`open_tail`: records behind the last head, protected by the chain alone. `late`: heads that came later than promised.
-    `pending`: intents without an outcome. `removed`: records up to it went by declared retention, says record `removed_by`.
+    """`open_tail`: records behind the last head, protected by the chain alone.
+
+    `late`: heads that came later than promised. `pending`: intents without an outcome. `removed`: last record removed
+    by declared retention, according to record `removed_by`.
     """
 
     verifier: str
@@ -70,7 +72,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was altered. Pending intents are reported, and are no alteration."""
+        """Whether nothing was altered. Pending intents are reported, but are not alterations."""
         return self.altered == 0
 
     @property
@@ -104,7 +106,7 @@ def verify(
     report.kept_heads = len(copies)
     if missing := {note for note, _ in copies} - {note for note, _ in known}:
         report.find(folder / heads.NAME, 0, 0, f"{len(missing)} of the {len(copies)} heads kept in {kept_heads} are not in "
-                                               "it: heads were removed, or the record was signed anew")  # fmt: skip
+                                               "it: heads were removed, or the record was signed again")  # fmt: skip
     at_size: dict[int, list[tuple[str, bytes]]] = {}
     tips = [(b"", head) for head in heads.tips(kept_heads.with_name(heads.TIPS))] if kept_heads else []
     for source, notes in (
@@ -124,13 +126,13 @@ def verify(
             folder,
             0,
             start.sequence,
-            "not proved: it declares what is removed, and no head that fits is over it",
+            "not proved: it declares records as removed, but no valid head covers it",
         )
     report.records = tree.size
     largest = max(at_size, default=0)
     if largest > tree.size:
-        report.find(folder, 0, tree.size + 1, f"{largest - tree.size} records are gone from the end: a head was "
-                                                   f"signed over {largest}")  # fmt: skip
+        report.find(folder, 0, tree.size + 1, f"{largest - tree.size} records are missing at the end: a head was signed "
+            f"over {largest}")  # fmt: skip
     report.open_tail = max(0, tree.size - signed)
     limit = unsigned_seconds + CLOCK_SECONDS
     sizes = [0, *(head.size for _, head in known)]
@@ -167,11 +169,11 @@ def _heads(path: Path, verifier: Verifier, report: Report) -> list[tuple[bytes, 
             report.find(path, line, 0, f"head {number}: {error}")
             continue
         if good and head.size <= good[-1][1].size:
-            report.find(path, line, 0, f"head {number} is over {head.size} records, the one before it "
-                                                      f"over {good[-1][1].size}: heads only grow")  # fmt: skip
+            report.find(path, line, 0, f"head {number} covers {head.size} records, the one before it {good[-1][1].size}: "
+                "heads can only grow")  # fmt: skip
         good.append((note, head))
     if torn and not _grows(path, len(data)):
-        report.find(path, at, 0, "the last head is torn: after a power cut the writer cuts it off")
+        report.find(path, at, 0, "the last head is torn: after a power cut, the writer removes it")
     return good
 
 
@@ -211,8 +213,8 @@ class _Reader:
         there = [path for path in there if first_of(path) >= self.due]
         for path in there:
             if path.name != file_name(self.due):
-                self.report.find(path, 0, self.due, f"a file {file_name(self.due)} is due here: a file was removed, "
-                                                         "put in or renamed")  # fmt: skip
+                self.report.find(path, 0, self.due, f"a file {file_name(self.due)} is expected here: a file was removed, "
+                    "added or renamed")  # fmt: skip
             read = 0
             for number, line in enumerate(lines(path), start=1):
                 read += len(line)
@@ -227,17 +229,17 @@ class _Reader:
         whole, record = line.removesuffix(b"\n"), _parsed(line)
         wrong = problem(whole, self.due, self.previous or named_previous(whole))
         if not line.endswith(b"\n"):
-            wrong = "cut: it has no end; after a power cut the writer cuts it off and says so"
+            wrong = "cut: its end is missing; after a power cut, the writer removes it and records that"
         elif wrong is None and record is None:
-            wrong = "no JSON, although its hashes fit: not written by this writer"
+            wrong = "not JSON, although its hashes match: not written by this writer"
         sequence, self.previous = self.due, hashlib.sha256(whole).hexdigest()
         number_inside = record.get("event.sequence") if record else None
         if wrong and wrong.startswith("moved") and isinstance(number_inside, int):
             sequence = number_inside
             if sequence > self.due:
-                wrong = f"removed: record {sequence} stands here, {sequence - self.due} before it are missing"
+                wrong = f"removed: record {sequence} is here, {sequence - self.due} before it are missing"
             else:
-                wrong = f"moved or put in: record {sequence} stands here, {self.due} is due"
+                wrong = f"moved or added: record {sequence} is here, {self.due} is expected"
         elif wrong:
             self.previous = ""  # what the next one was written after is not known, and it is not to blame
         if wrong:
@@ -264,8 +266,8 @@ class _Reader:
             # Each later one covers the same change and cannot fit either.
             self.bad_heads = True
             self.report.find(path, number, self.due - 1, f"rewritten: the head over the first {size} records in "
-                             f"{' and '.join(bad)} does not fit; something in records {self.good_size + 1} to {size} "
-                             "is not what was signed")  # fmt: skip
+                             f"{' and '.join(bad)} does not match; something in records {self.good_size + 1} to {size} "
+                             "differs from what was signed")  # fmt: skip
 
     def _note(self, record: dict[str, object]) -> None:
         """Update the totals by a valid record."""

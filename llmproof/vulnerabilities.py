@@ -1,4 +1,4 @@
-"""What a report says of known vulnerabilities: the scan of the hosts, as the control node signed it."""
+"""Known vulnerabilities in a report: the scan of the hosts, as the control node signed it."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ OPEN, UNDETERMINED = "open", "undetermined"
 
 
 def lines(content: bytes) -> list[str]:
-    """A line for each host, then one for each finding that an owner accepted. Raises ArchiveRefused for what is no scan."""
+    """A line for each host, then one for each finding that an owner accepted. Raises ArchiveRefused if it is not a scan."""
     try:
         scan = json.loads(content)
         accepted = [
@@ -21,7 +21,9 @@ def lines(content: bytes) -> list[str]:
         ]
         return [*(f"{name}: {_counted(host)}" for name, host in scan["hosts"].items()), *accepted]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ArchiveRefused(f"{SCAN} is signed, and no scan ({type(error).__name__}: {error})") from error
+        raise ArchiveRefused(
+            f"{SCAN} is signed, but is not a scan ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _counted(host: dict[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""The control node's state in a repository of restic's elsewhere, and back on new hardware."""
+"""Back up the control node's state to a restic repository elsewhere, and restore it on new hardware."""

@@ -1,7 +1,8 @@
 """`llmkeep backup create | verify | list | restore`: store the control node's state elsewhere, and restore it on new hardware.
 
-It contains authority, policy, keys, all secrets sealed to this host, record, heads, registers, inventory and SSH key, and the
-signatures of releases. docs/operate/backup.md lists the rest and its place. Only the escrow key opens it elsewhere.
+A backup contains the certificate authority, the policy, keys, all secrets sealed to this host, the audit record,
+heads, registers, the inventory, the SSH key, and the signatures of releases. docs/operate/backup.md lists the rest
+and where it is. On another machine, only the escrow key opens a backup.
 
 Exit codes: 0 done; 1 refused or failed, with the reason; 9 the escrow key's passphrase is wrong, or cannot be had.
 """
@@ -33,8 +34,9 @@ AHEAD = timedelta(hours=1)  # that the clock of the last backup may have been
 
 @dataclass(frozen=True)
 class Settings:
-    """As role backup writes them. `keep`: how many of the last days, weeks and months stay; `paths`: what more
-    is in them.
+    """The settings that role backup writes.
+
+    `keep`: how many daily, weekly and monthly backups to keep; `paths`: further paths to back up.
     """
 
     repository: str
@@ -43,7 +45,7 @@ class Settings:
 
 
 def settings(places: Places) -> Settings:
-    """Of this control node; BackupError where it has none."""
+    """The backup settings of this control node; BackupError if there are none."""
     try:
         return Settings(**json.loads(places.backup_settings.read_bytes()))
     except FileNotFoundError as error:
@@ -52,13 +54,13 @@ def settings(places: Places) -> Settings:
         ) from error
     except (ValueError, TypeError) as error:
         raise BackupError(
-            f"{places.backup_settings} cannot be read ({error}): `llmkeep site --tags backup` writes it anew"
+            f"{places.backup_settings} cannot be read ({error}): `llmkeep site --tags backup` rewrites it"
         ) from error
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A repository that is this control node's to change. `backups`: what restic says of each, the oldest first."""
+    """A repository that this control node may change. `backups`: restic's description of each, oldest first."""
 
     settings: Settings
     repository: Repository
@@ -71,7 +73,7 @@ class Standing:
 
 @contextmanager
 def standing(places: Places, begin: bool = False) -> Iterator[Standing]:
-    """Hold the repository of this control node exclusively. BEGIN: create it if it was never created."""
+    """Lock this control node's repository. BEGIN: create it if it was never created."""
     config = settings(places)
     repository = Repository(config.repository)
     folder = places.backup_secrets.parent
@@ -88,8 +90,8 @@ def standing(places: Places, begin: bool = False) -> Iterator[Standing]:
         except Missing as error:
             if last == config.repository:
                 raise BackupError(
-                    f"there is no repository at {last}, and backups of this host were there: mount its disk; if they are lost, "
-                    f"remove {places.backup_begun}, and another one is begun"
+                    f"there is no repository at {last}, which held backups of this host: mount its disk; if the backups are "
+                    f"lost, remove {places.backup_begun}, and the next backup starts a new repository"
                 ) from error
             if not begin:
                 raise
@@ -102,11 +104,12 @@ def standing(places: Places, begin: bool = False) -> Iterator[Standing]:
 
 
 def create(places: Places) -> str:
-    """Back this control node up, and forget what is too old; returns a message for the operator."""
+    """Back up this control node, and remove old backups; returns a message for the operator."""
     with standing(places, begin=True) as current:
         if current.backups and made_at(newest := current.backups[-1]) > datetime.now(UTC) + AHEAD:
             raise BackupError(
-                f"the newest backup in {current.settings.repository} is of {newest['time'][:19]}, and this host's clock says "
+                f"the newest backup in {current.settings.repository} was made at {newest['time'][:19]}, but this host's "
+                "clock says "
                 f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}: correct the clock, or remove that backup: restic forget "
                 f"{newest['id'][:8]}"
             )
@@ -137,7 +140,7 @@ def _whole(current: Standing, places: Places, words: list[str]) -> str:
 
 
 def verify(places: Places) -> str:
-    """Read the repository whole, where it lies, and note the newest backup as verified; returns a message for the operator."""
+    """Read the whole repository in place, and mark the newest backup as verified; returns a message for the operator."""
     with standing(places) as current:
         place = current.settings.repository
         if not current.backups:
@@ -150,8 +153,8 @@ def verify(places: Places) -> str:
         )
         if (root := fingerprint(load(places.root_certificate))) != facts.root:
             raise BackupError(
-                f"{place}: the newest backup is of the estate with root certificate {facts.root}, and this one's is {root}: give "
-                "this estate a repository of its own"
+                f"{place}: the newest backup belongs to the estate with root certificate {facts.root}, but this estate's "
+                f"root certificate is {root}: give this estate its own repository"
             )
         note = {
             "snapshot": newest["id"],
@@ -161,11 +164,11 @@ def verify(places: Places) -> str:
         }
         write(places.backup_verified, json.dumps(note).encode() + b"\n", 0o644)
         count = len(current.backups)
-        return f"{place}: every byte of {count} backups is as it was written; the newest is of {newest['time'][:19]}"
+        return f"{place}: all {count} backups are intact; the newest was made at {newest['time'][:19]}"
 
 
 def overview(places: Places) -> str:
-    """A line for each backup, the oldest first."""
+    """One line per backup, oldest first."""
     with standing(places) as current:
         newest = (
             json.loads(places.backup_verified.read_bytes())["snapshot"]
@@ -209,20 +212,23 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, words, verb in (
-        ("create", "back this control node up, and remove old backups", create),
+        ("create", "back up this control node, and remove old backups", create),
         ("verify", "read every byte of the repository", verify),
-        ("list", "the backups, the oldest first", overview),
+        ("list", "list the backups, oldest first", overview),
     ):
         verbs.add_parser(name, help=words, description=__doc__).set_defaults(run=_command(_here(verb)))
     back = verbs.add_parser(
         "restore", help="onto a blank machine, after `bootstrap --restore`", description=__doc__
     )
-    back.add_argument("repository", help="a folder's whole path, or sftp:USER@HOST:/FOLDER")
-    back.add_argument("--escrow-key", type=Path, required=True, help="on its medium")
+    back.add_argument("repository", help="absolute path of a folder, or sftp:USER@HOST:/FOLDER")
+    back.add_argument("--escrow-key", type=Path, required=True, help="path of the escrow key on its medium")
     back.add_argument(
         "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask once)"
     )
     back.add_argument(
-        "--snapshot", default="latest", metavar="ID", help="of `restic snapshots` (default: the newest)"
+        "--snapshot",
+        default="latest",
+        metavar="ID",
+        help="snapshot id from `restic snapshots` (default: the newest)",
     )
     back.set_defaults(run=_command(_restore))

@@ -1,7 +1,7 @@
-"""What a backup of the control node has in it.
+"""Contents of a backup of the control node.
 
-Secrets that are sealed to this host open on this host alone. A backup has them all in one file that is encrypted to the escrow
-certificate, so neither the repository's password nor its host reveals them.
+Secrets sealed to this host can be opened only on this host. A backup contains all of them in one file that is
+encrypted to the escrow certificate, so neither the repository's password nor its host reveals them.
 """
 
 import base64
@@ -47,8 +47,10 @@ SIGNED = ("srv/llmkeep/releases/*", "srv/llmkeep/releases/.*/MANIFEST.json*")
 
 @dataclass(frozen=True)
 class Description:
-    """What a backup says of itself. `serial`: the bundle's; `signer`: whose bundles this estate takes; `root`: sha256 of the
-    root certificate; `releases`: `NAME SERIAL`, of which only manifests are in it.
+    """Description stored in a backup.
+
+    `serial`: of the bundle; `signer`: fingerprint of the key whose bundles this estate accepts; `root`: sha256 of the
+    root certificate; `releases`: `NAME SERIAL` of each release, whose manifest alone is in the backup.
     """
 
     host: str
@@ -61,7 +63,7 @@ class Description:
 
     @classmethod
     def of(cls, places: Places) -> "Description":
-        """Of this control node, now."""
+        """Describe this control node at this moment."""
         releases = []
         for folder in sorted(places.releases.glob("[!.]*")):
             try:
@@ -79,23 +81,23 @@ class Description:
 
     @classmethod
     def read(cls, text: str) -> "Description":
-        """Of a backup, from the file in it; BackupError for one that this llmkeep does not know."""
+        """Read the description of a backup from its file; BackupError for a format that this llmkeep does not know."""
         document = json.loads(text)
         if document.get("format") != FORMAT:
             raise BackupError(
                 f"the backup has format {document.get('format')}, and this llmkeep reads {FORMAT}: it was written by bundle "
-                f"serial {document.get('serial')}; run bootstrap of that one, or of a newer one"
+                f"serial {document.get('serial')}; run bootstrap from that bundle, or from a newer one"
             )
         return cls(**document)
 
 
 def serial(places: Places) -> int:
-    """The highest serial of a bundle that was accepted here."""
+    """The highest bundle serial accepted on this host."""
     return int(places.bundle_serial.read_text())
 
 
 def paths(places: Places, more: list[str]) -> list[str]:
-    """What restic is given, from the root, of what is there. `more`: the operator's own."""
+    """Existing paths to back up, relative to the root. `more`: paths added by the operator."""
     root = places.root
     files = [root / path.lstrip("/") for path in (*FOLDERS, *more)]
     files += [
@@ -105,7 +107,7 @@ def paths(places: Places, more: list[str]) -> list[str]:
 
 
 def excluded() -> list[str]:
-    """What restic leaves out of them: of bootstrap and of a restore what is theirs while they run."""
+    """Paths that restic excludes: the working files of bootstrap and of a restore."""
     names = [
         *SCRATCH,
         "bootstrap.lock",
@@ -120,7 +122,7 @@ def excluded() -> list[str]:
 
 # ---------------------------------------------------------------- sealed secrets
 def keep_secrets(places: Places, certificate: Path) -> None:
-    """Write what is sealed to this host once more, encrypted to the escrow certificate. Secrets pass by pipes alone."""
+    """Write the secrets sealed to this host again, encrypted to the escrow certificate. Secrets pass only through pipes."""
     secrets = {}
     for path in sorted(places.sealed("").iterdir()):
         if not path.is_file() or path.name.startswith("."):  # what programs remember of a PIN
@@ -129,8 +131,8 @@ def keep_secrets(places: Places, certificate: Path) -> None:
             secret = unseal(path.read_bytes(), path.name)
         except SealError as error:
             raise BackupError(
-                f"{path} does not open on this host under its own name ({error}): it could not be restored; put it elsewhere, or "
-                f"seal it with --name={path.name}"
+                f"{path} cannot be unsealed on this host under its own name ({error}), so it could not be restored: move it "
+                f"elsewhere, or seal it with --name={path.name}"
             ) from error
         secrets[path.name] = {
             "secret": base64.b64encode(secret).decode(),
@@ -140,13 +142,13 @@ def keep_secrets(places: Places, certificate: Path) -> None:
 
 
 def seal_secrets(places: Places, opened: bytes) -> list[str]:
-    """Seal the secrets of a backup to this host; their names. Idempotent."""
+    """Seal the secrets of a backup to this host; returns their names. Idempotent."""
     names = []
     for name, entry in json.loads(opened).items():
         path, secret = places.sealed(name), base64.b64decode(entry["secret"])
         if "/" in name or name.startswith("."):
             raise BackupError(
-                f"the backup has a secret {name!r}, which is no file's name: it was not made by llmkeep"
+                f"the backup has a secret {name!r}, which is not a valid file name: llmkeep did not make this backup"
             )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write(path, seal(secret, name), entry["mode"])
@@ -156,7 +158,9 @@ def seal_secrets(places: Places, opened: bytes) -> list[str]:
 
 @contextmanager
 def record_at_rest() -> Iterator[None]:
-    """Nothing is written into the control node's record meanwhile: its heads, tip and records are copied as one."""
+    """Keep the control node's record unchanged within the context, so that heads, tip and records are copied
+    consistently.
+    """
     descriptor = os.open(runs.FOLDER, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # what llmproof.chain holds to write
@@ -166,5 +170,5 @@ def record_at_rest() -> Iterator[None]:
 
 
 def describe(places: Places) -> None:
-    """Write what this backup says of itself."""
+    """Write the description of this backup."""
     write(places.backup_description, json.dumps(asdict(Description.of(places))).encode() + b"\n", 0o444)

@@ -1,7 +1,8 @@
-"""A repository of restic's, in a folder or on another host, and the password that opens it.
+"""A restic repository, in a folder or on another host, and the password that opens it.
 
-restic encrypts and authenticates all that is in it. Its password is sealed to the control node, and lies beside the repository
-encrypted to the escrow certificate: a repository alone is worth nothing, and with the escrow key it is enough.
+restic encrypts and authenticates the repository's content. The password is sealed to the control node, and a copy
+encrypted to the escrow certificate is stored beside the repository: the repository is useless by itself, but
+sufficient together with the escrow key.
 """
 
 import json
@@ -28,32 +29,33 @@ SECONDS = 6 * 3600  # of one run of restic
 
 
 class BackupError(LlmkeepError):
-    """Refused, or failed. The message says what is wrong, the value seen, and the way out."""
+    """A backup was refused or failed. The message says what is wrong, the value seen, and what to do."""
 
 
 class Missing(BackupError):
-    """There is no repository."""
+    """The repository does not exist."""
 
 
 class Partial(BackupError):
-    """A backup was made without files that vanished meanwhile, or could not be read."""
+    """A backup was made without files that disappeared while it ran, or that could not be read."""
 
 
 def made_at(snapshot: Mapping[str, Any]) -> datetime:
-    """When a backup was made."""
+    """The time at which a backup was made."""
     return datetime.fromisoformat(snapshot["time"])
 
 
 @dataclass(frozen=True)
 class Repository:
-    """Where backups are: a folder's path, or `sftp:USER@HOST:/FOLDER`."""
+    """Location of backups: a folder's path, or `sftp:USER@HOST:/FOLDER`."""
 
     location: str
 
     def __post_init__(self) -> None:
         if not ELSEWHERE.fullmatch(self.location) and not FOLDER.fullmatch(self.location):
             raise BackupError(
-                f"{printable(self.location)} is no place for a backup: give a folder's whole path, or sftp:USER@HOST:/FOLDER"
+                f"{printable(self.location)} is not a backup location: give the absolute path of a folder, or "
+                "sftp:USER@HOST:/FOLDER"
             )
 
     @property
@@ -62,7 +64,7 @@ class Repository:
 
     # ---------------------------------------------------------------- the password beside it
     def keep_password(self, encrypted: bytes) -> None:
-        """Put the encrypted password beside the repository, whose folder is there."""
+        """Write the encrypted password beside the repository, whose folder exists."""
         if self._elsewhere is None:
             return write(Path(self.location, PASSWORD), encrypted, 0o444)
         with tempfile.NamedTemporaryFile(prefix="llmkeep-") as file:
@@ -72,7 +74,7 @@ class Repository:
             return None
 
     def encrypted_password(self) -> bytes:
-        """What lies beside the repository; BackupError where nothing does."""
+        """The encrypted password beside the repository; BackupError if there is none."""
         if self._elsewhere is None:
             path = Path(self.location, PASSWORD)
             if not path.is_file():
@@ -94,13 +96,13 @@ class Repository:
         if done.returncode:
             words = printable(" ".join(done.stderr.split()))
             raise BackupError(
-                f"`{line.split()[0]}` of {PASSWORD} at {self.location} failed: {words}. Its host has to be in known_hosts, "
-                "and to let root of this one in by key"
+                f"`{line.split()[0]}` of {PASSWORD} at {self.location} failed: {words}. That host must be in known_hosts, "
+                "and must accept this host's root by SSH key"
             )
 
     # ---------------------------------------------------------------- restic
     def restic(self, password: bytes, *words: str, folder: Path = Path("/")) -> str:
-        """Standard output of a restic command, run in FOLDER; BackupError with its own words where it fails."""
+        """Standard output of a restic command, run in FOLDER; BackupError with restic's own message if it fails."""
         code, output, error = self._ran(password, words, folder)
         if code == LOCKED:  # perhaps by a run that was killed, which `unlock` finds out
             self._ran(password, ("unlock",), folder)
@@ -111,7 +113,7 @@ class Repository:
         return output
 
     def snapshots(self, password: bytes, *words: str) -> list[dict[str, Any]]:
-        """What restic says of each backup, the oldest first."""
+        """restic's description of each backup, oldest first."""
         rows = json.loads(self.restic(password, "snapshots", "--json", "--tag", WHOLE, *words) or "[]") or []
         return sorted(rows, key=made_at)
 
@@ -139,19 +141,17 @@ class Repository:
                 )
             except FileNotFoundError as error:
                 raise BackupError(
-                    "there is no program restic: bootstrap brings it from a bundle that has it"
+                    "restic is not installed: run bootstrap from a bundle that has it"
                 ) from error
         return done.returncode, done.stdout, done.stderr
 
     def _failure(self, code: int, verb: str, error: str) -> str:
         words = printable(" ".join(error.split()))[-600:]
         reasons = {
-            MISSING: "there is no repository: give the one that `llmkeep backup create` writes",
-            LOCKED: "another run of restic is at work in it: wait for it",
-            WRONG_PASSWORD: "it is of another estate, since this password does not open it: give another place",
+            MISSING: "there is no repository: give the one that `llmkeep backup create` writes to to to to",
+            LOCKED: "another restic process is using it: wait for it to finish",
+            WRONG_PASSWORD: "this password does not open it, so it belongs to another estate: give another location",
             PARTIAL: "some files could not be read: run it again",
         }
-        reason = reasons.get(
-            code, "where the disk is full, make room; then run it again, what is there is kept"
-        )
+        reason = reasons.get(code, "if the disk is full, make room; then run it again, existing data is kept")
         return f"{self.location}: restic {verb} ended with {code}: {words}. {reason}"

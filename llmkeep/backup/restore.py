@@ -1,6 +1,6 @@
-"""A backup onto new hardware, which has run `bootstrap --restore` and nothing else.
+"""Restore a backup onto new hardware, on which only `bootstrap --restore` has been run.
 
-What comes back is what the estate trusts, so nothing on any other host changes. A restore that was cut off goes on.
+A restore brings back everything that the estate trusts, so no other host changes. An interrupted restore can be continued.
 """
 
 import json
@@ -28,9 +28,9 @@ GAP = 1000
 def restore(
     places: Places, repository: Repository, key: Path, passphrase_file: Path | None, snapshot: str
 ) -> str:
-    """Restore a snapshot ("latest": the newest) by the escrow key; returns a message for the operator.
+    """Restore a snapshot ("latest": the newest) with the escrow key; returns a message for the operator.
 
-    Raises BackupError: of a backup that will not do before anything has changed.
+    Raises BackupError. An unsuitable backup is refused before anything changes.
     """
     with escrow.held(key, passphrase_file) as decrypt:
         password = _password(repository, key, decrypt)
@@ -63,7 +63,7 @@ def restore(
         )
     except LlmkeepError as error:
         raise BackupError(
-            f"the snapshot {identity[:8]} of {facts.created} is restored and not whole: {error}. Try an older one on "
+            f"the snapshot {identity[:8]} of {facts.created} is incomplete after the restore: {error}. Try an older one on "
             "a blank machine"
         ) from error
     places.restoring.unlink()
@@ -76,24 +76,24 @@ def _password(repository: Repository, key: Path, decrypt: Callable[[Path], bytes
             return decrypt(file)
         except EscrowError as error:
             raise BackupError(
-                f"{key} does not open the backup at {repository.location}, which is encrypted to another escrow key: "
-                "bring the key of its estate"
+                f"{key} does not open the backup at {repository.location}, which is encrypted to another escrow key: use "
+                "the escrow key of its estate"
             ) from error
 
 
 def within(places: Places, path: Path) -> str:
-    """A path as it is in a backup, which begins at the root."""
+    """The path under which a backup, whose paths begin at the root, stores a file."""
     return f"/{path.relative_to(places.root)}"
 
 
 def _choice(
     places: Places, repository: Repository, password: bytes, snapshot: str
 ) -> tuple[str, Description]:
-    """The snapshot's id, and what it says of itself; BackupError for one that must not be restored here."""
+    """The snapshot's id and description; BackupError for one that must not be restored here."""
     rows = repository.snapshots(password, snapshot)
     if len(rows) != 1:
         raise BackupError(
-            f"{repository.location} has {len(rows)} snapshots {snapshot}: choose one of `llmkeep backup list`"
+            f"{repository.location} has {len(rows)} snapshots {snapshot}: choose one from `llmkeep backup list`"
         )
     identity = str(rows[0]["id"])
     facts = Description.read(
@@ -102,30 +102,30 @@ def _choice(
     unfinished = json.loads(places.restoring.read_bytes())["snapshot"] if places.restoring.exists() else None
     if unfinished not in {None, identity}:
         raise BackupError(
-            f"the restore of snapshot {unfinished[:8]} was cut off here: end that with --snapshot "
-            f"{unfinished[:8]}, or take a blank machine"
+            f"the restore of snapshot {unfinished[:8]} was interrupted on this machine: finish it with --snapshot "
+            f"{unfinished[:8]}, or use a blank machine"
         )
     if unfinished is None and places.root_certificate.exists():
         raise BackupError(
-            f"this machine has an estate's authority already, {places.root_certificate}: nothing is restored over it; "
-            "take a blank machine, and run bootstrap there with --restore"
+            f"this machine already has a certificate authority ({places.root_certificate}), which a restore does not "
+            "overwrite: use a blank machine, and run bootstrap there with --restore"
         )
     here = contents.serial(places)
     if facts.serial > here:
         raise BackupError(
-            f"the backup was written by bundle serial {facts.serial}, and this machine has {here}: run bootstrap of "
-            f"{facts.serial} or a newer one"
+            f"the backup was written by bundle serial {facts.serial}, but this machine has {here}: run bootstrap from "
+            f"bundle {facts.serial} or a newer one"
         )
     if (signer := signing.fingerprint(places.bundle_keyring)) != facts.signer:
         raise BackupError(
-            f"the backup is of an estate whose bundles {facts.signer} signs, and this machine was made from a bundle of "
-            f"{signer}: bring this estate's backup, or that estate's bundle"
+            f"the backup belongs to an estate whose bundles are signed by {facts.signer}, but this machine was set up from "
+            f"a bundle signed by {signer}: use a backup and a bundle of the same estate"
         )
     return identity, facts
 
 
 def _skip_numbers(places: Places) -> None:
-    """Leave a gap after the numbers of releases and policies, whichever of them were issued after the backup."""
+    """Skip the numbers of releases and policies that may have been issued after the backup."""
     if places.publish_serial.exists():
         write(places.publish_serial, f"{int(places.publish_serial.read_text()) + GAP}\n".encode(), 0o644)
     revision = places.policy_bundle.with_name("revision.json")
@@ -136,13 +136,13 @@ def _skip_numbers(places: Places) -> None:
 def _message(facts: Description, snapshot: str, names: list[str]) -> str:
     releases = "".join(f"\n  {release}: llmkeep release add FOLDER" for release in facts.releases)
     return (
-        f"restored snapshot {snapshot[:8]} of {facts.created}, host {facts.host}, root certificate sha256 {facts.root}; compare "
-        f"it with your paper. {len(names)} secrets are sealed to this machine"
+        f"restored snapshot {snapshot[:8]} of {facts.created}, host {facts.host}, root certificate sha256 {facts.root}; "
+        f"compare it with your written copy. {len(names)} secrets are sealed to this machine"
         + (
-            f"\nof these releases only the signatures are here; bring the files from their medium:{releases}"
+            f"\nonly the signatures of these releases were restored; add their files from the medium:{releases}"
             if releases
             else ""
         )
-        + "\nnext: llmkeep audit collect -i INVENTORY, which finds what was recorded after the backup, then "
+        + "\nnext: llmkeep audit collect -i INVENTORY, which detects anything recorded after the backup, then "
         + "llmkeep site -i INVENTORY, which changes no other host"
     )

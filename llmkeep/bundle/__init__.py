@@ -1,1 +1,1 @@
-"""What an estate is made of: pinned, fetched, built, signed and verified."""
+"""The software of an estate: pinned, fetched, built, signed and verified."""

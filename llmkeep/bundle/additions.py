@@ -1,8 +1,8 @@
-"""artifacts.d/*.yml: what an estate adds to artifacts.yml without changing a file of llmkeep's own tree.
+"""artifacts.d/*.yml: an estate's additions to artifacts.yml, made without changing llmkeep's own tree.
 
-A file may add sources, roles, profiles and models by new names, packages to a role that is there, what hosts have installed
-(`llmkeep packages list` writes that), and what a source leaves empty, such as a fingerprint. A name that is taken, a key that
-nothing reads and anything else of artifacts.yml are refused.
+A file may add sources, roles, profiles and models with new names, packages to an existing role, the packages that
+hosts have installed (written by `llmkeep packages list`), and values that a source leaves empty, such as a
+fingerprint. Names already in use, unknown keys and any other part of artifacts.yml are refused.
 """
 
 import copy
@@ -30,7 +30,7 @@ class AdditionsRefused(LlmkeepError):
 
 
 def paths(tree: Path) -> list[Path]:
-    """The files that add something, in the order of their names."""
+    """The files with additions, sorted by name."""
     return sorted(path for path in (tree / FOLDER).glob("*.yml") if path.name != LOCK)
 
 
@@ -40,7 +40,7 @@ def every_file(tree: Path) -> Iterator[Path]:
 
 
 def merged(catalogue: dict[str, Any], tree: Path) -> dict[str, Any]:
-    """The content of artifacts.yml with all additions; AdditionsRefused names the file, the value and the way out."""
+    """The content of artifacts.yml with all additions; AdditionsRefused names the file, the value and what to do."""
     result = copy.deepcopy(catalogue)
     for path in paths(tree):
         name = f"{FOLDER}/{path.name}"
@@ -60,7 +60,7 @@ def merged(catalogue: dict[str, Any], tree: Path) -> dict[str, Any]:
                 known(entry, keys, f"{name}, {kind} {each}")
                 if each in taken and any(taken[each].get(key) != "" for key in entry):
                     raise AdditionsRefused(
-                        f"{name} adds the {kind} {each}, which is there already: take another name"
+                        f"{name} adds the {kind} {each}, which already exists: choose another name"
                     )
                 taken[each] = {**taken.get(each, {}), **entry}
         roles = (apt.get("roles") or {}) | ({INSTALLED: apt[INSTALLED]} if INSTALLED in apt else {})
@@ -73,10 +73,10 @@ def merged(catalogue: dict[str, Any], tree: Path) -> dict[str, Any]:
 
 
 def known(entry: Any, keys: Iterable[str], where: str) -> None:
-    """Refuse what is no mapping, or has a key that nothing reads."""
+    """Refuse anything but a mapping with known keys."""
     if not isinstance(entry, dict):
         raise AdditionsRefused(f"{where} is {entry!r}: write a mapping of {', '.join(sorted(keys))}")
     for key in sorted(set(entry) - set(keys), key=str):
         near = difflib.get_close_matches(str(key), list(keys), n=1)
         hint = f"did you mean {near[0]}?" if near else f"take one of {', '.join(sorted(keys))}"
-        raise AdditionsRefused(f"{where} has the key {key}, which nothing reads; {hint}")
+        raise AdditionsRefused(f"{where} has the unknown key {key}; {hint}")

@@ -1,7 +1,7 @@
-"""Debian packages: resolve a closure, download exactly what the lock says, make a signed repository of it.
+"""Debian packages: resolve a closure, download exactly the locked packages, build a signed repository.
 
-apt does the first two with a private state: only the sources that artifacts.yml names, no installed packages, none of
-the machine's pins. Debian's mirrors, their keys and the proxy come from the machine's own apt settings.
+apt does the first two with a private state: only the sources in artifacts.yml, no installed packages, none of the
+machine's pins. Debian's mirrors, their keys and the proxy come from the machine's own apt settings.
 """
 
 import os
@@ -29,12 +29,12 @@ OUT_OF_REACH = re.compile(
 
 
 class Apt:
-    """apt with a state of its own in the cache. `section` is artifacts.yml's `apt`, `sources` names those to use."""
+    """apt with its own state in the cache. `section` is `apt` of artifacts.yml; `sources` names the sources to use."""
 
     def __init__(self, section: dict[str, Any], sources: list[str], tree: Path = TREE) -> None:
         if gone := sorted(set(sources) - set(section["sources"])):
             raise LlmkeepError(
-                f"the lock has packages of {', '.join(gone)}, and apt.sources has only {', '.join(section['sources'])}: "
+                f"the lock has packages from {', '.join(gone)}, but apt.sources has only {', '.join(section['sources'])}: "
                 "run `llmkeep lock update --only apt`"
             )
         entries = section["sources"].items()
@@ -63,14 +63,17 @@ Acquire::Languages "none";
 """)
 
     def get(self, *arguments: str) -> str:
-        """Run apt-get; a failure carries apt's own words."""
+        """Run apt-get; an error carries apt's own message."""
         run = self._run(*arguments)
         if run.returncode != 0:
             raise LlmkeepError(f"apt-get {arguments[0]} failed:\n{run.stderr.strip()}")
         return run.stdout
 
     def update(self) -> Rules:
-        """Fetch every source's signed index, and pin what each may not provide. PackagesRefused names each source that failed."""
+        """Fetch every source's signed index, and pin the packages that each may not provide.
+
+        PackagesRefused names each failed source.
+        """
         failed: list[tuple[int, str]] = []
         for source in self.sources:
             entry = self.entries / f"{source.name}.sources"
@@ -104,7 +107,7 @@ Acquire::Languages "none";
         return rules
 
     def closure(self, packages: list[str]) -> dict[str, str]:
-        """Everything that these packages need on a machine that has nothing: `name=version` to SHA256."""
+        """All packages needed to install these on an empty machine: `name=version` to SHA256."""
         digests_of = {}
         for line in self.get("install", "--print-uris", *packages).splitlines():
             _, file, _, digest = [*line.split(), ""][:4]
@@ -121,8 +124,8 @@ Acquire::Languages "none";
             if gone:
                 names = ", ".join(f"{name}={version}" for version, name in gone)
                 raise Moved(
-                    f"the mirror no longer has {names}: run `llmkeep lock update`, or build with "
-                    "--resolve-apt, which pins what it finds in the bundle's manifest"
+                    f"the mirror no longer has {names}: run `llmkeep lock update`, or build with --resolve-apt, which uses "
+                    "the present versions and pins them in the bundle's manifest"
                 ) from error
             raise
         digests = {}
@@ -142,7 +145,7 @@ Acquire::Languages "none";
         )
 
     def _entry(self, source: Source) -> str:
-        """The source in apt's deb822 format."""
+        """The source's entry in apt's deb822 format."""
         if source.debian:
             return "\n".join(_debian_entries(source))
         fields = {
@@ -158,7 +161,7 @@ Acquire::Languages "none";
         return "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
 
     def _local(self, source: Source) -> Path:
-        """A repository of a vendor's directory."""
+        """Build a local repository from a vendor's directory."""
         place = self.folder / "local" / source.name
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -166,7 +169,7 @@ Acquire::Languages "none";
             shutil.copyfile(path, place / name)
             if cache.sha256(place / name) != dict(source.files)[name]:
                 raise PackagesRefused(
-                    FORBIDDEN, f"{path} was changed while it was copied: fetch it from the vendor again"
+                    FORBIDDEN, f"{path} changed while it was being copied: fetch it from the vendor again"
                 )
         (place / "Packages").write_bytes(_output(["apt-ftparchive", "packages", "."], place))
         return place
@@ -187,11 +190,11 @@ class Moved(LlmkeepError):
 def resolve(
     section: dict[str, Any], known: dict[str, Deb], tree: Path = TREE
 ) -> tuple[dict[str, list[str]], dict[str, Deb]]:
-    """Roles to their wanted packages as `name=version`, and the closure of all roles together.
+    """Each role's packages as `name=version`, and the closure of all roles together.
 
-    `section`: artifacts.yml's `apt`, with the roles and sources of one profile. Of the role `installed`, packages that no source
-    has are left out, and printed. Packages that are `known` and in the cache are
-    neither downloaded nor looked into again.
+    `section`: artifacts.yml's `apt`, with the roles and sources of one profile. Packages of the role `installed` that
+    no source has are left out and printed. Packages that are `known` and cached are neither downloaded nor inspected
+    again.
     """
     apt = Apt(section, list(section["sources"]), tree)
     rules = apt.update()
@@ -199,8 +202,8 @@ def resolve(
     installed = section["roles"].get(additions.INSTALLED, [])
     if without := sorted(set(installed) - offered):
         print(
-            f"apt: {len(without)} of {len(installed)} packages that hosts have installed are in no source, and get no newer "
-            f"version: {', '.join(without)}"
+            f"apt: {len(without)} of {len(installed)} packages installed on hosts are in no source and cannot be updated: "
+            f"{', '.join(without)}"
         )
     wanted_of = section["roles"] | {additions.INSTALLED: [name for name in installed if name in offered]}
     packages = sorted({name for names in wanted_of.values() for name in names})
@@ -239,9 +242,9 @@ def resolve(
 
 
 def fetch(section: dict[str, Any], debs: dict[str, Deb], tree: Path = TREE) -> None:
-    """Download exactly these packages into the cache; raises Moved if a source has other versions.
+    """Download exactly these packages into the cache; raises Moved if a source offers other versions.
 
-    `section`: artifacts.yml's `apt`. The directories of vendors are compared with their entries even if nothing is missing.
+    `section`: artifacts.yml's `apt`. Vendors' directories are compared with their entries even if nothing is missing.
     """
     used = {deb.apt_source for deb in debs.values()}
     for name in sorted(used & set(section["sources"])):
@@ -262,18 +265,18 @@ def fetch(section: dict[str, Any], debs: dict[str, Deb], tree: Path = TREE) -> N
 
 
 def _require_locked(locked: dict[str, str], digests: dict[str, str]) -> None:
-    """Refuse packages whose SHA256 is not the lock's."""
+    """Refuse packages whose SHA256 differs from the lock."""
     for key, digest in locked.items():
         if digests.get(key) != digest:
             raise PackagesRefused(
                 FORBIDDEN,
                 f"{key} has sha256 {digests.get(key, 'of no file')}, the lock says {digest}: "
-                "a published package was changed; do not use it until you know why",
+                "a published package changed; do not use it until you know why",
             )
 
 
 def describe(key: str, digest: str, source: Source) -> Deb:
-    """The lock's entry for a package that is in the cache. A vendor's states its licence itself, or its source does."""
+    """The lock's entry for a cached package. A vendor's package states its licence itself, or its source does."""
     name, version = key.split("=", 1)
     file = cache.blob(digest)
     architecture = _output(["dpkg-deb", "--field", str(file), "Architecture"]).decode().strip()
@@ -319,7 +322,7 @@ def repository(folder: Path, debs: dict[str, Deb], key: signing.Signer, expires:
 
 
 def _reasons(stderr: str) -> list[str]:
-    """What apt says is wrong, one sentence a fault."""
+    """apt's error messages, one sentence per fault."""
     lines = [line.removeprefix("E: ") for line in stderr.splitlines() if line.startswith("E: ")]
     lines = [
         re.split(r" *Stack backtrace:", line)[0] for line in lines if "Some index files failed" not in line
@@ -331,18 +334,19 @@ def _reasons(stderr: str) -> list[str]:
     ]
     if warnings and any(line.endswith("is not signed.") for line in lines):
         lines += [warnings[0].removeprefix("W: ")]
-    return lines or [stderr.strip() or "apt-get says nothing"]
+    return lines or [stderr.strip() or "apt-get printed no error"]
 
 
 def _copied(uri: str) -> str:
-    """A folder's packages are copied into the cache; by `file:` apt would use them where they lie."""
+    """Copy a folder's packages into the cache; with `file:`, apt would use them in place."""
     return re.sub("^file:", "copy:", uri)
 
 
 def _debian_entries(source: Source) -> Iterator[str]:
     """The machine's own mirrors of the wanted suites, with the source's components.
 
-    Backports lie where their suite does. Where the machine does not check a mirror's age, as of a snapshot, this does not either.
+    Backports are on the mirror of their suite. A mirror whose age the machine does not check, such as a snapshot, is
+    not checked here either.
     """
     form = "--format=$(ORIGIN)|$(RELEASE)|$(REPO_URI)|$(SIGNED_BY)"
     known: dict[str, list[tuple[str, str]]] = {}
@@ -369,7 +373,7 @@ def _debian_entries(source: Source) -> Iterator[str]:
             yield "".join(f"{name}: {value}\n" for name, value in fields.items())
     if lacking:
         raise LlmkeepError(
-            f"this machine's apt knows no Debian mirror of {', '.join(lacking)}: "
+            f"this machine's apt has no Debian mirror for {', '.join(lacking)}: "
             "add it to /etc/apt/sources.list.d and run `apt-get update`"
         )
 

@@ -1,11 +1,11 @@
-"""Sources of Debian packages: which may provide what, by `apt.sources` of artifacts.yml.
+"""Sources of Debian packages, and the packages that each may provide (`apt.sources` of artifacts.yml).
 
-A source without `packages` is Debian's own and provides everything it has. Every other one provides the packages it lists
-and nothing else, not even as a dependency, and what Debian has too only where `replaces_debian` names it.
+A source without `packages` is Debian's own and provides everything it has. Any other source provides only the
+packages it lists, even for dependencies, and replaces a package of Debian only if `replaces_debian` names it.
 
-The rules are applied twice. Pins keep apt from choosing what a source may not provide. They name package and version, since the
-fields that apt's own `Pin: release` and `Pin: origin` go by are the vendor's to write. Then each chosen package is looked up, by
-its SHA256, in the indices that its signers signed; one that no source may provide is refused.
+The rules are applied twice. Pins keep apt from choosing packages that a source may not provide. They name package and
+version, because vendors control the fields that apt's `Pin: release` and `Pin: origin` match. Each chosen package is
+then looked up by SHA256 in the signed indices, and refused if no source may provide it.
 """
 
 import fnmatch
@@ -54,7 +54,7 @@ class Source:
 
     @property
     def debian(self) -> bool:
-        """Whether its packages are Debian's."""
+        """Whether its packages come from Debian."""
         return not (self.uri or self.directory)
 
     def lists(self, package: str) -> bool:
@@ -64,7 +64,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Offer:
-    """A package of a source's index. `claims`: the names that it provides or replaces beside its own."""
+    """A package in a source's index. `claims`: the names that it provides or replaces in addition to its own."""
 
     package: str
     version: str
@@ -73,7 +73,7 @@ class Offer:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """As apt's choice names it: `name=version` and SHA256."""
+        """`name=version` and SHA256, as in apt's choice."""
         return f"{self.package}={self.version}", self.sha256
 
 
@@ -84,7 +84,7 @@ def parse(name: str, entry: Mapping[str, Any]) -> Source:
         return LlmkeepError(f"apt.sources has {name}, {what} (docs/operate/packages.md)")
 
     if not SOURCE_NAME.fullmatch(name):
-        raise refuse("which is no name of a source: use small letters, digits and hyphens")
+        raise refuse("which is not a valid source name: use lowercase letters, digits and hyphens")
     for key in ("suites", "components", "packages", "replaces_debian"):
         if not isinstance(entry.get(key, []), list):
             raise refuse(f"whose {key} is {entry[key]!r}: write a list")
@@ -102,11 +102,11 @@ def parse(name: str, entry: Mapping[str, Any]) -> Source:
     if source.directory and not source.files:
         raise refuse(f"which names no files: list each .deb of {source.directory} with its sha256")
     if not source.directory and not source.suites:
-        raise refuse("which names no suites: list those to take packages from")
+        raise refuse("which names no suites: list the suites to take packages from")
     if source.uri and source.packages is None:
-        raise refuse("which may provide everything: list the packages that it may provide")
+        raise refuse("which lists no packages: list the packages that it may provide")
     if not source.debian and not source.licence:
-        raise refuse("which states no licence: add that of packages without a copyright file")
+        raise refuse("which states no licence: add one for packages without a copyright file")
     for place in (source.key, source.directory):
         if place.startswith("/") or ".." in Path(place).parts:
             raise refuse(f"which names {place}: give a path below the tree")
@@ -114,31 +114,31 @@ def parse(name: str, entry: Mapping[str, Any]) -> Source:
 
 
 def keyring(source: Source, tree: Path) -> Path:
-    """The file with the source's key, whose fingerprint is the stated one."""
+    """The file with the source's key, after its fingerprint was compared with the stated one."""
     place = tree / (source.key or f"artifacts.d/keys/{source.name}.asc")
     if not FINGERPRINT.fullmatch(stated := source.fingerprint.replace(" ", "").upper()):
         raise PackagesRefused(
             UNTRUSTED,
-            f"the source {source.name} ({source.uri}) has the fingerprint {source.fingerprint!r}, which llmkeep does not "
-            "know: learn its 40 hex digits from the vendor, and state them in artifacts.d (docs/operate/packages.md)",
+            f"the source {source.name} ({source.uri}) has the fingerprint {source.fingerprint!r}, which is not a key "
+            "fingerprint: get its 40 hex digits from the vendor, and state them in artifacts.d (docs/operate/packages.md)",
         )
     if not place.is_file():
         raise PackagesRefused(
             UNTRUSTED,
-            f"the key of the source {source.name} ({source.uri}) is not there: put the vendor's key {stated} into {place}",
+            f"the key of the source {source.name} ({source.uri}) is missing: put the vendor's key {stated} into {place}",
         )
     marks = signing.fingerprints(place)
     if marks != [stated]:
         raise PackagesRefused(
             UNTRUSTED,
-            f"{place} holds the key {', '.join(marks)}, and the source {source.name} wants {stated}: do not use it "
-            "until the vendor confirms a change of its key",
+            f"{place} holds the key {', '.join(marks)}, but the source {source.name} states {stated}: do not use it until "
+            "the vendor confirms the change of key",
         )
     return place
 
 
 def offers(index: str) -> Iterator[Offer]:
-    """Packages of an index. Names and versions against Debian's policy are left out, and so cannot be chosen."""
+    """Packages of an index. Names and versions that violate Debian's policy are left out, and so cannot be chosen."""
     for paragraph in index.split("\n\n"):
         fields = {name.lower(): value for name, value in FIELD.findall(paragraph)}
         package, version = fields.get("package", ""), fields.get("version", "")
@@ -150,7 +150,10 @@ def offers(index: str) -> Iterator[Offer]:
 
 
 class Rules:
-    """What may be chosen of several sources' offers. Sources come in artifacts.yml's order, which decides between equals."""
+    """The rules for choosing among the offers of several sources.
+
+    Sources are in artifacts.yml's order, which breaks ties.
+    """
 
     def __init__(self, offered: Mapping[Source, list[Offer]]) -> None:
         self.offered = [(source, offer) for source, offers in offered.items() for offer in offers]
@@ -167,12 +170,12 @@ class Rules:
         self._refuse_two_vendors()
 
     def may_provide(self, source: Source, package: str) -> bool:
-        """Whether the source lists the package, and Debian does not have it or may be replaced."""
+        """Whether the source lists the package, and Debian either lacks it or may be replaced."""
         new = source.debian or package not in self.debian or package in source.replaces_debian
         return new and source.lists(package)
 
     def pins(self) -> str:
-        """apt_preferences: never what a source may not provide; first what is to take the place of another version."""
+        """apt_preferences that exclude packages a source may not provide, and prefer the intended replacements."""
         pins: dict[str, int] = {}
         for source, offer in self.offered:
             if source.packages is None:
@@ -184,15 +187,16 @@ class Rules:
             elif self.versions.get((offer.package, offer.version), offer.sha256) != offer.sha256:
                 raise PackagesRefused(
                     FORBIDDEN,
-                    f"the source {source.name} has {offer.package} {offer.version}, which it may not provide, in the "
-                    "version of another source with other bytes, and apt cannot tell them apart: do not use it, ask the vendor",
+                    f"the source {source.name} has {offer.package} {offer.version}, which it may not provide; another "
+                    "source has the same version with different content, and apt cannot tell them apart: do not use it, ask "
+                    "the vendor",
                 )
             elif offer.identity not in self.allowed:  # in Debian's own bytes it is Debian's
                 pins[pin] = -1
         return "\n".join(f"{pin}Pin-Priority: {priority}\n" for pin, priority in pins.items())
 
     def held_back(self, words: str) -> list[tuple[str, str]]:
-        """Source and name of packages that WORDS of apt name and that their source may not provide."""
+        """Source and name of packages mentioned in WORDS of apt that their source may not provide."""
         named, exact = (
             set(re.findall(NAME, words)),
             set(re.findall(r"([a-z0-9+.-]+)(?::\w+)?=([^\s)]+)", words)),
@@ -206,7 +210,7 @@ class Rules:
         return sorted(pairs)
 
     def require_same(self, key: str, sha256: str, control: str) -> None:
-        """Refuse a package whose own control file is not what its index said, on which all rules were applied."""
+        """Refuse a package whose control file contradicts its index, to which all rules were applied."""
         _, offer = self.allowed[key, sha256]
         inside = next(offers(control), None)
         if inside is None or (inside.package, inside.version, inside.claims) != (
@@ -217,8 +221,8 @@ class Rules:
             content = f"{inside.package} {inside.version}" if inside else "no valid name and version"
             raise PackagesRefused(
                 FORBIDDEN,
-                f"{key} is not what the index of {', '.join(self.having[sha256])} says: the file is {content}, or provides or "
-                "replaces other packages: do not use it, and ask the vendor",
+                f"{key} does not match the index of {', '.join(self.having[sha256])}: the file is {content}, or provides or "
+                "replaces other packages: do not use it, ask the vendor",
             )
 
     def source(self, key: str, sha256: str) -> Source:
@@ -227,28 +231,28 @@ class Rules:
             names = ", ".join(dict.fromkeys(self.having.get(sha256, ["no source"])))
             raise PackagesRefused(
                 FORBIDDEN,
-                f"{key} would come from {names}, which may not provide it: add the name to the packages of that source, "
-                "or take what needs it out of the roles",
+                f"{key} would come from {names}, which may not provide it: add the name to the packages of that source, or "
+                "remove from the roles the package that depends on it",
             )
         source, offer = self.allowed[key, sha256]
         taken = sorted(offer.claims & self.debian - set(source.replaces_debian) - {offer.package})
         if not source.debian and taken:
             raise PackagesRefused(
                 FORBIDDEN,
-                f"{key} of the source {source.name} provides or replaces {', '.join(taken)}, which Debian has: list "
-                "these names under replaces_debian of that source if you want that, or take the package out of the roles",
+                f"{key} of the source {source.name} provides or replaces {', '.join(taken)}, which Debian has: list these "
+                "names under replaces_debian of that source if this is intended, or remove the package from the roles",
             )
         return source
 
     def _refuse_named_replacements(self) -> None:
-        """Globs pass over what Debian has; a name written in full, or a file, is meant."""
+        """Refuse full names and files that would replace a package of Debian; globs skip those."""
         for source, offer in self.offered:
             meant = source.directory or offer.package in (source.packages or ())
             if not source.debian and meant and not self.may_provide(source, offer.package):
                 raise PackagesRefused(
                     FORBIDDEN,
                     f"the source {source.name} ({source.uri or source.directory}) would replace Debian's {offer.package} "
-                    f"by its own {offer.version}: take it out, or list {offer.package} under replaces_debian of that source",
+                    f"with its own {offer.version}: remove it, or list {offer.package} under replaces_debian of that source",
                 )
 
     def _refuse_two_vendors(self) -> None:
@@ -259,7 +263,8 @@ class Rules:
             if (other := first.setdefault(offer.package, source)) is not source:
                 raise PackagesRefused(
                     FORBIDDEN,
-                    f"{offer.package} may come from {other.name} and from {source.name}: narrow the packages of one of them",
+                    f"{offer.package} is provided by both {other.name} and {source.name}: narrow the packages of "
+                    "one of them",
                 )
 
 
@@ -268,7 +273,8 @@ def collect(source: Source, tree: Path) -> dict[str, Path]:
     folder, stated = tree / source.directory, dict(source.files)
     if not folder.is_dir():
         raise PackagesRefused(
-            UNREACHABLE, f"the source {source.name}: there is no {folder}: put the vendor's .deb files there"
+            UNREACHABLE,
+            f"the source {source.name}: {folder} does not exist: put the vendor's .deb files there",
         )
     files = {path.name: path for path in sorted(folder.glob("*.deb"))}
     for name in sorted(files.keys() ^ stated.keys()):
@@ -276,11 +282,11 @@ def collect(source: Source, tree: Path) -> dict[str, Path]:
             FORBIDDEN,
             f"{folder / name} is not listed under files of the source {source.name}: list it with its sha256, or remove it"
             if name in files
-            else f"{folder / name} is not there, and the source {source.name} lists it: bring it, or take it out of files",
+            else f"{folder / name} is missing, but the source {source.name} lists it: add the file, or remove it from files",
         )
     for name, path in files.items():
         if path.is_symlink():
-            raise PackagesRefused(FORBIDDEN, f"{path} is a link: put the file itself there")
+            raise PackagesRefused(FORBIDDEN, f"{path} is a symbolic link: replace it with the file itself")
         if (digest := cache.sha256(path)) != stated[name]:
             raise PackagesRefused(
                 FORBIDDEN,

@@ -24,8 +24,10 @@ APPLICATION, CONTAINER, FILE, LIBRARY, MODEL = (
 
 @dataclass(frozen=True)
 class Component:
-    """One component. `sha256`: of its file, or of the sums of its files; `licence`: as stated; `place`: where a host has it;
-    `properties`: ours, by name, in full or without PREFIX.
+    """One component.
+
+    `sha256`: of its file, or of the checksums of its files; `licence`: as stated; `place`: its path on a host;
+    `properties`: llmkeep's own, by name, in full or without PREFIX.
     """
 
     name: str
@@ -39,14 +41,14 @@ class Component:
 
     @property
     def ref(self) -> str:
-        """A name of its own within a bill."""
+        """A name that is unique within a bill."""
         name = self.purl or quote(f"{self.kind}:{self.name}", safe=":/@")
         own = quote(self.place, safe="/") if self.place else self.sha256[:16]
         return f"{name}#{own}" if own else name
 
 
 def document(subject: Component, components: Iterable[Component], created: str) -> dict[str, Any]:
-    """The bill of SUBJECT. `created`: its time, as in manifests (UTC)."""
+    """The bill of SUBJECT. `created`: time of creation, as in manifests (UTC)."""
     from cyclonedx.model.bom import Bom, BomMetaData  # 0.05 s: not for the rest of the program
     from cyclonedx.output.json import JsonV1Dot6
 
@@ -66,12 +68,12 @@ def document(subject: Component, components: Iterable[Component], created: str) 
 
 
 def encoded(made: Mapping[str, Any]) -> bytes:
-    """A bill's file."""
+    """The bytes of a bill's file."""
     return json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
 
 
 def _unique(components: Iterable[Component]) -> dict[str, Component]:
-    """Each component once, by a `bom-ref` of its own: none hides another one that calls itself the same."""
+    """Give each component a unique `bom-ref`, so that none hides another with the same name."""
     unique: dict[str, Component] = {}
     for each in components:
         ref = each.ref
@@ -108,7 +110,7 @@ def _component(component: Component, ref: str) -> Any:
 
 
 def of_entry(entry: Entry) -> Component:
-    """The component that is one file of a bundle: a package, a wheel, a program or a script."""
+    """The component for one file of a bundle: a package, a wheel, a program or a script."""
     from packageurl import PackageURL
 
     purl = PackageURL.from_string(entry.purl or own_wheel(entry.path))
@@ -123,7 +125,7 @@ def of_entry(entry: Entry) -> Component:
 
 
 def own_wheel(path: str) -> str:
-    """The purl of a wheel of ours, which no registry has."""
+    """The purl of one of llmkeep's own wheels, which no registry has."""
     name, version = Path(path).name.split("-")[:2]
     return f"pkg:generic/{name.replace('_', '-')}@{version}"
 
@@ -135,7 +137,10 @@ def sums(entries: Iterable[Entry], prefix: str = "") -> str:
 
 
 def components(listed: Manifest) -> list[Component]:
-    """All that a bundle has. One component each are a model, the tree of playbooks, and the documentation's pages; see `sums`."""
+    """All components of a bundle.
+
+    A model, the tree of playbooks and the documentation are one component each; see `sums`.
+    """
     rows, models, tree, packages = [], dict[str, list[Entry]](), list[Entry](), list[Entry]()
     documentation: dict[str, list[Entry]] = {}
     for entry in listed.files:
@@ -174,7 +179,7 @@ def components(listed: Manifest) -> list[Component]:
 
 
 def _ours(entries: list[Entry]) -> Component:
-    """One component of all files that a folder of the bundle has of ours."""
+    """One component for all of llmkeep's own files in a folder of the bundle."""
     folder, commit = entries[0].path.partition("/")[0], entries[0].source.removeprefix("git:")
     purl = f"pkg:generic/llmkeep-{folder}@{quote(commit, safe='')}"
     return Component(

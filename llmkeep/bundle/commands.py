@@ -1,16 +1,16 @@
 """`llmkeep bundle build | verify | list | provenance | compare | split | delta | join`: everything that crosses the air gap,
 signed, in one directory.
 
-A bundle, a release or a candidate can also travel over several media (`split`), or as what a newer one has beyond an older one
-(`delta`). `join` puts the media together, in any order; for bundles, `bootstrap` does.
+A bundle, a release or a candidate can also be carried on several media (`split`), or as the difference from an older
+one (`delta`). `join` puts the media together, in any order; for bundles, `bootstrap` does.
 
-Exit codes of all but `build`: 0 done, 1 refused (`compare`: they differ), 3 unsigned, signed by an unknown key or as something
-else, 4 damaged (a changed, missing or extra file, a list that lies), 5 an older serial than was accepted before, 6 expired,
-7 more media are needed, 8 a medium of something else, or a delta from something else, than what is here. `bootstrap` uses
-the same ones.
+Exit codes of all but `build`: 0 done, 1 refused (`compare`: they differ), 3 unsigned, signed by an unknown key or as
+something else, 4 damaged (a changed, missing or extra file, a wrong list), 5 an older serial than was accepted
+before, 6 expired, 7 more media are needed, 8 a medium of another bundle, or a delta from a base that is not here.
+`bootstrap` uses the same codes.
 
 Exit codes of `build`: 0 good, 1 refused or failed, 3 a package source was not reached, 4 a source was refused (key, signature,
-age or content), 5 a package was refused, such as a vendor's file that is not the lock's.
+age or content), 5 a package was refused, such as a vendor's file that differs from the lock.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from llmkeep.places import Places
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep bundle build | verify | list | provenance | compare | split | delta | join`."""
-    verbs = subparsers.add_parser("bundle", help="bundles that cross the air gap").add_subparsers(
-        required=True
-    )
-    parser = verbs.add_parser("build", help="build and sign it (needs the registries, or a warm cache)")
+    verbs = subparsers.add_parser(
+        "bundle", help="build, verify and carry bundles across the air gap"
+    ).add_subparsers(required=True)
+    parser = verbs.add_parser("build", help="build and sign a bundle (needs the registries, or a warm cache)")
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(".lab/bundle"), help="default: %(default)s")
     keys.add_signing_options(parser)
@@ -41,9 +41,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="store_true",
         help="if the mirror no longer has the locked versions, use its present ones, and print the differences",
     )
-    parser.add_argument(
-        "--refresh", action="store_true", help="build again even if lock and tree did not change"
-    )
+    parser.add_argument("--refresh", action="store_true", help="build even if lock and tree are unchanged")
     parser.add_argument(
         "--mirror",
         type=Path,
@@ -51,7 +49,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(run=_build)
     parser = verbs.add_parser(
-        "verify", help="signature, type, serial, age, every byte; no network", description=__doc__
+        "verify",
+        help="check signature, type, serial, age and every byte, without a network",
+        description=__doc__,
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument(
@@ -64,20 +64,21 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--seen",
         type=Path,
         default=Places().bundle_serial,
-        help="file with the highest serial accepted so far (default: %(default)s)",
+        help="file with the highest serial accepted before (default: %(default)s)",
     )
     parser.add_argument(
         "--sha256",
-        help="of a candidate's manifest, as `model add` printed it: verify a candidate, or a medium of one, by it",
+        help="sha256 of a candidate's manifest, as printed by `model add`: verify a candidate, or one of its media, "
+        "against it",
     )
     parser.set_defaults(run=_refusing(_verify))
-    parser = verbs.add_parser("list", help="the content that a bundle declares")
+    parser = verbs.add_parser("list", help="print print print print the content that a bundle declares")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_list)
     parser = verbs.add_parser(
         "provenance",
-        help="the signed statement of a bundle's sources (in-toto, SLSA)",
+        help="print print print print the signed statement of a bundle's sources (in-toto, SLSA)",
         description=__doc__,
     )
     parser.add_argument("folder", type=Path)
@@ -90,44 +91,52 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_refusing(_provenance))
     parser = verbs.add_parser(
         "compare",
-        help="name each difference in content between two, such as two teams' builds",
+        help="print each difference in content between two bundles, such as builds of two teams",
         description=__doc__,
     )
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     parser.set_defaults(run=_refusing(_compare))
-    out = "folder for the media: OUT/1, OUT/2 …; hard links where it is on the same file system"
-    units = "bytes that a medium holds: 900G, 4.7GB (powers of 1000), 900GiB (of 1024). Leave 2 %% of a disk to its file system"
+    out = "folder for the media: OUT/1, OUT/2 …; files are hard links if it is on the same file system"
+    units = (
+        "capacity of a medium in bytes: 900G, 4.7GB (powers of 1000), 900GiB (of 1024). "
+        "Leave 2 %% of a disk to its file system"
+    )
     parser = verbs.add_parser(
-        "split", help="divide it over several media, each verifiable alone, in any order", description=__doc__
+        "split", help="split it over several media, each verifiable by itself", description=__doc__
     )
     parser.add_argument("folder", type=Path, help="bundle, release or candidate")
     parser.add_argument("--size", required=True, help=units)
     parser.add_argument("--out", type=Path, required=True, help=out)
     parser.set_defaults(run=_refusing(_split))
     parser = verbs.add_parser(
-        "delta", help="only contents of a newer one that an older one lacks", description=__doc__
+        "delta", help="write only the contents of a newer one that an older one lacks", description=__doc__
     )
-    parser.add_argument("old", type=Path, help="the one in use at the far side; its manifest is enough")
+    parser.add_argument("old", type=Path, help="the one in use at the destination; its manifest is enough")
     parser.add_argument("folder", type=Path, help="the newer one")
     parser.add_argument("--size", help=f"{units}; default: one medium")
     parser.add_argument("--out", type=Path, required=True, help=out)
     parser.set_defaults(run=_refusing(_split))
-    parser = verbs.add_parser("join", help="join media; run it once for each", description=__doc__)
+    parser = verbs.add_parser("join", help="put media together; run it once per medium", description=__doc__)
     parser.add_argument("folder", metavar="medium", type=Path)
-    parser.add_argument("--into", type=Path, required=True, help="appears when it is complete")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        required=True,
+        help="destination, which destination, which destination, which destination, which appears when it is complete",
+    )
     parser.add_argument(
         "--base",
         type=Path,
         action="append",
         default=[],
-        help="base of a delta, beside the bundles and releases of this host; may be repeated",
+        help="base of a delta, in addition to the bundles and releases on this host; may be repeated",
     )
     parser.set_defaults(run=_refusing(_join))
 
 
 def _refusing(verb: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """A refusal becomes its exit code."""
+    """Turn a refusal into its exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:
@@ -171,7 +180,7 @@ def _build(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.out}: serial {built.serial}, {len(built.files)} files, "
         f"{sum(entry.size for entry in built.files) / 1e6:.0f} MB, expires {built.expires}\n"
-        f"compare before you run it:  sha256sum bootstrap  →  {cache.sha256(arguments.out / 'bootstrap')}\n"
+        f"compare before you run it:  →  {cache.sha256(arguments.out / 'bootstrap')}\n"
         f"compare with the paper:  sha256 of the escrow certificate  →  {recipient}"
     )
     return 0

@@ -1,6 +1,6 @@
-"""`llmkeep bundle compare`: do two bundles, built by two teams, have the same content?
+"""`llmkeep bundle compare`: check that two bundles, built by two teams, have the same content.
 
-Signatures, keys and dates are each team's own. Everything else is content: a difference in it is named.
+Signatures, keys and dates differ between teams. Everything else is content, and each difference in it is printed.
 """
 
 import re
@@ -17,14 +17,14 @@ SIGNATURE = re.compile(rb"-----BEGIN PGP SIGNATURE-----.*", re.DOTALL)
 
 
 def read(folder: Path) -> Manifest:
-    """A bundle's manifest; BundleRefused unless each byte of it is as the manifest says. `bundle verify` checks its signature."""
+    """A bundle's manifest; BundleRefused unless every byte matches the manifest. `bundle verify` checks the signature."""
     listed = manifest.read(folder)
     manifest.check(folder, listed.files, {manifest.NAME, manifest.SIGNATURE})
     return listed
 
 
 def differences(first: Path, second: Path) -> Iterator[str]:
-    """A sentence for each difference in content. Empty for equal ones."""
+    """One sentence per difference in content; empty if there is none."""
     manifests = read(first), read(second)
     one, other = ({entry.path: entry for entry in each.files} for each in manifests)
     if manifests[0].profile != manifests[1].profile:
@@ -46,7 +46,7 @@ def differences(first: Path, second: Path) -> Iterator[str]:
 
 
 def content(file: Path, path: str, signer: str) -> bytes | None:
-    """A file without its team's own: the signer's fingerprint, dates, signatures; None for a file that has none of these."""
+    """A file's content without the signer's fingerprint, dates and signatures; None for a file that has none of these."""
     if path == BOOTSTRAP:
         return file.read_bytes().replace(signer.encode(), b"SIGNER")
     if INDEX.fullmatch(path):

@@ -1,7 +1,8 @@
-"""Databases of known vulnerabilities, of the part `databases` of artifacts.yml: taken whole, as their sources have them.
+"""Databases of known vulnerabilities (`databases` in artifacts.yml), copied whole from their sources.
 
-They change each day, so the lock has the time at which a source had one, and its hash. A source that is not reached is no
-failure: the lock keeps what it has, the builder names what a bundle lacks, and `llmkeep cve` calls unknown what that is for.
+They change every day, so the lock has the hash of a database and the time at which its source published it. An
+unreachable source is not an error: the lock keeps its entry, the builder prints the databases that a bundle lacks,
+and `llmkeep cve` reports the components concerned as unknown.
 """
 
 import json
@@ -29,11 +30,11 @@ AGENT = "llmkeep"
 
 
 class Unavailable(LlmkeepError):
-    """A source was not reached, or served something else. The message says which and why, on one line."""
+    """A source was not reached, or served something else. The message names it and the reason, on one line."""
 
 
 def resolve(sources: Mapping[str, dict[str, str]], old: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """The lock's entries for the databases of artifacts.yml, as they are now; of a source that is not reached the old one."""
+    """The lock's entries for the current databases of artifacts.yml; the old entry if a source is not reached."""
     entries = {}
     for name, entry in sources.items():
         try:
@@ -55,19 +56,19 @@ def resolve(sources: Mapping[str, dict[str, str]], old: Mapping[str, Artifact]) 
 def find(
     sources: Mapping[str, dict[str, str]], locked: Mapping[str, Artifact], mirror: Path | None
 ) -> dict[str, Path]:
-    """The locked databases that can be had, in the cache. The others are printed, with the reason."""
+    """The locked databases that are available, in the cache. The others are printed, with the reason."""
     paths = {}
     for name, entry in sources.items():
         try:
             if name not in locked:
                 raise Unavailable(
-                    "the lock has none: run `llmkeep lock update --only databases` where its source is reached"
+                    "it is not in the lock: run `llmkeep lock update --only databases` where its source can be reached"
                 )
             artifact = locked[name]
             if not cache.has(artifact.sha256, artifact.size):
                 digest, _ = _obtained(name, entry, mirror)
                 if digest != artifact.sha256:
-                    raise Unavailable(f"its source has another one by now, with SHA-256 {digest}: run `llmkeep lock update "
+                    raise Unavailable(f"its source now has another one, with SHA-256 {digest}: run `llmkeep lock update "
                                       "--only databases`")  # fmt: skip
             paths[name] = cache.intact(artifact.sha256)
         except LlmkeepError as error:
@@ -76,9 +77,10 @@ def find(
 
 
 def _obtained(name: str, entry: Mapping[str, str], mirror: Path | None) -> tuple[str, datetime]:
-    """SHA-256 of a database that lies in the cache now, and when its source had it so. Raises Unavailable.
+    """Put a database into the cache; returns its SHA-256 and the time at which its source had it.
 
-    MIRROR, or the folder that LLMKEEP_MIRROR names, is looked at first: a file's time is that at which the source had it.
+    Raises Unavailable. MIRROR, or the folder that LLMKEEP_MIRROR names, is tried first; there, a file's modification
+    time is the time at which the source had it.
     """
     mirror = mirror or (Path(folder) if (folder := os.environ.get("LLMKEEP_MIRROR")) else None)
     now = datetime.now(UTC)
@@ -95,7 +97,7 @@ def _obtained(name: str, entry: Mapping[str, str], mirror: Path | None) -> tuple
 
 def _downloaded(uri: str, path: Path, now: datetime) -> datetime:
     if not uri.startswith("https://"):
-        raise Unavailable(f"{uri} is no https address")
+        raise Unavailable(f"{uri} is not an https address")
     try:
         request = urllib.request.Request(uri, headers={"User-Agent": AGENT})  # noqa: S310 - https, see above
         trusted = ssl.create_default_context()
@@ -112,12 +114,12 @@ def _downloaded(uri: str, path: Path, now: datetime) -> datetime:
 
 
 def _require_database(path: Path, uri: str) -> None:
-    """Refuse what is neither, such as a proxy's page for signing in."""
+    """Refuse other content, such as a proxy's sign-in page."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as packed:
                 packed.getinfo(packed.namelist()[0])
         elif not isinstance(json.loads(path.read_bytes()), dict):
-            raise ValueError("no JSON object")
+            raise ValueError("it is not a JSON object")
     except (ValueError, IndexError, RecursionError, zipfile.BadZipFile) as error:
-        raise Unavailable(f"{uri} served no database ({error})") from error
+        raise Unavailable(f"{uri} did not serve a database ({error})") from error

@@ -1,7 +1,7 @@
 """NVIDIA's drivers in a bundle: the packages of a profile's driver sets, and whether its wheels fit them.
 
-Sets are the role gpu's (roles/gpu/defaults/main.yml), which has their versions; a profile names them under `driver_sets`. What
-contradicts itself is refused when the profile is locked and again when a bundle of it is built.
+Role gpu defines the sets and their versions (roles/gpu/defaults/main.yml); a profile names them under `driver_sets`.
+Contradictions are refused when the profile is locked and again when a bundle of it is built.
 """
 
 import re
@@ -19,7 +19,7 @@ MOST_NAMED = 5
 
 
 def chosen(profiles: Mapping[str, Any], profile: str) -> list[dict[str, Any]]:
-    """The driver sets of a profile, as the role gpu has them."""
+    """The driver sets of a profile, as role gpu defines them."""
     names = profiles[profile].get("driver_sets", [])
     if not names:
         return []
@@ -27,31 +27,32 @@ def chosen(profiles: Mapping[str, Any], profile: str) -> list[dict[str, Any]]:
     sets: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in yaml.safe_load(text)["gpu_sets"]}
     if unknown := sorted(set(names) - set(sets)):
         raise LlmkeepError(
-            f"the profile {profile} names the driver sets {', '.join(unknown)}, and roles/gpu has only {', '.join(sets)}: "
-            "name one of these; packages of a set of your own go into apt.roles"
+            f"the profile {profile} names the driver sets {', '.join(unknown)}, but roles/gpu has only {', '.join(sets)}: "
+            "name one of these; packages of your own set go into apt.roles"
         )
     return [sets[name] for name in names]
 
 
 def packages(driver_set: Mapping[str, Any]) -> list[str]:
-    """Everything that the role gpu installs of a set."""
+    """All packages of a set that role gpu installs."""
     names = [driver_set["dkms"]["package"], *driver_set["packages"], driver_set["fabric_manager"]]
     return [name for name in [*names, driver_set["dcgm"], driver_set["container_toolkit"]] if name]
 
 
 def available(driver_set: Mapping[str, Any], sources: list[str]) -> bool:
-    """Whether one of these sources is the set's."""
+    """Whether one of these sources has the set."""
     return bool(SOURCES.get(driver_set["source"], {driver_set["source"]}) & set(sources))
 
 
 def absent(profiles: Mapping[str, Any], profile: str) -> Iterator[str]:
-    """A sentence for each driver set whose packages a bundle of this profile lacks."""
+    """One sentence per driver set whose packages are missing from a bundle of this profile."""
     for entry in chosen(profiles, profile):
         if not available(entry, profiles[profile]["sources"]):
             names = sorted(SOURCES.get(entry["source"], {entry["source"]}))
             yield (
-                f"WITHOUT the driver of set {entry['name']} ({', '.join(packages(entry))}): profile {profile} has not the source "
-                f"{' or '.join(names)}. Add it in artifacts.d (docs/operate/packages.md), build profile gpu-debian for Debian's "
+                f"WITHOUT the driver of set {entry['name']} ({', '.join(packages(entry))}): profile {profile} lacks the "
+                f"source {' or '.join(names)}. Add it in artifacts.d (docs/operate/packages.md), build profile gpu-debian "
+                "for Debian's "
                 "own driver, or install the driver yourself and set gpu_set to provided"
             )
 
@@ -62,7 +63,7 @@ def faults(
     environments: Mapping[str, list[str]],
     debs: list[str],
 ) -> Iterator[str]:
-    """Why driver sets, packages and wheels of a profile do not go together.
+    """Reasons why driver sets, packages and wheels of a profile are incompatible.
 
     `environments`: those with CUDA, name to `name==version`; `debs`: `name=version` of the role of each set and what it needs.
     """
@@ -80,9 +81,9 @@ def faults(
         ]
         if other:
             yield (
-                f"the set {entry['name']} is driver {entry['driver']}, and its source has {', '.join(other)}: kernel module and "
-                "libraries have one version. Qualify that version and write it as driver in gpu_sets, or take a source with "
-                f"{entry['driver']}"
+                f"the set {entry['name']} needs driver {entry['driver']}, but its source has {', '.join(other)}: kernel "
+                "module and libraries must have the same version. Qualify that version and write it as driver in gpu_sets, "
+                f"or use a source with {entry['driver']}"
             )
 
 
@@ -94,25 +95,26 @@ def _cuda_faults(
         majors = cuda.cuda_majors(pinned, name)
         if len(majors) > 1:
             yield (
-                f"the environment {name} of profile {profile} mixes wheels of CUDA {' and '.join(map(str, majors))}: name torch "
-                "and vllm of one CUDA under its environments"
+                f"the environment {name} of profile {profile} mixes wheels for CUDA {' and '.join(map(str, majors))}: "
+                "choose torch and vllm for the same CUDA version under its environments"
             )
         elif version := cuda.cuda_version(pinned, name):
             for entry in sets:
                 if not cuda.runs_cuda(entry, version):
                     yield (
-                        f"the environment {name} of profile {profile} has CUDA {version}, and its set {entry['name']} is "
-                        f"{cuda.stated_range(entry)}: name wheels of that CUDA under environments, as profile gpu-debian does, "
-                        "or other driver_sets"
+                        f"the environment {name} of profile {profile} has CUDA {version}, but its set {entry['name']} "
+                        f"supports {cuda.stated_range(entry)}: choose wheels for that CUDA version under environments, as "
+                        "profile gpu-debian does, or other driver_sets"
                     )
 
 
 def wheel_faults(files: list[str], interpreter: str) -> Iterator[str]:
-    """A sentence if wheels, by their file names, are of another Python than `interpreter`, such as 3.13."""
+    """A sentence if the file names of wheels are for another Python than `interpreter`, such as 3.13."""
     own = f"cp{interpreter.replace('.', '')}"
     others = [file for file in files if (tag := re.search(r"-(cp\d+)-cp\d+t?-", file)) and tag[1] != own]
     if others:
         yield (
-            f"{', '.join(sorted(others)[:MOST_NAMED])} are not of Python {interpreter}, which artifacts.yml names: run `llmkeep "
+            f"{', '.join(sorted(others)[:MOST_NAMED])} are not for Python {interpreter}, which artifacts.yml names: "
+            "run `llmkeep "
             f"lock update` with python{interpreter}"
         )

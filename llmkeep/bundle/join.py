@@ -1,4 +1,4 @@
-"""Put media together: a bundle, a release or a candidate is there when all of it is, each content compared with the manifest."""
+"""Join media: a bundle, a release or a candidate appears once it is complete and matches its manifest."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from llmkeep.places import Places
 
 
 def held(folders: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files by the sha256 that the manifests of these folders give them; nothing is hashed."""
+    """Files by the sha256 in the manifests of these folders; nothing is hashed."""
     places = defaultdict(list)
     for folder in folders:
         for entry in contents(folder).files.values():
@@ -29,7 +29,7 @@ def held(folders: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def here(places: Places) -> list[Path]:
-    """The bundles and releases of this host."""
+    """The bundles and releases on this host."""
     folders = [*places.bundles.glob("[0-9]*"), *places.releases.glob("[!.]*")]
     return [
         folder
@@ -39,14 +39,14 @@ def here(places: Places) -> list[Path]:
 
 
 def mount_point(path: Path) -> Path:
-    """Where the file system of a path is mounted. A folder that is mounted on itself is one, of the same device."""
+    """Mount point of a path's file system. A folder bind-mounted on itself is one, although its device is the same."""
     points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     resolved = path.resolve()
     return next((each for each in (resolved, *resolved.parents) if str(each) in points), Path("/"))
 
 
 def linkable(path: Path, place: Path) -> bool:
-    """Whether a file may be linked into PLACE: it is on the same mount, and only this user can change it."""
+    """Whether a file may be hard-linked into PLACE: it is on the same mount, and only this user can change it."""
     status = path.lstat()
     return (
         status.st_dev == place.stat().st_dev
@@ -58,12 +58,12 @@ def linkable(path: Path, place: Path) -> bool:
 
 
 def join(source: Path, into: Path, bases: list[Path]) -> str:
-    """Take what a medium has into INTO, in any order of the media; returns a message.
+    """Copy the files of a medium towards INTO; media may come in any order. Returns a message.
 
-    INTO appears when all is there. Until then it lies in a hidden folder beside it, where each file gets its name after it was
-    compared with the manifest. What BASES have is linked or copied from there. Raises BundleRefused: DAMAGED; FOREIGN for a
-    medium of something else, or a delta from what is not here; INCOMPLETE while media are missing.
-
+    INTO appears when it is complete. Until then, files are collected in a hidden folder beside it, where each gets
+    its name after it was compared with the manifest. Files that BASES have are linked or copied from there. Raises
+    BundleRefused: DAMAGED; FOREIGN for a medium of another bundle, or a delta whose base is not here; INCOMPLETE
+    while media are missing.
     """
     medium = read(source)
     whole = contents(source, medium)
@@ -75,7 +75,7 @@ def join(source: Path, into: Path, bases: list[Path]) -> str:
             raise BundleRefused(
                 FOREIGN, f"{into} exists and is not {whole.title}: name a folder that does not exist"
             )
-        return f"{into}: {whole.title} is whole already"
+        return f"{into}: {whole.title} is already complete"
     aside = into.absolute().with_name(f".{into.name}.joining")
     with _working(aside):
         _begin(source, aside, medium, whole)
@@ -90,7 +90,8 @@ def join(source: Path, into: Path, bases: list[Path]) -> str:
         if problems := list(_taken(source, aside, absent, carried, at_hand)):
             raise BundleRefused(
                 DAMAGED,
-                f"{source} is not what its manifest says:\n  {manifest.shown(problems)}\nCopy the medium again; the rest is kept",
+                f"{source} does not match its manifest:\n  {manifest.shown(problems)}\nCopy the medium again; the other "
+                "files are kept",
             )
         if absent := _absent(whole, aside):
             raise BundleRefused(
@@ -106,7 +107,7 @@ def join(source: Path, into: Path, bases: list[Path]) -> str:
 
 @contextmanager
 def _working(aside: Path) -> Iterator[None]:
-    """Make the folder and hold it; a refusal before anything is in it leaves none."""
+    """Create and lock the folder; it is removed if it is empty in the end."""
     with durable.own(aside):
         try:
             yield
@@ -116,7 +117,10 @@ def _working(aside: Path) -> Iterator[None]:
 
 
 def _begin(source: Path, aside: Path, medium: Medium | None, whole: Contents) -> None:
-    """Refuse a medium of something else than what was begun here. Files without a manifest are of a run that got no further."""
+    """Refuse a medium of another bundle than the one begun here.
+
+    Files without a manifest are left from an interrupted run.
+    """
     try:
         begun = contents(aside, medium)
     except BundleRefused:
@@ -126,8 +130,8 @@ def _begin(source: Path, aside: Path, medium: Medium | None, whole: Contents) ->
     if begun.digest != whole.digest:
         raise BundleRefused(
             FOREIGN,
-            f"{source} is of {whole.title} (manifest {whole.digest}), {aside} has files of {begun.title} ({begun.digest}): "
-            f"go on with the media of that, or remove {aside} to give it up",
+            f"{source} belongs to {whole.title} (manifest {whole.digest}), but {aside} has files of {begun.title} "
+            f"({begun.digest}): continue with media of the latter, or remove {aside} to abandon it",
         )
 
 
@@ -138,50 +142,52 @@ def _check_reachable(
     carried: set[str],
     at_hand: dict[str, list[Path]],
 ) -> None:
-    """Refuse where files are neither here nor on any medium of the list: no further medium would ever complete them."""
+    """Refuse if files are neither here nor on any listed medium, since no further medium could complete them."""
     listed = {whole.files[path].sha256 for path in {*carried, *(medium.files if medium else ())}}
     nowhere = sorted(
         path for path, entry in absent.items() if entry.sha256 not in listed and entry.sha256 not in at_hand
     )
     if not nowhere:
         return
-    problem = f"{len(nowhere)} files of {whole.title} are on no medium of it and not here, the first is {nowhere[0]}: "
+    problem = f"{len(nowhere)} files of {whole.title} are neither on its media nor here, the first is {nowhere[0]}: "
     if medium and medium.base:
         raise BundleRefused(
             FOREIGN,
-            f"{problem}it adds to {medium.base_title} (manifest {medium.base}); name that with --base, or bring a whole one",
+            f"{problem}it is a delta from {medium.base_title} (manifest {medium.base}): name that with --base, or use "
+            "a full one",
         )
     raise BundleRefused(DAMAGED, f"{problem}do not use this medium; split again")
 
 
 def _absent(whole: Contents, aside: Path) -> dict[str, Entry]:
-    """The files that are not there yet, by path. A file gets its name after it was compared."""
+    """The files that are missing, by path. A file gets its name after it was compared."""
     return {path: entry for path, entry in whole.files.items() if not os.path.lexists(aside / path)}
 
 
 def _part(aside: Path, digest: str) -> Path:
-    """Where a file lies while it is copied."""
+    """Path of a file while it is being copied."""
     return aside / f".{digest}"
 
 
 def _check_space(
     aside: Path, whole: Contents, absent: dict[str, Entry], at_hand: dict[str, list[Path]]
 ) -> None:
-    """Refuse where there is no room for what is new: on all media, without what is linked or partly copied."""
+    """Refuse if there is no room for the new files on all media, apart from linked and partly copied ones."""
     linked = {digest for digest, paths in at_hand.items() if any(linkable(path, aside) for path in paths)}
     linked |= {entry.sha256 for path, entry in whole.files.items() if path not in absent}
     new = [entry for digest, entry in by_content(absent.values()).items() if digest not in linked]
     needed = sum(entry.size - min(entry.size, size_of(_part(aside, entry.sha256))) for entry in new) + MARGIN
     if (free := shutil.disk_usage(aside).free) < needed:
         raise LlmkeepError(
-            f"{aside.parent} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are new: make room, or give another --into"
+            f"{aside.parent} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed: make room, or give "
+            "another --into"
         )
 
 
 def _taken(
     source: Path, aside: Path, absent: dict[str, Entry], carried: set[str], at_hand: dict[str, list[Path]]
 ) -> Iterator[str]:
-    """Bring each content that is here or on the medium, under all of its paths; what is wrong with each."""
+    """Link or copy each content that is here or on the medium to all its paths; returns the problems found."""
     own = {
         entry.sha256: aside / path
         for path, entry in contents(aside).files.items()
@@ -223,7 +229,7 @@ def _from_here(at_hand: list[Path], part: Path, digest: str, size: int) -> bool:
 
 
 def _copied(path: Path, part: Path, digest: str, size: int) -> str | None:
-    """Copy and compare; what is wrong with it, in which case nothing is left."""
+    """Copy and compare a file; returns the problem, if any, in which case the copy is removed."""
     try:
         actual = copy(path, part, size)
     except LlmkeepError as error:
@@ -236,7 +242,7 @@ def _copied(path: Path, part: Path, digest: str, size: int) -> str | None:
 
 
 def _to_bring(medium: Medium | None, whole: Contents, absent: dict[str, Entry]) -> str:
-    """Which media have what is absent, by their list."""
+    """The media that have the missing files, according to their list."""
     by_digest = (
         {whole.files[path].sha256: number for path, (number, _) in medium.files.items()} if medium else {}
     )
@@ -245,8 +251,8 @@ def _to_bring(medium: Medium | None, whole: Contents, absent: dict[str, Entry]) 
         counts[by_digest.get(digest, 0)].append(entry.size)
     of = medium.of if medium else 1
     return "; ".join(
-        f"bring medium {number} of {of} ({len(sizes)} files, {sum(sizes) / 1e6:.1f} MB)"
+        f"insert medium {number} of {of} ({len(sizes)} files, {sum(sizes) / 1e6:.1f} MB)"
         if number
-        else f"{len(sizes)} files were here and are damaged: bring a whole one"
+        else f"{len(sizes)} files on this host are damaged: use a full one"
         for number, sizes in sorted(counts.items())
     )

@@ -1,8 +1,10 @@
-"""`llmkeep keys init | passphrase | escrow`: the builder's signing key, and the escrow key, which is made apart and offline.
+"""`llmkeep keys init | passphrase | escrow`: the builder's signing key, and the escrow key from an offline machine.
 
 A passphrase is asked for on the terminal, or read from --passphrase-file: a file that only its owner can read, or a pipe.
 
-Exit codes: 0 done; 1 refused, with the reason; 9 the passphrase is wrong, weak, or cannot be had. The former state is kept then.
+Exit codes: 0 done; 1 refused, with the reason; 9 the passphrase is wrong, weak or unavailable. The former state is
+kept then.
+
 """
 
 import argparse
@@ -30,15 +32,15 @@ def init(
     standing = folder / escrow.CERTIFICATE
     if certificate is None and not standing.exists():
         raise LlmkeepError(
-            "an estate needs an escrow key, of which this machine may have the certificate only: make it with `llmkeep keys "
+            "an estate needs an escrow key, and this machine may have only its certificate: make it with `llmkeep keys "
             f"escrow` on a machine that stays offline, and give its {escrow.CERTIFICATE} with --escrow"
         )
     recipient = escrow.load(certificate or standing)
     mark = escrow.fingerprint(recipient)
     if standing.exists() and (current := escrow.fingerprint(escrow.load(standing))) != mark:
         raise LlmkeepError(
-            f"{standing} has sha256 {current}, {certificate} has {mark}: this estate encrypts to the former. To change it, see "
-            "docs/operate/keys.md; nothing was changed"
+            f"{standing} has sha256 {current}, but {certificate} has {mark}: this estate encrypts to the former, and "
+            "nothing was changed. To replace it, see docs/operate/keys.md"
         )
     if not (folder / signing.CERTIFICATE).exists():
         if token:
@@ -51,11 +53,14 @@ def init(
         write(standing, recipient.public_bytes(serialization.Encoding.PEM), 0o644)
     warn(folder)
     signer = signing.fingerprint(folder / signing.CERTIFICATE)
-    return f"{folder}: bundles are signed by {signer}\nsha256 of the escrow certificate, to compare with the paper: {mark}"
+    return (
+        f"{folder}: bundles are signed by {signer}\n"
+        f"sha256 of the escrow certificate, to compare with your written copy: {mark}"
+    )
 
 
 def warn(folder: Path) -> None:
-    """Print what is wrong with keys as an earlier llmkeep made them, or a lab has them."""
+    """Print warnings about keys that an earlier llmkeep or a lab made."""
     if (folder / signing.KEY).exists() and not signing.has_passphrase(folder / signing.KEY):
         print(
             f"llmkeep: {folder / signing.KEY} is {passphrase.WITHOUT}: `llmkeep keys passphrase {folder}` gives it one",
@@ -63,13 +68,13 @@ def warn(folder: Path) -> None:
         )
     if (folder / escrow.KEY).exists():
         print(
-            f"llmkeep: {folder / escrow.KEY} lies beside the signing key: take the escrow key to a machine that stays offline",
+            f"llmkeep: {folder / escrow.KEY} is beside the signing key: move the escrow key to a machine that stays offline",
             file=sys.stderr,
         )
 
 
 def change_passphrase(folder: Path, old: Path | None, new: Path | None) -> str:
-    """Give the signing key a passphrase, or another one. Until the new file is on disk, the old one is complete."""
+    """Set or change the signing key's passphrase. The old file stays complete until the new one is on disk."""
     key = signing.key_file(folder)
     if key.name == signing.PKCS11:
         raise LlmkeepError(
@@ -78,21 +83,22 @@ def change_passphrase(folder: Path, old: Path | None, new: Path | None) -> str:
     with signing.unlocked(key, old) as opened:
         secret = signing.with_passphrase(opened, passphrase.chosen(new, str(key)))
     write(key, secret, 0o600)
-    return f"{key} has a new passphrase; copies of the file keep theirs, so replace or destroy them"
+    return f"{key} has a new passphrase; copies of the file have the old one, so replace or destroy them"
 
 
 def create_escrow(folder: Path, passphrase_file: Path | None, without: bool) -> str:
     """Generate the escrow key and its certificate; returns a message with the fingerprint to write down."""
     made = escrow.create(folder, passphrase.of_new_key(str(folder / escrow.KEY), passphrase_file, without))
     return (
-        f"{folder / escrow.KEY}: keep it offline, and a copy at another place\n"
-        f"{folder / escrow.CERTIFICATE}: carry this file alone to the builder, until {made.not_valid_after_utc:%Y-%m-%d}\n"
+        f"{folder / escrow.KEY}: keep it offline, with a copy at another site\n"
+        f"{folder / escrow.CERTIFICATE}: carry only this file to the builder; it expires at "
+        f"{made.not_valid_after_utc:%Y-%m-%d}\n"
         f"write down the sha256 of the certificate: {escrow.fingerprint(made)}"
     )
 
 
 def add_signing_options(parser: argparse.ArgumentParser) -> None:
-    """Where the keys are that sign a bundle, and its image."""
+    """Add the options for the keys that sign a bundle and its image."""
     parser.add_argument(
         "--keys",
         type=Path,
@@ -136,7 +142,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         )
     )
     parser = verbs.add_parser(
-        "passphrase", help="builder: give the signing key a passphrase, or another one", description=__doc__
+        "passphrase", help="builder: set or change the signing key's passphrase", description=__doc__
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument(
@@ -150,9 +156,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             )
         )
     )
-    parser = verbs.add_parser(
-        "escrow", help="a machine that stays offline: make the escrow key", description=__doc__
-    )
+    parser = verbs.add_parser("escrow", help="offline machine: make the escrow key", description=__doc__)
     parser.add_argument("folder", type=Path)
     passphrase.add_options(parser)
     parser.set_defaults(

@@ -1,7 +1,7 @@
-"""Licences as SPDX expressions, and which of them a profile accepts.
+"""Licences as SPDX expressions, and the licences that a profile accepts.
 
-artifacts.yml has the policy under `licences`: patterns (as of shell) of names to `deny`, and of those to `ask` for, which a
-profile accepts by naming them under its own `licences`, as the lock states them or as SPDX does.
+artifacts.yml has the policy under `licences`: shell patterns of names to `deny`, and of names to `ask` for. A profile
+accepts the latter by naming them under its own `licences`, in the lock's or in SPDX's spelling.
 """
 
 import re
@@ -32,10 +32,10 @@ MOST_NAMED = 5
 
 @cache
 def spdx(stated: str) -> str:
-    """STATED as an SPDX expression of SPDX's own names, and LicenseRef-NAME for all others; NOASSERTION where nothing is stated.
+    """STATED as an SPDX expression, with LicenseRef-NAME for names unknown to SPDX; NOASSERTION if nothing is stated.
 
-    ` AND ` joins the paragraphs of a Debian copyright file in the lock, so it binds less than `or` within one of them. Text
-    that is an SPDX expression already is read as one.
+    In the lock, ` AND ` joins the paragraphs of a Debian copyright file, so it binds less tightly than `or` within a
+    paragraph. Text that already is an SPDX expression is read as one.
     """
     text = PACKAGE.sub("", " ".join(stated.split()))
     if not text or text.upper() in (UNSTATED, "NONE"):
@@ -53,7 +53,7 @@ def spdx(stated: str) -> str:
 
 
 def _alternatives(text: str) -> list[str]:
-    """Licences that all hold: those of a text without `or`, else one expression of its alternatives."""
+    """Licences that all apply: those of a text without `or`, else one expression of its alternatives."""
     alternatives = [[_named(name) for name in AND.split(each)] for each in OR.split(text)]
     if len(alternatives) == 1:
         return alternatives[0]
@@ -68,7 +68,7 @@ def _spdx_licensing() -> Any:
 
 
 def _parsed(text: str) -> str:
-    """TEXT in SPDX's spelling if it is an expression of SPDX's names and of LicenseRef-…, else an empty text."""
+    """TEXT in SPDX's spelling if it is an expression of SPDX names and LicenseRef-…, else an empty string."""
     from license_expression import ExpressionError
 
     licensing = _spdx_licensing()
@@ -81,7 +81,7 @@ def _parsed(text: str) -> str:
 
 
 def _joined(word: str, parts: Sequence[str]) -> str:
-    """Distinct PARTS joined by WORD; one with the other operator is bracketed."""
+    """Distinct PARTS joined by WORD; parts with the other operator are put in parentheses."""
     distinct = list(dict.fromkeys(parts))
     if len(distinct) == 1:
         return distinct[0]
@@ -96,7 +96,7 @@ def _tables() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _named(name: str) -> str:
-    """One licence, maybe with an exception, in SPDX's names."""
+    """One licence, possibly with an exception, by its SPDX name."""
     names, exceptions = _tables()
     name = name.strip(" ,")
     if listed := names.get(name.casefold()):
@@ -120,14 +120,17 @@ def _versioned(family: str, version: str | None, suffix: str | None) -> str:
 
 
 def _reference(name: str) -> str:
-    """A name that SPDX does not have, as SPDX writes such."""
+    """An SPDX reference for a name that SPDX does not have."""
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", name.replace("+", "-or-later")).strip("-")
     return f"LicenseRef-{plain or 'unnamed'}"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Patterns of names, SPDX's or as stated. `ask_unstated`: of artifacts whose licence is asked for where they state none."""
+    """Patterns of licence names, from SPDX or as stated.
+
+    `ask_unstated`: patterns of artifacts that need an accepted licence if they state none.
+    """
 
     deny: Sequence[str]
     ask: Sequence[str]
@@ -135,7 +138,7 @@ class Policy:
 
     @classmethod
     def read(cls, catalogue: Mapping[str, Any]) -> "Policy":
-        """Of artifacts.yml; LlmkeepError for one that names something else."""
+        """Read the policy of artifacts.yml; LlmkeepError for unknown keys."""
         section = catalogue.get("licences", {})
         keys = set(cls.__dataclass_fields__)
         lists = (
@@ -151,9 +154,9 @@ class Policy:
 
 
 def faults(policy: Policy, profile: str, accepted: Sequence[str], stated: Mapping[str, str]) -> Iterator[str]:
-    """Why a profile cannot have artifacts, by name with the licences that they STATE; a sentence for each licence.
+    """Reasons why a profile may not contain artifacts, one sentence per licence.
 
-    Where one may choose among licences, the best one counts.
+    STATED: the licences of the artifacts, by name. Among alternatives, the most acceptable licence counts.
     """
     refused: dict[tuple[bool, str], list[str]] = {}
     for name, text in stated.items():
@@ -163,13 +166,13 @@ def faults(policy: Policy, profile: str, accepted: Sequence[str], stated: Mappin
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         head = f"the licence {licence!r} of {', '.join(sorted(names)[:MOST_NAMED])}{more} is"
         if denied:
-            yield f"{head} denied by licences of artifacts.yml: take the artifact out of the profile {profile}"
+            yield f"{head} denied by licences of artifacts.yml: remove the artifact from the profile {profile}"
         else:
             yield f"{head} not accepted: read it, and add its name to licences of profile {profile}"
 
 
 def _refused(policy: Policy, accepted: Sequence[str], name: str, stated: str) -> set[tuple[bool, str]]:
-    """Licences of an artifact that are denied (True) or have to be asked for."""
+    """Licences of an artifact that are denied (True) or need to be accepted (False)."""
     if stated == UNSTATED:
         asked = _fits(name, policy.ask_unstated) and UNSTATED not in accepted
         return {(False, UNSTATED)} if asked else set()

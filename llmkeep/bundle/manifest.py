@@ -3,8 +3,9 @@
 Verifying needs the standard library, `sqv` and no network; nothing of the bundle is executed. Each file has a
 line of its own, `path` first, so that `bootstrap` can read it with sed on a host that has no JSON parser.
 
-One key signs bundles and images, so each of these documents names its type, and a verifier demands the one that it is for. apt's
-InRelease, by the same key, keeps apt's format: it is no JSON, and JSON has none of the fields that apt demands.
+One key signs bundles and images, so each of these documents names its type, and a verifier demands the type it
+expects. apt's InRelease, signed by the same key, keeps apt's format: it is not JSON, and JSON has none of the fields
+that apt demands.
 """
 
 import datetime
@@ -53,7 +54,7 @@ class Entry:
 
 @dataclass
 class Manifest:
-    """A bundle's table of contents. `type`: of which kind it is; `inputs_sha256` tells whether a rebuild would differ."""
+    """A bundle's table of contents. `type`: its kind; `inputs_sha256` shows whether a rebuild would differ."""
 
     type: str
     serial: int
@@ -68,7 +69,7 @@ class Manifest:
 
 
 def safe(path: str) -> bool:
-    """Whether a path stays below its folder and is one that sh and sed read as it is."""
+    """Whether a path stays below its folder and needs no quoting in sh and sed."""
     return bool(SAFE_PATH.fullmatch(path)) and not {".", ".."} & set(path.split("/"))
 
 
@@ -85,7 +86,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def document(header: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """JSON that sed can read, too: each field of the header and each row has a line of its own."""
+    """JSON that sed can also read: each field of the header and each row is on its own line."""
     body = ",\n  ".join(map(json.dumps, rows))
     return json.dumps(header, indent=1)[:-2] + ',\n "files": [\n  ' + body + "\n ]\n}\n"
 
@@ -96,7 +97,7 @@ def read(folder: Path) -> Manifest:
         return parse(folder, (folder / NAME).read_bytes())
     except FileNotFoundError as error:
         raise BundleRefused(
-            DAMAGED, f"{folder} has no {NAME}: it is no bundle or release, or a half-written one"
+            DAMAGED, f"{folder} has no {NAME}: it is not a bundle or release, or is incomplete"
         ) from error
 
 
@@ -113,20 +114,20 @@ def _parsed(folder: Path, document: dict[str, Any]) -> Manifest:
         if document["format"] != FORMAT:
             raise BundleRefused(
                 DAMAGED,
-                f"{folder} has format {document['format']}, this llmkeep reads {FORMAT}: "
-                "use the llmkeep that came with it",
+                f"{folder} has format {document['format']}, but this llmkeep reads {FORMAT}: use the llmkeep that "
+                "came with it",
             )
         entries = [Entry(**entry) for entry in document.pop("files")]
         for entry in entries:
             if not (safe(entry.path) and type(entry.size) is int and SHA256.fullmatch(entry.sha256)):
-                raise ValueError(f"the file {entry.path!r:.120} has no safe path, no size or no sha256")
+                raise ValueError(f"the file {entry.path!r:.120} has no valid path, size or sha256")
         if type(document["serial"]) is not int:
-            raise ValueError("its serial is no number")
+            raise ValueError("its serial is not a number")
         # One of an earlier version has no type. It is read, for the files that it lists, and never verified.
         manifest = Manifest(**{"type": "", **document}, files=entries)
         for name, value in (item for each in (manifest, *entries) for item in vars(each).items()):
             if name not in NO_TEXTS and not isinstance(value, str):
-                raise ValueError(f"its {name} is no text")
+                raise ValueError(f"its {name} is not a string")
         return manifest
     except (KeyError, TypeError, ValueError) as error:
         raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
@@ -137,7 +138,7 @@ def verify(
 ) -> Manifest:
     """Signature, type, age, serial, then every byte. Raises BundleRefused; changes nothing.
 
-    `kind`: BUNDLE or RELEASE. `highest`: the highest serial accepted here before.
+    `kind`: BUNDLE or RELEASE. `highest`: the highest serial accepted here so far.
     """
     manifest = signed(folder, keyring, kind, highest, now)
     if (folder / MEDIUM).exists():
@@ -150,11 +151,11 @@ def verify(
 
 
 def highest_serial(record: Path) -> int:
-    """The highest serial that was accepted here, by its RECORD; 0 where there is none."""
+    """The highest serial accepted here, read from RECORD; 0 if there is none."""
     text = record.read_text().strip() if record.exists() else "0"
     if not text.isdecimal():
         raise LlmkeepError(
-            f"{record} holds {text[:40]!r}, which is no serial: write the highest serial that you accepted into it"
+            f"{record} holds {text[:40]!r}, which is not a serial: write the highest serial that you accepted into it"
         )
     return int(text)
 
@@ -162,16 +163,16 @@ def highest_serial(record: Path) -> int:
 def signed(
     folder: Path, keyring: Path, kind: str, highest: int = 0, now: datetime.datetime | None = None
 ) -> Manifest:
-    """The manifest, after its signature, type, age and serial were verified. Raises BundleRefused."""
+    """The manifest, with verified signature, type, age and serial. Raises BundleRefused."""
     manifest = authentic(folder, keyring, kind, highest)
     require_in_date(manifest.expires, now)
     return manifest
 
 
 def authentic(folder: Path, keyring: Path, kind: str, highest: int = 0) -> Manifest:
-    """The manifest, after its signature, type and serial were verified, whatever its age. Raises BundleRefused."""
+    """The manifest, with verified signature, type and serial, whatever its age. Raises BundleRefused."""
     manifest = _parsed(folder, statement(folder, NAME, keyring, kind))
-    require_serial(manifest.serial, highest, "carry one of that serial or a later one")
+    require_serial(manifest.serial, highest, "use one with that serial or a later one")
     return manifest
 
 
@@ -182,7 +183,7 @@ def statement(folder: Path, name: str, keyring: Path, kind: str) -> dict[str, An
     """
     for path in (folder / name, folder / f"{name}.sig"):
         if not path.is_file():
-            raise BundleRefused(UNSIGNED, f"{folder} lacks {path.name}: what is unsigned is not used")
+            raise BundleRefused(UNSIGNED, f"{folder} lacks {path.name}: unsigned content is not used")
     content, signature = (folder / name).read_bytes(), (folder / f"{name}.sig").read_bytes()
     try:
         signer = signing.verify(keyring, folder / name, content, signature)
@@ -195,13 +196,14 @@ def statement(folder: Path, name: str, keyring: Path, kind: str) -> dict[str, An
     if (stated := document.get("type", "")) != kind:
         raise BundleRefused(
             UNSIGNED,
-            f"{folder}/{name} is signed as {stated!r}, and {kind!r} is needed: give what was signed as that;"
-            " where an earlier version left the type out, build or sign it anew",
+            f"{folder}/{name} is signed as {stated!r}, but {kind!r} is needed: give one that was signed as that; "
+            "if an earlier version omitted the type, build or sign it again",
         )
     if document.get("signer") != signer:
         raise BundleRefused(
             UNSIGNED,
-            f"{folder}/{name} is signed by {signer}, but made for {document.get('signer')}: not what its builder made",
+            f"{folder}/{name} is signed by {signer}, but names the signer {document.get('signer')}: it is not its "
+            "builder's original",
         )
     return document
 
@@ -215,25 +217,25 @@ def require_serial(serial: int, highest: int, way_out: str) -> None:
 
 
 def require_in_date(expires: str, now: datetime.datetime | None = None) -> None:
-    """Raise BundleRefused for what has expired, at NOW or by the clock."""
+    """Raise BundleRefused if it has expired, at NOW or by the clock."""
     moment = (now or datetime.datetime.now(datetime.UTC)).strftime(TIME)
     if moment >= expires:
         raise BundleRefused(
             EXPIRED,
-            f"it expired at {expires} and the clock says {moment}: set the clock, or carry a newer one",
+            f"it expired at {expires}, and the clock says {moment}: set the clock, or use a newer one",
         )
 
 
 def check(folder: Path, entries: Iterable[Entry], beside: set[str]) -> None:
-    """Raise BundleRefused unless FOLDER holds these files, every byte as listed, and no others but those `beside`."""
+    """Raise BundleRefused unless FOLDER holds exactly these files, every byte as listed, apart from those `beside`."""
     if problems := differences(folder, entries, beside):
         raise BundleRefused(
-            DAMAGED, f"{folder} is not what was signed:\n  {shown(problems)}\nCopy or fetch it again"
+            DAMAGED, f"{folder} differs from what was signed:\n  {shown(problems)}\nCopy or fetch it again"
         )
 
 
 def differences(folder: Path, entries: Iterable[Entry], beside: set[str]) -> list[str]:
-    """A sentence about each file of FOLDER that is not as its entry says, is missing, or has no entry and is not `beside`."""
+    """A sentence for each file of FOLDER that differs from its entry, is missing, or has no entry and is not `beside`."""
     listed = {entry.path: entry for entry in entries}
     there = [
         (folder / path, entry) for path, entry in sorted(listed.items()) if os.path.lexists(folder / path)
@@ -242,13 +244,13 @@ def differences(folder: Path, entries: Iterable[Entry], beside: set[str]) -> lis
 
 
 def shown(problems: list[str]) -> str:
-    """The first 20, a line each."""
+    """The first 20, one per line."""
     more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
     return "\n  ".join(problems[:20] + more)
 
 
 def strays(folder: Path, listed: set[str], beside: set[str]) -> Iterator[str]:
-    """Files that FOLDER lacks or has too many, one sentence each."""
+    """Missing and extra files of FOLDER, one sentence each."""
     present = set(walk(folder)) - beside
     yield from (f"missing: {path}" for path in sorted(listed - present))
     yield from (f"not in the manifest: {path}" for path in sorted(present - listed))
@@ -274,7 +276,7 @@ def _differs(item: tuple[Path, Entry]) -> str | None:
     if path.is_symlink() or not path.is_file():
         return f"not a plain file: {entry.path}"
     if (size := path.stat().st_size) != entry.size:
-        return f"{entry.path} has {size} bytes, signed were {entry.size}"
+        return f"{entry.path} has {size} bytes, but {entry.size} were signed"
     if (digest := sha256(path)) != entry.sha256:
-        return f"{entry.path} has sha256 {digest}, signed was {entry.sha256}"
+        return f"{entry.path} has sha256 {digest}, but {entry.sha256} was signed"
     return None

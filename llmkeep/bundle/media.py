@@ -1,9 +1,9 @@
-"""Media: a bundle, a release or a candidate over several disks, or only what a newer one has beyond an older one.
+"""Media: a bundle, a release or a candidate on several disks, or only its difference from an older one.
 
-Each medium carries the whole manifest and some of the files that it names, at their paths, each content once. The others are on
-other media, or already at the far side. MEDIUM.json says which file is on which medium. It is not signed and is not trusted: it
-says what to plug in next, while the manifest alone says what is right, and nothing is used before all of it is there. A forged
-one costs time.
+Each medium carries the whole manifest and some of the files that it names, at their paths, each content once. The
+other files are on other media, or already at the destination. MEDIUM.json says which file is on which medium. It is
+neither signed nor trusted: it tells which medium is needed next. Only the manifest decides what is right, and nothing
+is used before everything is there, so a forged list only costs time.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def size(text: str) -> int:
     """Bytes in `4.7G`, `25GB` (powers of 1000, as on a disk's label) or `900GiB` (powers of 1024)."""
     if not (match := SIZE.fullmatch(text.strip())):
         raise LlmkeepError(
-            f"{text[:40]!r} is no size: write it as 900G or 4.7GB (powers of 1000) or 900GiB (of 1024)"
+            f"{text[:40]!r} is not a size: write it as 900G or 4.7GB (powers of 1000) or 900GiB (of 1024)"
         )
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((unit or " ").upper()))
@@ -45,7 +45,10 @@ def size(text: str) -> int:
 # ---------------------------------------------------------------- what a folder's manifest names
 @dataclass(frozen=True)
 class Contents:
-    """What a manifest names. `head`: the files that no manifest names, the manifest first; `digest`: the manifest's sha256."""
+    """The files that a manifest names.
+
+    `head`: the files not named in it, the manifest first; `digest`: the manifest's sha256.
+    """
 
     title: str
     serial: int
@@ -57,13 +60,12 @@ class Contents:
 def contents(folder: Path, medium: "Medium | None" = None) -> Contents:
     """Parse the manifest of a bundle, a release or a candidate; nothing is verified. Each file is read once.
 
-    A candidate's manifest has no sizes: they are those of MEDIUM.json, or of the files.
-
+    A candidate's manifest has no sizes: they come from MEDIUM.json, or from the files.
     """
     if (folder / manifest.NAME).is_file():
         if not (folder / manifest.SIGNATURE).is_file():
             raise BundleRefused(
-                UNSIGNED, f"{folder} lacks {manifest.SIGNATURE}: what is unsigned is not used"
+                UNSIGNED, f"{folder} lacks {manifest.SIGNATURE}: unsigned content is not used"
             )
         head = {name: (folder / name).read_bytes() for name in (manifest.NAME, manifest.SIGNATURE)}
         content = manifest.parse(folder, head[manifest.NAME])
@@ -75,7 +77,7 @@ def contents(folder: Path, medium: "Medium | None" = None) -> Contents:
     if len(sums) != 1:
         raise BundleRefused(
             DAMAGED,
-            f"{folder} has neither {manifest.NAME} nor one models/NAME.sha256: it is no bundle, release or candidate",
+            f"{folder} has neither {manifest.NAME} nor one models/NAME.sha256: it is not a bundle, release or candidate",
         )
     name, path = sums[0].stem, f"models/{sums[0].name}"
     head, files = {path: sums[0].read_bytes()}, {}
@@ -107,7 +109,7 @@ def _mode(path: Path) -> int:
 
 
 def by_content(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Each content once: by sha256, the first path of it."""
+    """Each content once: the first path by sha256."""
     firsts: dict[str, Entry] = {}
     for entry in entries:
         firsts.setdefault(entry.sha256, entry)
@@ -117,7 +119,10 @@ def by_content(entries: Iterable[Entry]) -> dict[str, Entry]:
 # ---------------------------------------------------------------- MEDIUM.json
 @dataclass(frozen=True)
 class Medium:
-    """Which of how many media, and of what. `files`: medium and size of each path. `base`: manifest of what a delta adds to."""
+    """One of several media. `files`: medium and size of each path.
+
+    `base`: manifest of the bundle or release that a delta extends.
+    """
 
     medium: int
     of: int
@@ -145,7 +150,7 @@ class Medium:
 
 
 def read(folder: Path) -> Medium | None:
-    """MEDIUM.json of a folder, or None for one that is a whole."""
+    """MEDIUM.json of a folder, or None for a complete bundle, release or candidate."""
     path = folder / MEDIUM
     if not os.path.lexists(path):
         return None
@@ -161,32 +166,33 @@ def read(folder: Path) -> Medium | None:
         medium = Medium(**document, files=rows)
         numbers = [medium.medium, medium.of, *(number for row in rows.values() for number in row)]
         if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError("numbers that are none")
+            raise ValueError("invalid numbers")
         if not all(
             1 <= number <= medium.of <= MOST_MEDIA
             for number in (medium.medium, *(row[0] for row in rows.values()))
         ):
-            raise ValueError(f"medium {medium.medium} of {medium.of}, or a file on none of them")
+            raise ValueError(f"medium {medium.medium} of {medium.of}, or a file on none of the media")
         if not manifest.SHA256.fullmatch(medium.manifest) or not manifest.SHA256.fullmatch(
             medium.base or "0" * 64
         ):
-            raise ValueError("a digest that is none")
+            raise ValueError("an invalid digest")
         if not re.fullmatch(r"[A-Za-z0-9 .,?_-]{0,120}", medium.base_title):
-            raise ValueError("a title that is none")
+            raise ValueError("an invalid title")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleRefused(DAMAGED, f"{path} cannot be read ({error}): copy the medium again") from error
     return medium
 
 
 def fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
-    """The paths that a medium carries by its list, which must be there and no others. Raises BundleRefused."""
+    """The paths that a medium carries according to its list; exactly these must be on it. Raises BundleRefused."""
     if medium is None:
         carried = set(whole.files)
     else:
         if medium.manifest != whole.digest:
             raise BundleRefused(
                 DAMAGED,
-                f"{folder}/{MEDIUM} is of the manifest {medium.manifest}, beside it lies {whole.digest}: copy the medium again",
+                f"{folder}/{MEDIUM} belongs to the manifest {medium.manifest}, but the manifest beside it is "
+                f"{whole.digest}: copy the medium again",
             )
         if unknown := sorted(medium.files.keys() - whole.files.keys()):
             raise BundleRefused(
@@ -200,17 +206,20 @@ def fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
     ]
     if problems:
         raise BundleRefused(
-            DAMAGED, f"{folder} is not as its lists say:\n  {manifest.shown(problems)}\nCopy the medium again"
+            DAMAGED,
+            f"{folder} does not match its lists:\n  {manifest.shown(problems)}\nCopy the medium again",
         )
     return carried
 
 
 def verify(folder: Path, keyring: Path, kind: str, highest: int) -> str:
-    """Verify a bundle or a release, or one medium of it: signature, type, age, serial, and each byte in it; returns a message."""
+    """Verify a bundle or a release, or one medium of it: signature, type, age, serial and every byte; returns a message."""
     good = manifest.signed(folder, keyring, kind, highest)
     whole = contents(folder)
     if whole.files != {entry.path: entry for entry in good.files}:
-        raise BundleRefused(DAMAGED, f"{folder} gave another manifest when it was read again: do not use it")
+        raise BundleRefused(
+            DAMAGED, f"{folder} returned another manifest when it was read again: do not use it"
+        )
     return f"{_verified(folder, read(folder), whole)} signed by {good.signer}"
 
 
@@ -220,9 +229,9 @@ def verify_candidate(folder: Path, digest: str) -> str:
     if (whole := contents(folder, medium)).digest != digest:
         raise BundleRefused(
             DAMAGED,
-            f"the manifest of {folder} ({whole.title}) has sha256 {whole.digest}, expected {digest}: do not use it",
+            f"the manifest of {folder} ({whole.title}) has sha256 {whole.digest}, but {digest} was expected: do not use it",
         )
-    return f"{_verified(folder, medium, whole)} its maker listed them"
+    return f"{_verified(folder, medium, whole)} listed by its builder"
 
 
 def _verified(folder: Path, medium: Medium | None, whole: Contents) -> str:
@@ -234,22 +243,22 @@ def _verified(folder: Path, medium: Medium | None, whole: Contents) -> str:
 
 # ---------------------------------------------------------------- split and delta
 def split(source: Path, out: Path, room: int | None, old: Path | None = None) -> list[str]:
-    """Write OUT/1, OUT/2 and so on, each of at most ROOM bytes; returns a line about each. Without ROOM it is one.
+    """Write OUT/1, OUT/2 and so on, each of at most ROOM bytes; returns a line about each.
 
-    OLD: leave out the contents that this one has. Files are hard links where OUT is on the same file system, else copies, which
-    are hashed. An interrupted run continues. Raises LlmkeepError for a file that no medium has room for, and for no space.
-
+    Without ROOM there is one medium. OLD: leave out the contents that this one has. Files are hard links where OUT is
+    on the same file system, else copies, which are hashed. An interrupted run continues. Raises LlmkeepError if a
+    file fits on no medium, or if there is not enough space.
     """
     if read(source):
         raise LlmkeepError(
-            f"{source} is a medium itself: give the bundle, release or candidate that it was made of"
+            f"{source} is a medium itself: give the bundle, release or candidate that it was made from"
         )
     whole = contents(source)
     base = contents(old) if old else None
     if base and base.digest == whole.digest:
-        raise LlmkeepError(f"{old} and {source} are the same ({whole.title}): nothing to carry")
+        raise LlmkeepError(f"{old} and {source} are the same ({whole.title}): there is nothing to carry")
     if lost := [path for path, entry in whole.files.items() if size_of(source / path) != entry.size]:
-        raise BundleRefused(DAMAGED, f"{source}/{lost[0]} is missing or cut short: build or copy it again")
+        raise BundleRefused(DAMAGED, f"{source}/{lost[0]} is missing or truncated: build or copy it again")
     there = {entry.sha256 for entry in base.files.values()} if base else set()
     head = [whole.files[path] for path in EVERYWHERE if path in whole.files]
     there |= {entry.sha256 for entry in head}
@@ -289,7 +298,7 @@ def split(source: Path, out: Path, room: int | None, old: Path | None = None) ->
 
 
 def _overhead(whole: Contents, head: list[Entry], first: Medium, entries: list[Entry]) -> int:
-    """Bytes that each medium takes beside its part: manifest, list, what is everywhere, folders."""
+    """Bytes on each medium in addition to its files: manifest, list, common files, folders."""
     widest = replace(
         first,
         medium=MOST_MEDIA,
@@ -306,7 +315,7 @@ def _blocks(bytes_: int) -> int:
 
 
 def _packed(entries: list[Entry], room: int | None, limit: int) -> list[list[Entry]]:
-    """The files by medium: the largest first, each on the first medium that has room for it."""
+    """The files of each medium: the largest file first, each on the first medium with room for it."""
     if room is None:
         return [entries]
     media: list[list[Entry]] = [[]]
@@ -315,8 +324,9 @@ def _packed(entries: list[Entry], room: int | None, limit: int) -> list[list[Ent
         takes = _blocks(entry.size)
         if takes > room:
             raise LlmkeepError(
-                f"{entry.path} takes {takes} bytes, manifest and lists {limit - room} of each medium: {takes + limit - room} in "
-                f"all, --size is {limit}: give a --size of at least {-(-(takes + limit - room) // 10**6)}M"
+                f"{entry.path} takes {takes} bytes, and manifest and lists take {limit - room} on each medium: "
+                f"{takes + limit - room} in total, but --size is {limit}: give a --size of at least "
+                f"{-(-(takes + limit - room) // 10**6)}M"
             )
         if (number := next((number for number, free in enumerate(left) if takes <= free), None)) is None:
             number = len(media)
@@ -332,7 +342,7 @@ def _packed(entries: list[Entry], room: int | None, limit: int) -> list[list[Ent
 def _check_place(
     source: Path, out: Path, planned: set[str], media_json: dict[int, bytes], sizes: list[int]
 ) -> None:
-    """Refuse an OUT with anything else in it than these media, and one without space for their copies."""
+    """Refuse an OUT that has other content than these media, or no space for their copies."""
     there = set(manifest.walk(out))
     other = sorted(there - planned)
     for number, content in media_json.items():
@@ -341,7 +351,7 @@ def _check_place(
             other.append(f"{number}/{MEDIUM}")
     if other:
         raise LlmkeepError(
-            f"{out}/{other[0]} is of other media, or of another --size: remove {out}, or give another --out"
+            f"{out}/{other[0]} belongs to other media, or to another --size: remove {out}, or give another --out"
         )
     place = next(path for path in [out, *out.absolute().parents] if path.is_dir())
     if place.stat().st_dev == source.stat().st_dev:
@@ -355,7 +365,7 @@ def _check_place(
 
 
 def _put(source: Path, target: Path, entry: Entry) -> None:
-    """SOURCE at TARGET: a hard link, else a copy, which is compared with the manifest. What an earlier run copied is kept."""
+    """Hard-link SOURCE to TARGET, else copy it and compare it with the manifest. Copies of an earlier run are kept."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         if target.samefile(source):
@@ -372,17 +382,18 @@ def _put(source: Path, target: Path, entry: Entry) -> None:
     if (digest := copy(source, target, entry.size)) != entry.sha256:
         target.unlink()
         raise BundleRefused(
-            DAMAGED, f"{source} has sha256 {digest}, its manifest says {entry.sha256}: build or copy it again"
+            DAMAGED,
+            f"{source} has sha256 {digest}, but its manifest says {entry.sha256}: build or copy it again",
         )
     target.chmod(source.stat().st_mode & 0o777)
 
 
 def copy(source: Path, target: Path, bytes_: int) -> str:
-    """Copy a plain file of so many bytes, and sync it; its sha256. What TARGET has already is compared instead."""
+    """Copy a plain file of the given size, and sync it; returns its sha256. Bytes already in TARGET are compared instead."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb", buffering=0) as stream, Resumable(target, bytes_) as target_file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise LlmkeepError(f"{source} is no plain file: copy it again")
+            raise LlmkeepError(f"{source} is not a plain file: copy it again")
         with progress(stream, bytes_, source.name) as shown:
             while chunk := shown.read(CHUNK):
                 target_file.write(chunk)

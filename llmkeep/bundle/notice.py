@@ -1,4 +1,4 @@
-"""NOTICE: what a bundle has of others, and under which licences. The texts of the licences are in the artifacts themselves."""
+"""NOTICE: the third-party content of a bundle, and its licences. The licence texts are in the artifacts themselves."""
 
 from collections.abc import Iterable
 
@@ -9,14 +9,14 @@ NAME = "NOTICE"
 HEADER = """\
 llmkeep, Apache-2.0: see tree/LICENSE.
 
-This bundle has the following of others, by licence as an SPDX expression; for LicenseRef-… and NOASSERTION see the artifact.
-The texts are in the artifacts: a Debian package's in usr/share/doc/NAME/copyright, a wheel's in NAME.dist-info, a model's and a
-script's beside it.
+This bundle contains the following third-party artifacts, by licence as an SPDX expression;
+for LicenseRef-… and NOASSERTION see the artifact. The texts are in the artifacts: a Debian package's in
+usr/share/doc/NAME/copyright, a wheel's in NAME.dist-info, a model's and a script's beside it.
 """
 
 
 def text(artifacts: Iterable[Artifact]) -> str:
-    """The file, by licence. The same artifacts give the same text."""
+    """The text of NOTICE, sorted by licence. The same artifacts give the same text."""
     by_licence: dict[str, set[str]] = {}
     for artifact in artifacts:
         by_licence.setdefault(licences.spdx(artifact.licence), set()).add(artifact.purl)

@@ -1,6 +1,6 @@
 """OpenPGP packets (RFC 4880, RFC 6637) around signatures that a PKCS#11 token makes, which `sq` cannot use.
 
-Version 4, ECDSA on P-384 with SHA-384: what `sqv` and apt verify as they verify signatures by `sq`. Nothing is parsed here.
+Version 4, ECDSA on P-384 with SHA-384: `sqv` and apt verify these like signatures by `sq`. Nothing is parsed here.
 """
 
 import base64
@@ -31,7 +31,7 @@ class Key:
 
     @property
     def hashed(self) -> bytes:
-        """What a fingerprint and signatures about the key are computed over (RFC 4880, section 5.2.4)."""
+        """The bytes hashed for the key's fingerprint and for signatures about the key (RFC 4880, section 5.2.4)."""
         return b"\x99" + len(self.body).to_bytes(2) + self.body
 
     @property
@@ -40,7 +40,7 @@ class Key:
 
 
 def certificate(key: Key, name: str) -> bytes:
-    """The public part, with its name and how long it holds, signed by itself."""
+    """The public key with its name and validity, self-signed."""
     who = name.encode()
     subject = key.hashed + b"\xb4" + len(who).to_bytes(4) + who
     uses = _subpacket(KEY_FLAGS, b"\3") + _subpacket(KEY_EXPIRES, YEARS_10.to_bytes(4))
@@ -49,7 +49,7 @@ def certificate(key: Key, name: str) -> bytes:
 
 
 def revocation(key: Key) -> bytes:
-    """What ends the certificate when it is added to it. It gives no reason."""
+    """A revocation, which invalidates the certificate once added to it. It gives no reason."""
     return _signature(key, REVOCATION, key.hashed, key.created, _subpacket(REASON, b"\0"))
 
 
@@ -59,7 +59,7 @@ def detached(key: Key, content: bytes, moment: int) -> bytes:
 
 
 def cleartext(key: Key, text: str, moment: int) -> str:
-    """TEXT with a signature around it (RFC 4880, section 7)."""
+    """TEXT in the cleartext signature framework (RFC 4880, section 7)."""
     lines = [line.rstrip(" \t") for line in text.removesuffix("\n").split("\n")]
     shown = "\n".join(f"- {line}" if line.startswith("-") else line for line in lines)
     signed = base64.encodebytes(_signature(key, TEXT, "\r\n".join(lines).encode(), moment)).decode()

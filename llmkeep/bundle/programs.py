@@ -1,7 +1,7 @@
 """Programs that no distribution packages (artifacts.yml, `programs`): from the cache, a mirror folder, or their source.
 
 The program's sha256 is compared with the lock each time before its path is returned. A build from source runs `go` with
-the recipe in artifacts.yml; no machine with `go` was available to try it.
+the recipe in artifacts.yml; this has not been tested, since no machine with `go` was available.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def find(name: str, mirror: Path | None = None) -> Path | None:
     if name not in pinned:
         raise LlmkeepError(
             f"artifacts.lock.yml has no program {name!r}, only {sorted(pinned)}: "
-            "ask for one of these, or run `llmkeep lock update --only programs`"
+            "choose one of these, or run `llmkeep lock update --only programs`"
         )
     program = pinned[name]
     if cache.has(program.sha256, program.size) and cache.sha256(cache.blob(program.sha256)) == program.sha256:
@@ -60,14 +60,14 @@ def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
         print(f"{name}: {entry['version']}, {size / 1e6:.0f} MB, sha256 {digest}")
         return Artifact(name, entry["version"].removeprefix("v"), digest, size, entry["licence"], purl)
     if old and old.purl == purl:
-        print(f"{name}: {entry['version']} kept as it was: {reasons}")
+        print(f"{name}: {entry['version']} kept: {reasons}")
         return old
     raise LlmkeepError(f"{name} {entry['version']} is not available: {reasons}: "
                     "set LLMKEEP_MIRROR to a folder that has it, or install Go")  # fmt: skip
 
 
 def package_url(entry: dict[str, Any]) -> str:
-    """What a program of artifacts.yml is: a Go module, or what Maven Central or Debian has by these names."""
+    """Package URL of a program of artifacts.yml: a Go module, or a package of Maven Central or Debian."""
     if "maven" in entry:
         return f"pkg:maven/{entry['maven']}@{entry['version']}"
     if "deb" in entry:
@@ -97,7 +97,7 @@ def _from_mirror(_: str, entry: dict[str, Any], folder: Path, mirror: Path | Non
     """Unpack the mirror folder's file."""
     mirror = mirror or (Path(named) if (named := os.environ.get("LLMKEEP_MIRROR")) else None)
     if not mirror:
-        raise Unavailable("mirror: no folder is named by --mirror or LLMKEEP_MIRROR")
+        raise Unavailable("mirror: neither --mirror nor LLMKEEP_MIRROR names a folder")
     packed, made = mirror / entry["mirror"], folder / "unpacked"
     if not packed.is_file():
         raise Unavailable(f"mirror: there is no {packed}")
@@ -138,7 +138,7 @@ def _call(command: list[str], folder: Path, way: str, environment: dict[str, str
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"{way}: `{shlex.join(command[:2])}` took more than {MINUTES} minutes") from error
     if run.returncode != 0:
-        words = run.stderr.strip().splitlines() or ["it said nothing"]
+        words = run.stderr.strip().splitlines() or ["it printed nothing"]
         raise Unavailable(f"{way}: `{shlex.join(command[:2])}` exited {run.returncode}: {words[-1]}")
 
 
@@ -151,7 +151,7 @@ def _executable(digest: str) -> Path:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep program NAME`."""
     parser = subparsers.add_parser(
-        "program", help="print the path of a program of the lock; exit code 1 if it is not available"
+        "program", help="print the path of a locked program; exit code 1 if it is not available"
     )
     parser.add_argument("name")
     parser.add_argument("--mirror", type=Path, help="default: the variable LLMKEEP_MIRROR")

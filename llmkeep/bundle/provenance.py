@@ -1,7 +1,8 @@
-"""What a bundle was built from: an in-toto statement (SLSA provenance v1) in a DSSE envelope that the bundle's key signs.
+"""Provenance of a bundle: an in-toto statement (SLSA v1) in a DSSE envelope, signed by the bundle's key.
 
-The envelope is a file of the bundle; its subject are all other files. A signature of OpenPGP is over DSSE's pre-authentication
-encoding, so `sqv` checks it (https://github.com/secure-systems-lab/dsse, https://slsa.dev/spec/v1.0/provenance).
+The envelope is a file of the bundle; its subjects are all other files. The OpenPGP signature is over DSSE's
+pre-authentication encoding, so `sqv` can check it (https://github.com/secure-systems-lab/dsse,
+https://slsa.dev/spec/v1.0/provenance).
 """
 
 import base64
@@ -39,7 +40,7 @@ class Build:
 
 
 def statement(build: Build, entries: Iterable[Entry], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The statement on files with these ENTRIES, built from ARTIFACTS of the lock."""
+    """The statement about files with these ENTRIES, built from ARTIFACTS of the lock."""
     commit, _, dirty = build.commit.removeprefix("git:").partition("-")
     tree = {"uri": "git+urn:llmkeep:tree", "digest": {"gitCommit": commit}}
     if dirty:
@@ -90,16 +91,18 @@ def envelope(made: Mapping[str, Any], key: signing.Signer, signer: str) -> bytes
 
 
 def encoded(payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding of a payload: what is signed."""
+    """DSSE's pre-authentication encoding of a payload, over which the signature is made."""
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
 
 
 def verified(folder: Path, keyring: Path) -> dict[str, Any]:
-    """The statement of a bundle; BundleRefused unless a key of the keyring signed both, and it is about this bundle."""
+    """A bundle's statement; BundleRefused unless a key in the keyring signed both, and the statement is about this bundle."""
     listed = manifest.authentic(folder, keyring, manifest.BUNDLE)
     path = folder / NAME
     if not path.is_file():
-        raise BundleRefused(UNSIGNED, f"{folder} has no {NAME}: an earlier version built it; build it again")
+        raise BundleRefused(
+            UNSIGNED, f"{folder} has no {NAME}: it was built by an earlier version; build it again"
+        )
     try:
         document = json.loads(path.read_bytes())
         payload = base64.b64decode(document["payload"], validate=True)
@@ -115,13 +118,12 @@ def verified(folder: Path, keyring: Path) -> dict[str, Any]:
     except signing.SignatureRefused as error:
         raise BundleRefused(UNSIGNED, str(error)) from error
     if (kind, *types) != (PAYLOAD, STATEMENT, PREDICATE):
-        raise BundleRefused(
-            UNSIGNED, f"{path} is signed as {', '.join(map(str, types))}, and is no provenance"
-        )
+        raise BundleRefused(UNSIGNED, f"{path} is signed as {', '.join(map(str, types))}, not as provenance")
     subject = bill.sums(entry for entry in listed.files if entry.path != NAME)
     if signer != listed.signer or digests != [subject]:
         raise BundleRefused(
-            UNSIGNED, f"{path} is by {signer} on files with {digests}, and those of {listed.signer} have {subject}: "
-            "it is another bundle's"
-        )  # fmt: skip
+            UNSIGNED,
+            f"{path} is signed by {signer} for files with {digests}, but the bundle is signed by {listed.signer} "
+            f"and has {subject}: it belongs to another bundle",
+        )
     return made

@@ -1,14 +1,14 @@
 """`llmkeep release init | passphrase | sign | verify | add | list`: models of the estate, signed by a key of its own.
 
-`llm-train publish` and `llmkeep model add` make a candidate of what was trained or taken in. `sign` makes a release of it:
-MANIFEST.json with a serial that only rises, signed by the estate's publish key. `init` makes that key, with a passphrase, since a
-person signs; it lies sealed by systemd-creds besides, and is only ever opened in memory. Its public part, keyring.pgp, is what
-hosts trust for releases and for nothing else: the bundle has another key. `add` puts a release on the mirror, where hosts
-that name it in the inventory fetch it.
+`llm-train publish` and `llmkeep model add` make a candidate from a trained or imported model. `sign` turns it into a
+release: MANIFEST.json with a serial that only rises, signed by the estate's publish key. `init` makes that key. It
+has a passphrase, since a person signs; it is also sealed by systemd-creds, and opened only in memory. Hosts trust its
+public part, keyring.pgp, for releases and nothing else: the bundle has another key. `add` puts a release on the
+mirror, where hosts that name it in the inventory fetch it.
 
-Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned, signed by another key or as
-something else, 4 damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired, 7 one medium
-of several. 9: the passphrase is wrong, weak, or cannot be had.
+Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned, signed by another
+key or as something else, 4 damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6
+expired, 7 one medium of several. 9: the passphrase is wrong, weak or unavailable.
 """
 
 import argparse
@@ -53,7 +53,7 @@ KINDS = {
 
 
 class ReleaseError(LlmkeepError):
-    """Refused. The message says what is wrong, the value seen, and the way out."""
+    """A release was refused. The message says what is wrong, the value seen, and what to do."""
 
 
 # ---------------------------------------------------------------- the key
@@ -77,14 +77,15 @@ def init(places: Places, word: str | None) -> str:
 
 
 def fingerprint(places: Places) -> str:
-    """The publish key's fingerprint; raises ReleaseError where the key, or half of it, is not there."""
+    """The publish key's fingerprint; raises ReleaseError if the key, or one half of it, is missing."""
     if not places.publish_public.exists():
         raise ReleaseError(
             f"there is no {places.publish_public}: make the publish key with `llmkeep release init`"
         )
     if not places.publish_key.exists():
         raise ReleaseError(
-            f"{places.publish_key} is not there, and {places.publish_public} is: restore it from a backup of this host"
+            f"{places.publish_key} is missing, although {places.publish_public} exists: restore it from a backup "
+            "of this host"
         )
     return signing.fingerprint(places.publish_public)
 
@@ -105,23 +106,23 @@ def unlocked(places: Places, passphrase_file: Path | None) -> Iterator[Path]:
 
 
 def change_passphrase(places: Places, old: Path | None, new: Path | None) -> str:
-    """Give the publish key a passphrase, or another one. Until the new file is on disk, the old one is complete."""
+    """Set or change the publish key's passphrase. The old file stays complete until the new one is on disk."""
     fingerprint(places)
     with unlocked(places, old) as key:
         secret = signing.with_passphrase(key, passphrase.chosen(new, "the publish key"))
     write(places.publish_key, seal(secret, PUBLISH_KEY), 0o400)
     return (
-        f"{places.publish_key}: the publish key has a new passphrase; backups of this host have the old file"
+        f"{places.publish_key}: the publish key has a new passphrase; existing backups of this host still have "
+        "the old file"
     )
 
 
 # ---------------------------------------------------------------- sign
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be signed. `origin` and `licence` go into the manifest, `standing` is for the operator.
+    """A model to be signed. `origin` and `licence` go into the manifest, `standing` is shown to the operator.
 
-    `unproved`: the reason to publish a model of the estate that was not proved better than its base.
-
+    `unproved`: the reason for publishing a trained model that was not proved better than its base.
     """
 
     name: str
@@ -134,7 +135,7 @@ class Candidate:
 
 
 def candidate(folder: Path) -> Candidate:
-    """Check a candidate, every byte of it. Raises ReleaseError for anything that its maker did not write."""
+    """Check every byte of a candidate. Raises ReleaseError for anything that its builder did not write."""
     if (folder / manifest.MEDIUM).exists():
         raise ReleaseError(f"{folder} is one medium of several: put them together with `llmkeep bundle join`")
     if (folder / manifest.NAME).exists():
@@ -144,7 +145,7 @@ def candidate(folder: Path) -> Candidate:
     ]
     if len(statements) != 1 or not NAME.fullmatch(name := statements[0].parent.name):
         raise ReleaseError(
-            f"{folder} is no candidate: give what `llm-train publish --into` or `llmkeep model add --into` made"
+            f"{folder} is not a candidate: give a folder made by `llm-train publish --into` or `llmkeep model add --into`"
         )
     model, sums = statements[0].parent, folder / "models" / f"{name}.sha256"
     again = "publish it again" if statements[0].name == TRAINING else "add it again"
@@ -153,7 +154,7 @@ def candidate(folder: Path) -> Candidate:
         if (folder / path).is_symlink() or not (folder / path).is_file():
             raise ReleaseError(f"{folder}/{path} is not a plain file: a release holds nothing else; {again}")
         if Path(path).suffix.lower() not in KINDS and folder / path != sums:
-            raise ReleaseError(f"{folder}/{path} is no file of a model: only safetensors and text are taken")
+            raise ReleaseError(f"{folder}/{path} is not a model file: only safetensors and text are accepted")
     try:
         lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
         in_model = {path: digest for digest, path in lines}
@@ -164,7 +165,7 @@ def candidate(folder: Path) -> Candidate:
             else brought(statement, in_model)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ReleaseError(f"{folder} is no whole candidate ({error}): {again}") from error
+        raise ReleaseError(f"{folder} is not a complete candidate ({error}): {again}") from error
     digests_by_path = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
         f"models/{name}.sha256": ""
     }
@@ -176,7 +177,7 @@ def candidate(folder: Path) -> Candidate:
     for file, actual, digest in manifest.hashed(lambda each: (each[0], sha256(each[0]), each[1]), entries):
         if actual != digest:
             raise ReleaseError(
-                f"{file} has sha256 {actual}, its manifest says {digest}: copy the candidate again"
+                f"{file} has sha256 {actual}, but its manifest says {digest}: copy the candidate again"
             )
     if (
         not any(path.endswith(".safetensors") for path in present)
@@ -188,11 +189,13 @@ def candidate(folder: Path) -> Candidate:
 
 
 def trained(model: Path, published: dict[str, Any]) -> dict[str, Any]:
-    """Of a model that the estate trained: what the manifest says of it. Raises ReleaseError without a promotion or a reason."""
+    """Manifest fields of a model trained here. Raises ReleaseError without a promotion or a reason."""
     promoted = promotion(model, published) if "verdict" in published else None
     reason = published.get("unproved")
     if promoted != "promote" and not str(reason or "").strip():
-        raise ReleaseError(f"{model} has neither a promotion nor a reason to do without: publish it again")
+        raise ReleaseError(
+            f"{model} has neither a promotion nor a reason for going without: publish it again"
+        )
     return {
         "origin": f"trained here from {published['base']}",
         "licence": str(published.get("licence", "")),
@@ -203,15 +206,16 @@ def trained(model: Path, published: dict[str, Any]) -> dict[str, Any]:
 
 
 def brought(provenance: dict[str, Any], in_model: dict[str, str]) -> dict[str, Any]:
-    """Of a model from outside: what the manifest says of it. Raises ReleaseError where its files or licence are not on record."""
+    """Manifest fields of an imported model. Raises ReleaseError if its files or licence are not on record."""
     agreed, source = provenance["licence"], str(provenance["source"])
     for path, digest in in_model.items():
         if path != PROVENANCE and provenance["files"].get(path) != digest:
             raise ReleaseError(
-                f"{PROVENANCE} has {provenance['files'].get(path)} for {path}, the model's manifest {digest}: add it again"
+                f"{PROVENANCE} has {provenance['files'].get(path)} for {path}, but the model's manifest has {digest}: "
+                "add it again"
             )
     if not agreed["name"] or not agreed["accepted_by"]:
-        raise ReleaseError(f"{PROVENANCE} names no licence that a person accepted: add it again")
+        raise ReleaseError(f"{PROVENANCE} names no accepted licence: add it again")
     return {
         "origin": source,
         "licence": str(agreed["name"]),
@@ -225,7 +229,6 @@ def promotion(model: Path, published: dict[str, Any]) -> str:
     """The verdict in verdict.json, which must be about the published weights: an adapter with its base, or a whole model.
 
     Raises ReleaseError for a verdict about other weights. Weights are identified by the sha256 of their manifest.
-
     """
     verdict = json.loads((model / "verdict.json").read_bytes())
     base, learned = published["base"], published["learned"]
@@ -234,7 +237,8 @@ def promotion(model: Path, published: dict[str, Any]) -> str:
     )
     if (subject := {key: verdict["new"][key] for key in weights}) != weights:
         raise ReleaseError(
-            f"{model}/verdict.json is about other weights: its NEW is {subject}, published is {weights}; publish it again"
+            f"{model}/verdict.json is about other weights: its NEW is {subject}, but {weights} was published; "
+            "publish it again"
         )
     return str(verdict["verdict"])
 
@@ -249,9 +253,8 @@ def sign(
 ) -> str:
     """Sign a candidate as a release; returns a message for the operator. A serial is never issued twice.
 
-    `expected`: the sha256 that its manifest must have, as the builder printed it. The publish key's passphrase is read from a
+    `expected`: the sha256 of its manifest, as the builder printed it. The publish key's passphrase is read from a
     file, else asked for.
-
     """
     if not 1 <= days <= 3660:
         raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
@@ -259,8 +262,8 @@ def sign(
     name, digests = content.name, content.digests
     if expected is not None and (actual := digests[f"models/{name}.sha256"]) != expected.lower():
         raise ReleaseError(
-            f"{folder}/models/{name}.sha256 has sha256 {actual}, --sha256 says {expected}: "
-            "this is not what was written down; carry the candidate again"
+            f"{folder}/models/{name}.sha256 has sha256 {actual}, but --sha256 says {expected}: this is not the candidate "
+            "that was noted; copy it again"
         )
     signer = fingerprint(places)
     with unlocked(places, passphrase_file) as key:
@@ -276,7 +279,7 @@ def _signed(
     signer: str,
     key: Path,
 ) -> str:
-    """Sign a candidate that was checked, with an unlocked key."""
+    """Sign a checked candidate with an unlocked key."""
     name, digests = model.name, model.digests
     serial = int(places.publish_serial.read_text()) + 1 if places.publish_serial.exists() else 1
     write(places.publish_serial, f"{serial}\n".encode(), 0o644)
@@ -332,22 +335,24 @@ def _signed(
 
 # ---------------------------------------------------------------- verify and add
 def name_of(listing: Manifest) -> str:
-    """The release's name, as it is signed; raises BundleRefused for a manifest of something else."""
+    """The release's signed name; raises BundleRefused for a manifest of something else."""
     name = listing.profile.removeprefix(PROFILE)
     if not listing.profile.startswith(PROFILE) or not NAME.fullmatch(name):
         raise BundleRefused(
-            DAMAGED, f"it is for {listing.profile!r}, and no release of a model: give what was signed as one"
+            DAMAGED,
+            f"it is for {listing.profile!r}, not a model release: give one that was signed as a model release",
         )
     for entry in listing.files:
         if not entry.path.startswith(f"models/{name}/") and entry.path != f"models/{name}.sha256":
             raise BundleRefused(
-                DAMAGED, f"the release {name} lists {entry.path}, which is none of its files: do not use it"
+                DAMAGED,
+                f"the release {name} lists {entry.path}, which does not belong in a release: do not use it",
             )
     return name
 
 
 def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime | None = None) -> Manifest:
-    """Verify a release in the way that bundles are verified; raises BundleRefused. Changes nothing."""
+    """Verify a release like a bundle; raises BundleRefused. Changes nothing."""
     if not keyring.is_file():
         raise ReleaseError(f"there is no {keyring}: give the publish key's public part with --keyring")
     good = manifest.verify(folder, keyring, manifest.RELEASE, _seen(places, folder), now)
@@ -356,7 +361,7 @@ def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime |
 
 
 def _seen(places: Places, folder: Path) -> int:
-    """The highest serial of this release that was accepted here."""
+    """The highest serial of this release accepted here."""
     if not ((folder / manifest.SIGNATURE).is_file() and (folder / manifest.NAME).is_file()):
         return 0
     record_of = places.publish_seen(name_of(manifest.read(folder)))
@@ -367,9 +372,8 @@ def _seen(places: Places, folder: Path) -> int:
 def add(places: Places, folder: Path, keyring: Path) -> str:
     """Bring a release to the mirror and verify it there; returns a message for the operator. Idempotent.
 
-    Files of this user's that lie on the mirror's disk are linked, and so are contents that its bundles or releases have; others
-    are copied. The release replaces an older one of the same name by one rename; the older one is removed afterwards.
-
+    This user's files on the mirror's disk are hard-linked, and so are contents of its bundles or releases; others are
+    copied. The release replaces an older one of the same name by one rename; the older one is removed afterwards.
     """
     sign_again(places, folder)
     good = verify(places, folder, keyring)
@@ -400,7 +404,8 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
             (partial / path).chmod(0o644)
         if verify(places, partial, keyring) != good:
             raise BundleRefused(
-                DAMAGED, f"{folder} changed while it was copied: copy it to a disk of yours, and add that"
+                DAMAGED,
+                f"{folder} changed while it was being copied: copy it to a local disk, and add that copy",
             )
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
@@ -419,7 +424,7 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
 
 
 def sign_again(places: Places, folder: Path) -> None:
-    """Give an unsigned candidate the signature that this mirror has of it, of which a restore brings nothing else."""
+    """Give an unsigned candidate the signature that this mirror has of it: a restore brings back only signatures."""
     for sums in [] if (folder / manifest.NAME).exists() else folder.glob("models/*.sha256"):
         standing = places.releases / sums.stem
         if (standing / manifest.NAME).is_file() and manifest.read(standing).inputs_sha256 == sha256(sums):
@@ -428,7 +433,7 @@ def sign_again(places: Places, folder: Path) -> None:
 
 
 def _at_hand(places: Places, entries: list[Entry]) -> dict[str, Path]:
-    """Files of the bundles and releases here with the wanted contents, hashed anew, by the path that they are wanted at."""
+    """Files of the local bundles and releases with the wanted contents, hashed again, by the path at which they are wanted."""
     copies = join.held(join.here(places)) if entries else {}
     return {
         entry.path: path
@@ -454,7 +459,7 @@ def listed(places: Places) -> str:
 
 # ---------------------------------------------------------------- command line
 def _as_command(verb: Any) -> Any:
-    """Print what a verb returns; a refusal becomes its exit code."""
+    """Print a verb's result; turn a refusal into its exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:
@@ -492,16 +497,16 @@ def _verify(arguments: argparse.Namespace) -> str:
 def register(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
-    """`llmkeep release init | passphrase | sign | verify | add | list`; returns the verbs, for one more."""
+    """`llmkeep release init | passphrase | sign | verify | add | list`; returns the subparsers."""
     parser = subparsers.add_parser(
-        "release", help="models that the estate trained or fetched", description=__doc__
+        "release", help="sign and publish models that the estate trained or imported", description=__doc__
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="generate the publish key if there is none")
     passphrase.add_options(verb)
     verb.set_defaults(run=_as_command(_init))
-    verb = verbs.add_parser("passphrase", help="give the publish key a passphrase, or another one")
+    verb = verbs.add_parser("passphrase", help="set or change the publish key's passphrase")
     verb.add_argument("--passphrase-file", type=Path, help="the present one (default: ask, if there is one)")
     verb.add_argument("--new-passphrase-file", type=Path, help="the new one (default: ask twice)")
     verb.set_defaults(
@@ -511,13 +516,13 @@ def register(
             )
         )
     )
-    verb = verbs.add_parser("sign", help="make a release of a candidate")
+    verb = verbs.add_parser("sign", help="turn a candidate into a release")
     verb.add_argument("folder", type=Path)
     verb.add_argument(
-        "--days", type=int, default=DAYS, help="days in which it may be installed (default: %(default)s)"
+        "--days", type=int, default=DAYS, help="days for which it may be installed (default: %(default)s)"
     )
     verb.add_argument(
-        "--sha256", help="of the candidate's manifest, as its maker printed it; refuses another one"
+        "--sha256", help="sha256 of the candidate's manifest, as its builder printed it; any other is refused"
     )
     verb.add_argument(
         "--passphrase-file",
@@ -537,12 +542,14 @@ def register(
     )
     trust = "the trusted key (default: /etc/llmkeep/publish/keyring.pgp)"
     verb = verbs.add_parser(
-        "verify", help="signature, type, serial, age, every byte; no network", description=__doc__
+        "verify",
+        help="check signature, type, serial, age and every byte, without a network",
+        description=__doc__,
     )
     verb.add_argument("folder", type=Path)
     verb.add_argument("--keyring", type=Path, help=trust)
     verb.set_defaults(run=_as_command(_verify))
-    verb = verbs.add_parser("add", help="verify it and put it on this mirror", description=__doc__)
+    verb = verbs.add_parser("add", help="verify a release and put it on this mirror", description=__doc__)
     verb.add_argument("folder", type=Path)
     verb.add_argument("--keyring", type=Path, help=trust)
     verb.set_defaults(
@@ -552,6 +559,6 @@ def register(
             )
         )
     )
-    verb = verbs.add_parser("list", help="the releases on this mirror")
+    verb = verbs.add_parser("list", help="list the releases on this mirror")
     verb.set_defaults(run=_as_command(lambda arguments: listed(arguments.places)))
     return verbs

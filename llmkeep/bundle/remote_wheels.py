@@ -1,8 +1,8 @@
-"""Resolve an environment of some GB without downloading it.
+"""Resolve an environment of several GB without downloading it.
 
-uv resolves, by the metadata in each wheel, of which it reads a part. pip would download every wheel where the index does not
-serve metadata apart (PEP 658), and company mirrors often do not. Sizes and hashes are the index's; the licence is read from the
-wheel by HTTP ranges, too.
+uv resolves by the metadata in each wheel, of which it reads only a part. pip would download every wheel if the index
+does not serve metadata separately (PEP 658), as is common for company mirrors. Sizes and hashes come from the index;
+the licence is read from the wheel, also by HTTP ranges.
 """
 
 import io
@@ -32,7 +32,7 @@ SECONDS = 60  # of silence
 
 
 def resolve(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
-    """What uv would install for `requires` on this system and Python, by `name==version`. Wheels only."""
+    """Wheels that uv would install for `requires` on this system and Python, by `name==version`."""
     entries = packages(requires, constraints)
     with httpx2.Client(timeout=SECONDS, follow_redirects=True) as client, ThreadPoolExecutor(8) as pool:
         artifacts = list(pool.map(partial(_artifact, client), entries))
@@ -60,7 +60,7 @@ def packages(requires: list[str], constraints: list[str]) -> list[dict[str, Any]
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
         if run.returncode != 0:
             raise FetchError(
-                f"uv cannot resolve {', '.join(requires)}: {run.stderr.strip()}\nCheck the way to the registry "
+                f"uv cannot resolve {', '.join(requires)}: {run.stderr.strip()}\nCheck the connection to the registry "
                 "(UV_DEFAULT_INDEX or pip's index-url, HTTPS_PROXY, SSL_CERT_FILE), then run it again"
             )
         listed: list[dict[str, Any]] = tomllib.loads(output.read_text())["packages"]
@@ -96,7 +96,7 @@ def _artifact(client: httpx2.Client, package: dict[str, Any]) -> Artifact:
 
 
 def _environment() -> dict[str, str]:
-    """With pip's index for uv. In the environment, since its address may hold a password."""
+    """Environment with pip's index for uv: its address may contain a password, so it is not an argument."""
     if "UV_DEFAULT_INDEX" in os.environ:
         return dict(os.environ)
     asked = [*wheels.PIP, "config", "get", "global.index-url"]
@@ -106,7 +106,7 @@ def _environment() -> dict[str, str]:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file on a server, read by ranges."""
+    """A file on a server, read by HTTP ranges."""
 
     def __init__(self, client: httpx2.Client, url: str, size: int) -> None:
         self.client, self.url, self.size, self.at = client, url, size, 0
@@ -132,7 +132,7 @@ class RemoteFile(io.RawIOBase):
         try:
             with self.client.stream("GET", self.url, headers=asked) as answer:
                 if answer.status_code != httpx2.codes.PARTIAL_CONTENT:
-                    raise OSError(f"{self.url} answers {answer.status_code} to a request for a part")
+                    raise OSError(f"{self.url} answered {answer.status_code} to a range request")
                 part = answer.read()
         except httpx2.HTTPError as error:
             raise OSError(f"{self.url}: {error}") from error

@@ -1,7 +1,7 @@
 """Signatures of the bundle and of releases: OpenPGP made by `sq`, checked by `sqv`, which every Debian 13 has.
 
-A folder of keys holds signing.key (secret), keyring.pgp (its certificate), revocation.pgp, and escrow.pem, the certificate of a
-key that is elsewhere. `llmkeep keys` makes them.
+A folder of keys holds signing.key (secret), keyring.pgp (its certificate), revocation.pgp, and escrow.pem, the
+certificate of a key that is kept elsewhere. `llmkeep keys` makes them.
 """
 
 import re
@@ -26,7 +26,7 @@ Signer = Path | openpgp.Key
 
 
 class SignatureRefused(LlmkeepError):
-    """The signature is missing, wrong, or by an unknown key."""
+    """The signature is missing, wrong, or made by an unknown key."""
 
 
 def init(folder: Path, word: str | None) -> None:
@@ -75,10 +75,10 @@ def generate(name: str, revocation: Path, word: str | None) -> str:
 
 
 def has_passphrase(key: Path, name: str = "") -> bool:
-    """Whether KEY, called `name` in messages, is encrypted; raises LlmkeepError for what is no private OpenPGP key."""
+    """Whether KEY, called `name` in messages, is encrypted; LlmkeepError if it is not a private OpenPGP key."""
     text = _call([*SQ, "inspect", str(key)])
     if "Secret key:" not in text:
-        raise LlmkeepError(f"{name or key} is no private OpenPGP key: restore it from a backup")
+        raise LlmkeepError(f"{name or key} is not a private OpenPGP key: restore it from a backup")
     return "Secret key: Unencrypted" not in text
 
 
@@ -109,20 +109,21 @@ def unlocked(key: Path, passphrase_file: Path | None, name: str = "") -> Iterato
             if "Unable to decrypt secret key material" not in str(error):
                 raise
             raise PassphraseError(
-                f"the passphrase does not open {name or key}: nothing was signed or changed; run it again with the right one"
+                f"the passphrase does not open {name or key}: nothing was signed or changed; run it again with the "
+                "correct one"
             ) from None
     with in_memory(secret.encode()) as opened:
         yield opened
 
 
 def with_passphrase(opened: Path, word: str) -> bytes:
-    """The key of an unlocked one, encrypted with the passphrase `word`, and proven to open with it."""
+    """An unlocked key, encrypted with the passphrase `word`, after a test that it opens with it."""
     with in_memory(word.encode()) as file:
         command = ["key", "password", "--cert-file", str(opened), "--output", "-"]
         secret = _call([*SQ, *command, "--new-password-file", str(file)]).encode()
         with in_memory(secret) as key, unlocked(key, file) as again:
             if again == key or fingerprint(again) != fingerprint(opened):
-                raise LlmkeepError("sq did not encrypt the key: nothing was changed; report this")
+                raise LlmkeepError("sq did not encrypt the key, and nothing was changed: report this")
     return secret
 
 
@@ -141,7 +142,7 @@ def fingerprints(keyring: Path) -> list[str]:
     text = _call([*SQ, "inspect", str(keyring)])
     if not (marks := re.findall(r"Fingerprint: ([0-9A-F]{40}(?:[0-9A-F]{24})?)\b", text)):
         raise LlmkeepError(
-            f"{keyring} is no OpenPGP certificate: run `llmkeep keys init`, or give the right file"
+            f"{keyring} is not an OpenPGP certificate: run `llmkeep keys init`, or give the correct file"
         )
     return list(map(str, marks))
 
@@ -165,7 +166,8 @@ def sign_inline(key: Signer, file: Path, signed: Path) -> None:
 def verify(keyring: Path, file: Path, content: bytes, signature: bytes) -> str:
     """Fingerprint of the signer of `content`, whose key must be in `keyring`. Needs only `sqv`.
 
-    `file` names the content in messages. It is not read, since it may have changed since its content was.
+    `file` names the content in messages. It is not read, since it may have changed in the meantime.
+
     """
     with tempfile.TemporaryDirectory() as aside:
         copies = Path(aside, "signature"), Path(aside, "content")
@@ -183,8 +185,8 @@ def verify(keyring: Path, file: Path, content: bytes, signature: bytes) -> str:
         )
     if run.returncode != 0:
         raise SignatureRefused(
-            f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}: "
-            "do not use it, fetch it again from a source that you trust"
+            f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv gave no reason'}: "
+            "do not use it; fetch it again from a trusted source"
         )
     return run.stdout.split()[0]
 

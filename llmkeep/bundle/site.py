@@ -71,9 +71,10 @@ def build(tree: Path, names: list[str], out: Path) -> list[str]:
 
 
 def place(folder: Path) -> dict[str, Artifact]:
-    """Put the site of this checkout into a bundle; the files in it that others made, by path in the bundle.
+    """Put the site of this checkout into a bundle; returns its third-party files by path in the bundle.
 
-    The cache has the latest one. Warnings are printed: `make docs` and the suite refuse them.
+    The cache has the latest site. Warnings are printed: `make docs` and the test suite refuse them.
+
     """
     names = tracked(TREE, [])
     digest = hashlib.sha256(cache.sha256(TREE / TOOLS).encode())

@@ -1,6 +1,7 @@
 """A signing key in a PKCS#11 token, which it never leaves: EC P-384, made there.
 
-A wrong PIN is shown to the token once, and none while the token warns that the next login might be the last.
+A wrong PIN is presented to the token only once, and no PIN at all while the token warns that the next failed login
+may lock it.
 """
 
 import json
@@ -24,7 +25,7 @@ PROOF = bytes(48)  # a digest that no content has
 
 @dataclass(frozen=True)
 class Token:
-    """Where the key is. `user`: the account that may use the module, this one if empty. `seconds`: the answer's time limit."""
+    """Location of the key. `user`: the account that may use the module, the current one if empty. `seconds`: time limit."""
 
     module: str
     token: str
@@ -34,13 +35,13 @@ class Token:
 
 
 def made(token: Token, pin: str) -> openpgp.Key:
-    """The key that the token has under the label, else a new one."""
+    """The token's key with this label, else a new one."""
     answer = _used(token, pin, PROOF, make=True)
     return _key(token, pin, bytes.fromhex(answer["public"]), int(time.time()))
 
 
 def settings(token: Token, key: openpgp.Key) -> bytes:
-    """What `opened` needs to know of the key; none of it is secret."""
+    """Settings for `opened`; none of them is secret."""
     return (
         json.dumps({**asdict(token), "public": key.point.hex(), "created": key.created}, indent=1).encode()
         + b"\n"
@@ -48,7 +49,7 @@ def settings(token: Token, key: openpgp.Key) -> bytes:
 
 
 def named(file: Path) -> str:
-    """The key, for the question for its PIN."""
+    """The key's name for the PIN prompt."""
     try:
         return f"the token {json.loads(file.read_bytes())['token']} (its PIN)"
     except (ValueError, KeyError, TypeError) as error:
@@ -56,7 +57,7 @@ def named(file: Path) -> str:
 
 
 def opened(file: Path, pin: str) -> openpgp.Key:
-    """The key that a settings file names, after one signature that proves PIN and key."""
+    """The key that a settings file names, after a test signature that proves PIN and key."""
     fields = json.loads(file.read_bytes())
     point, created = bytes.fromhex(fields.pop("public")), int(fields.pop("created"))
     key = _key(Token(**fields), pin, point, created)
@@ -74,8 +75,8 @@ def _key(token: Token, pin: str, point: bytes, created: int) -> openpgp.Key:
             public.verify(encode_dss_signature(r, s), digest, ec.ECDSA(Prehashed(hashes.SHA384())))
         except InvalidSignature:
             raise LlmkeepError(
-                f"the key {token.label} in the token {token.token} is another one than hosts trust: restore the token from the "
-                "HSM's backup"
+                f"the key {token.label} in the token {token.token} is not the one that hosts trust: restore the token from "
+                "the HSM's backup"
             ) from None
         return r, s
 

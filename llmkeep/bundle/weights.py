@@ -1,4 +1,4 @@
-"""Files of a model that the builder makes: tensors as safetensors, and JSON. Needs numpy and safetensors, no torch."""
+"""Model files written by the builder: tensors as safetensors, and JSON. Needs numpy and safetensors, no torch."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ def bfloat16(weights: Any) -> Any:
 
 
 def write_tensors(arrays: dict[str, Any], path: Path) -> None:
-    """Arrays of uint16 are bfloat16's bits, those of float32 themselves. The same arrays give the same bytes."""
+    """Write tensors: uint16 arrays hold bfloat16 bits, float32 arrays are stored as they are.
+
+    The same arrays give the same bytes.
+    """
     import safetensors
 
     dtypes = {"uint16": "bfloat16", "float32": "float32"}

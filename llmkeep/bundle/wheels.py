@@ -1,9 +1,8 @@
 """Python wheels: resolve an environment of artifacts.yml, and download exactly what the lock says.
 
-A project that publishes only its source is locked as source, and its wheel is built from that.
-
-pip does both; its index, proxy and certificates are those of the machine's own pip settings. Nothing of a source
-distribution runs before its hash is in the lock.
+A project that publishes only source is locked as source, and its wheel is built from it. pip does both, with the
+index, proxy and certificates of the machine's own pip settings. No code of a source distribution runs before its hash
+is in the lock.
 """
 
 import email.parser
@@ -25,11 +24,14 @@ from llmkeep.errors import LlmkeepError
 
 PIP = [sys.executable, "-m", "pip"]
 SAFE = ["--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]
-ADVICE = "Check the machine's pip settings and its way to the registry, then run it again: what was downloaded is kept."
+ADVICE = (
+    "Check the machine's pip settings and its connection to the registry, then run it again: finished "
+    "downloads are kept."
+)
 
 
 class FetchError(LlmkeepError):
-    """Something could not be downloaded; the message carries the client's own reason."""
+    """Something could not be downloaded; the message contains the client's own reason."""
 
 
 def resolve(
@@ -38,11 +40,10 @@ def resolve(
     without: Iterable[str],
     alone: bool = False,
 ) -> dict[str, Artifact]:
-    """What pip would install for `requires` into an empty environment, minus the distributions `without`.
+    """The wheels that pip would install for `requires` into an empty environment, minus the distributions `without`.
 
-    `constraints` are `name==version` of the environment that this one includes. `alone`: as they are, without
-    dependencies, and whatever Python their metadata asks for. Sizes come from the downloaded files, which stay in
-    the cache.
+    `constraints` are `name==version` of the environment that this one includes. `alone`: without dependencies,
+    ignoring the Python version in their metadata. Sizes come from the downloaded files, which stay in the cache.
     """
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder, "report.json"), Path(folder, "constraints.txt")
@@ -70,9 +71,9 @@ def resolve(
 
 
 def sources(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
-    """The newest source distributions that meet `requires`, without dependencies, whatever Python they ask for.
+    """The newest source distributions that meet `requires`, without dependencies, ignoring the Python version they require.
 
-    Nothing of them is run: the version is the index's, the licence is what PKG-INFO states. `constraints` as for
+    None of their code is run: the version comes from the index, the licence from PKG-INFO. `constraints` as for
     `resolve`. The files stay in the cache.
     """
     pins = {canonical(distribution(pin)): pin for pin in constraints}
@@ -136,7 +137,7 @@ def download(hashes: dict[str, str], sources: Iterable[str] = ()) -> None:
         _, file, digest = _source(key, key)
         if digest != (locked := missing.pop(key)):
             raise FetchError(
-                f"{file} has sha256 {digest}, the lock says {locked}: do not use it before you know why"
+                f"{file} has sha256 {digest}, the lock says {locked}: do not use it until you know why"
             )
     while missing:
         # pip takes one version of a distribution at a time, and environments may differ.
@@ -167,7 +168,7 @@ def _download(missing: dict[str, str]) -> None:
     lacking = [key for key, digest in missing.items() if not cache.blob(digest).exists()]
     if lacking:
         raise FetchError(
-            f"pip said nothing, yet these are not in the cache: {', '.join(lacking)}; run it again"
+            f"pip reported no error, but these are not in the cache: {', '.join(lacking)}; run it again"
         )
 
 
@@ -211,7 +212,7 @@ def canonical(name: str) -> str:
 
 
 def distribution(requirement: str) -> str:
-    """The distribution that a requirement names, as it is written there."""
+    """The distribution that a requirement names, as written there."""
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
@@ -241,7 +242,7 @@ def _artifact(item: dict[str, Any], digest: str) -> Artifact:
 
 
 def metadata(text: bytes) -> dict[str, Any]:
-    """What core metadata states of the licence, by the names in pip's report."""
+    """The licence fields of core metadata, by the names in pip's report."""
     headers = email.parser.BytesHeaderParser().parsebytes(text)
     return {
         "license_expression": headers["License-Expression"],

@@ -1,5 +1,7 @@
-"""`llmkeep experiment check`: whether an experiment can find what it asks. `start`, `step`, `stop`, `promote`: its entry in
-policy, by which gateways assign users to its arms. `show`: what came out so far.
+"""`llmkeep experiment`: compare two models by users' ratings.
+
+`check`: whether an experiment has enough power. `start`, `step`, `stop`, `promote`: its entry in the policy, by which
+gateways assign users to its arms. `show`: results so far.
 """
 
 import argparse
@@ -21,23 +23,22 @@ from llmkeep.experiments.outcomes import Verdict
 from llmkeep.places import Places
 
 STOPPED = 3
-CHECK = """Reads experiments and prints the power of each rung of their ladders. Exit codes: 0 they can run; 1 one cannot, or two
-of them would ask the same tenants about the same model; the message has the arithmetic."""
+CHECK = """Reads experiments and prints the power of each rung of their ladders. Exit codes: 0 they can run; 1 one cannot, "
+    "or two of them would ask the same tenants about the same model; the message shows the calculation."""
 SHOW = """Compares both arms on each rung, by intervals that hold for any number of looks. Exit codes: 0 printed; 1 refused,
-such as where a serving host of -i does not answer; 3 there is no verdict for a rung, since its units were not assigned as
-declared."""
+such as where a serving host of -i does not answer; 3 a rung has no verdict, since its units were not assigned as declared."""
 
 
 def require_apart(experiments: Iterable[Experiment]) -> None:
-    """Raises LlmkeepError where two have one name, or ask the same tenants about the same model."""
+    """Raises LlmkeepError if two have the same name, or ask the same tenants about the same model."""
     for one, other in combinations(experiments, 2):
         if one.name == other.name:
-            raise LlmkeepError(f"two files are the experiment {one.name!r}: give each a name of its own")
+            raise LlmkeepError(f"two files are the experiment {one.name!r}: give each its own name")
         both = sorted(set(one.tenants) & set(other.tenants))
         if one.model == other.model and both:
             raise LlmkeepError(
-                f"{one.name} and {other.name} both ask {', '.join(both)} about {one.model!r}: each would see the other's "
-                "difference as its own. End one first, or part the tenants"
+                f"{one.name} and {other.name} both ask {', '.join(both)} about {one.model!r}: each would mistake the "
+                "other's effect for its own. End one first, or separate the tenants"
             )
 
 
@@ -57,19 +58,20 @@ def _check(arguments: argparse.Namespace) -> int:
         for metric in each.metrics:
             if all(each.rung(percent).finds > metric.difference for percent in each.compared):
                 print(
-                    f"  no rung finds {metric.difference:g} of {metric.name}, which was said to matter: give it more days, or "
-                    "expect no verdict"
+                    f"  no rung finds {metric.difference:g} of {metric.name}, the smallest that matters: give it more days, "
+                    "or expect no verdict"
                 )
     return 0
 
 
 @contextmanager
 def _source(arguments: argparse.Namespace) -> Iterator[Path]:
-    """Policy's source that may be changed, by no other `llmkeep experiment` meanwhile."""
+    """The policy's editable source, locked against other `llmkeep experiment` runs."""
     folder: Path = arguments.source or arguments.places.policy_source
     if not folder.is_dir():
         raise LlmkeepError(
-            f"{folder} is not there: make the estate's own source by `cp -r {source_tree.located()}/policy {folder}`, or give "
+            f"{folder} does not exist: create the estate's own source with `cp -r {source_tree.located()}/policy "
+            f"{folder}`, or give "
             "--source"
         )
     with durable.alone(folder.resolve()):
@@ -83,7 +85,7 @@ def _start(arguments: argparse.Namespace) -> int:
 
 
 def _outcomes_of(arguments: argparse.Namespace, experiment: Experiment, source: Path) -> Evidence:
-    """Outcomes by rung of all hosts, or of a file, or none; and of all hosts, their llm_serving_models."""
+    """Outcomes by rung from all hosts, from a file, or none; and the llm_serving_models of all hosts."""
     if arguments.inventory:
         from llmkeep.experiments import hosts  # and with it Ansible: not for the rest
 
@@ -116,7 +118,7 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     experiment = read(arguments.file)
     if arguments.publish and not arguments.inventory:
-        raise LlmkeepError("--publish is for what all hosts tell: give -i in place of --outcomes")
+        raise LlmkeepError("--publish needs the outcomes of all hosts: give -i instead of --outcomes")
     with _source(arguments) if arguments.inventory else nullcontext(Path()) as source:
         by_rung = _outcomes_of(arguments, experiment, source).by_rung or {}
     verdicts = [outcomes.verdict(experiment, percent, by_rung[percent]) for percent in sorted(by_rung)]
@@ -124,7 +126,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(text)
     else:
-        print("\n".join(outcomes.lines(verdicts)) or f"{experiment.name} has no outcome yet, of this run")
+        print("\n".join(outcomes.lines(verdicts)) or f"{experiment.name} has no outcome in this run")
     if arguments.publish:
         from llmkeep.experiments import hosts  # as above
 
@@ -149,10 +151,16 @@ def _outcomes(parser: argparse.ArgumentParser, required: bool) -> None:
     """Of all serving hosts, whose collection is a recorded run, or of a file."""
     either = parser.add_mutually_exclusive_group(required=required)
     either.add_argument(
-        "-i", "--inventory", action="append", help="collect them from all serving hosts; may be repeated"
+        "-i",
+        "--inventory",
+        action="append",
+        help="inventory: collect outcomes from all serving hosts; may be repeated",
     )
     either.add_argument(
-        "--outcomes", type=Path, metavar="FILE", help="JSON lines of all hosts (docs/use/experiments.md)"
+        "--outcomes",
+        type=Path,
+        metavar="FILE",
+        help="file with outcomes of all hosts as JSON lines (docs/use/experiments.md)",
     )
     parser.add_argument(
         "--unrecorded",
@@ -167,7 +175,7 @@ def _outcomes(parser: argparse.ArgumentParser, required: bool) -> None:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep experiment`."""
     verbs = subparsers.add_parser(
-        "experiment", help="compare a new model with the present one, by users' ratings"
+        "experiment", help="compare a new model with the present one by users' ratings"
     ).add_subparsers(required=True, metavar="VERB")
     check = verbs.add_parser("check", help="compute the power of experiments", description=CHECK)
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiments/*.yml")
@@ -183,12 +191,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _outcomes(judged, required=False)
     either = judged.add_mutually_exclusive_group(required=True)
     either.add_argument("--reason", help="for the readers of the record")
-    either.add_argument("--despite", metavar="REASON", help="against the outcomes; REASON is put on record")
+    either.add_argument("--despite", metavar="REASON", help="override the outcomes; REASON is put on record")
     for name, run, parents, text in (
-        ("start", _start, [of_file, why], "write its entry in policy, at the first step of its ladder"),
-        ("step", _step, [of_file, judged], "move it to the next step, if its outcomes permit"),
-        ("promote", _promote, [of_file, judged], "give all units the candidate, if it is better"),
-        ("stop", _stop, [why], "give all units the control"),
+        ("start", _start, [of_file, why], "add an experiment to the policy, at the first step of its ladder"),
+        ("step", _step, [of_file, judged], "move an experiment to the next step, if its outcomes permit"),
+        ("promote", _promote, [of_file, judged], "give the candidate to all units, if it is better"),
+        ("stop", _stop, [why], "give the control to all units"),
     ):
         verb = verbs.add_parser(name, parents=[acts, *parents], help=text, description=ladder.__doc__)
         verb.set_defaults(run=run)
@@ -198,12 +206,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                 type=int,
                 default=0,
                 metavar="PERCENT",
-                help="percent of the control's requests to copy to the candidate, for no client; before the first step",
+                help="before the first step: percent of the control's requests to copy to the candidate, whose answers no "
+                "client gets",
             )
-    verb.add_argument("name", help="of the experiment, as policy has it")
-    verb.add_argument("--remove", action="store_true", help="remove its entry")
-    show = verbs.add_parser("show", parents=[acts, of_file], help="results so far", description=SHOW)
+    verb.add_argument("name", help="name of the experiment in the policy")
+    verb.add_argument("--remove", action="store_true", help="also remove its entry from the policy")
+    show = verbs.add_parser(
+        "show", parents=[acts, of_file], help="print the results so far", description=SHOW
+    )
     _outcomes(show, required=True)
     show.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    show.add_argument("--publish", action="store_true", help="and publish it on the pages of product owners")
+    show.add_argument("--publish", action="store_true", help="also publish it on the pages of product owners")
     show.set_defaults(run=_show)

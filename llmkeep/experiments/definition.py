@@ -1,4 +1,4 @@
-"""What an experiment is: two models behind one name, who takes part, and what was fixed in advance."""
+"""The definition of an experiment: two models behind one name, the participants, and metrics fixed in advance."""
 
 import re
 from dataclasses import dataclass, fields
@@ -29,7 +29,7 @@ OPTIONAL = ("guardrails",)
 
 @dataclass(frozen=True)
 class Metric:
-    """One of the two by which it is judged; DIFFERENCE is what would matter, in the metric's own unit."""
+    """One of the two metrics of an experiment; DIFFERENCE is the smallest that matters, in the metric's own unit."""
 
     name: str
     better: str
@@ -56,7 +56,7 @@ class Guardrails:
 
 @dataclass(frozen=True)
 class Expects:
-    """Who is expected to take part: SUBJECTS in all; CONVERSATIONS, REQUESTS and RATINGS a day; how ALIKE one subject's ratings
+    """Expected participation: SUBJECTS in total; CONVERSATIONS, REQUESTS and RATINGS a day; how ALIKE one subject's ratings
     are (their intraclass correlation).
     """
 
@@ -69,7 +69,7 @@ class Expects:
 
 @dataclass(frozen=True)
 class Rung:
-    """What a rung of the ladder will have: units that rate of each arm, and the smallest difference that it finds."""
+    """Expected figures of a rung of the ladder: rating units of each arm, and the smallest detectable difference."""
 
     percent: int
     candidate: int
@@ -80,7 +80,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Experiment:
-    """As its file says it. LADDER: percent of the units that have the candidate, a step each DAYS."""
+    """An experiment as defined in its file. LADDER: percent of units with the candidate, one step every DAYS."""
 
     name: str
     model: str
@@ -97,16 +97,16 @@ class Experiment:
 
     @property
     def compared(self) -> tuple[int, ...]:
-        """Rungs on which there is something to compare with."""
+        """Rungs with a control group to compare with."""
         return tuple(percent for percent in self.ladder if percent < 100)
 
     @property
     def alpha(self) -> float:
-        """Of one metric on one rung, which are judged apart."""
+        """The significance level of one metric on one rung, which are judged separately."""
         return ALPHA / (len(self.compared) * len(self.metrics))
 
     def rung(self, percent: int) -> Rung:
-        """What is expected of a rung: a subject is in it once, others come each day."""
+        """Expected figures of a rung: each subject takes part once, and others join each day."""
         each = getattr(self.expects, UNITS[self.unit])
         units = each if self.unit == "subject" else each * self.days
         ratings = self.expects.ratings * self.days
@@ -127,12 +127,12 @@ class Experiment:
 
 
 def _fields(mapping: Any, known: tuple[str, ...], what: str, optional: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with the names in a mapping."""
+    """Faults of the keys in a mapping."""
     every = (*known, *optional)
     if not isinstance(mapping, dict):
         return [f"{what} is {mapping!r}: write {', '.join(every)}"]
     return [
-        f"{what} has {name!r}, which is not known: take {', '.join(every)}"
+        f"{what} has {name!r}, which is unknown: use one of {', '.join(every)}"
         for name in mapping
         if name not in every
     ] + [f"{what} lacks {name}" for name in known if name not in mapping]
@@ -143,12 +143,12 @@ def _number(value: Any, *, above: float = 0, most: float = 1e9) -> bool:
 
 
 def faults(document: Any) -> list[str]:
-    """All reasons why this is no experiment, one sentence each, without the arithmetic of its rungs."""
+    """All faults of a definition, one sentence each, apart from the calculation of its rungs."""
     problems = _fields(document, KNOWN, "the file", OPTIONAL)
     if problems:
         return problems
     problems += [
-        f"{name} is {document[name]!r}: write a name of small letters, digits and hyphens"
+        f"{name} is {document[name]!r}: write a name of lowercase letters, digits and hyphens"
         for name in ("experiment", "model", *ARMS)
         if not isinstance(document[name], str) or not NAME.fullmatch(document[name])
     ]
@@ -167,7 +167,7 @@ def faults(document: Any) -> list[str]:
         or ladder in ([], [100])
     ):
         problems.append(
-            f"ladder is {ladder!r}: write whole percentages of 1 to 100, each larger than the one before, the first below 100"
+            f"ladder is {ladder!r}: write whole percentages of 1 to 100, in increasing order, the first below 100"
         )
     problems += [
         f"{name} is {document[name]!r}: write a whole number of {least} or more"
@@ -185,18 +185,21 @@ def faults(document: Any) -> list[str]:
 def _metrics(metrics: Any) -> list[str]:
     if not isinstance(metrics, list) or len(metrics) != 2:
         return [
-            f"metrics is {metrics!r}: fix two in advance, since each further one is another chance to find what is not there"
+            f"metrics is {metrics!r}: define exactly two, since each further metric is another chance of a false positive"
         ]
     problems = []
     for metric in metrics:
         wrong = _fields(metric, ("name", "better", "difference"), "a metric")
         if not wrong and (not isinstance(metric["name"], str) or not NAME.fullmatch(metric["name"])):
-            wrong = [f"a metric's name is {metric['name']!r}: write small letters, digits and hyphens"]
+            wrong = [f"a metric's name is {metric['name']!r}: write lowercase letters, digits and hyphens"]
         if not wrong and metric["better"] not in BETTER:
             wrong = [f"better of {metric['name']} is {metric['better']!r}: take {' or '.join(BETTER)}"]
         if not wrong and not _number(metric["difference"], most=1):
             wrong = [
-                f"difference of {metric['name']} is {metric['difference']!r}: write what would matter, above 0 and up to 1"
+                (
+                    f"difference of {metric['name']} is {metric['difference']!r}: write the smallest difference that matters, "
+                    "above 0 and up to 1"
+                )
             ]
         problems += wrong
     names = [metric["name"] for metric in metrics if isinstance(metric, dict) and "name" in metric]
@@ -215,7 +218,7 @@ def _expected(expectations: Any) -> list[str]:
     ]
     if expectations["alike"] != 0 and not _number(expectations["alike"], most=1):
         problems.append(
-            f"expects: alike is {expectations['alike']!r}: write a correlation of 0 to 1; 0.2 where nothing is known"
+            f"expects: alike is {expectations['alike']!r}: write a correlation from 0 to 1; 0.2 if it is unknown"
         )
     return problems
 
@@ -226,7 +229,7 @@ def _guarded(limits: Any) -> list[str]:
     if problems:
         return problems
     for name, most, what in (
-        ("slow_seconds", LONGEST_SECONDS, "seconds to the first byte, which an answer's deadline ends"),
+        ("slow_seconds", LONGEST_SECONDS, "seconds to the first byte, within an answer's deadline"),
         ("slow", 0.5, "a share of answers that the candidate may have more"),
         ("failed", 0.5, "a share of answers that the candidate may have more"),
         ("refused", 0.5, "a share of answers that the candidate may have more"),
@@ -240,14 +243,14 @@ def _guarded(limits: Any) -> list[str]:
         isinstance(each, str) and 3 <= len(each.strip()) <= REFUSAL_LETTERS for each in refusals
     ):
         problems.append(
-            f"guardrails: refusals is {refusals!r}: write a list of what a refusal begins with, 3 to {REFUSAL_LETTERS} "
-            "letters each; an empty one counts the engine's own alone"
+            f"guardrails: refusals is {refusals!r}: write a list of beginnings of refusals, 3 to {REFUSAL_LETTERS} letters "
+            "each; with an empty list, only the engine's own refusals count"
         )
     return problems
 
 
 def out_of_reach(experiment: Experiment) -> list[str]:
-    """Rungs that cannot have their minimum, with the arithmetic and ways out."""
+    """Rungs that cannot reach their minimum, with the calculation and what to do."""
     problems = []
     expects, unit = experiment.expects, UNITS[experiment.unit]
     for percent in experiment.compared:
@@ -262,8 +265,8 @@ def out_of_reach(experiment: Experiment) -> list[str]:
             come = f"{units:g} {unit}" + f" {days}" * (experiment.unit != "subject")
             problems.append(
                 f"at {percent} % the {arm} has {rated} {unit} that rate (the fewer of {come} and "
-                f"{expects.ratings:g} ratings {days}, × {part} %), and minimum is {experiment.minimum}: take another "
-                "step, or give it more days"
+                f"{expects.ratings:g} ratings {days}, × {part} %), but minimum is {experiment.minimum}: change the step, or "
+                "give it more days"
             )
     return problems
 
@@ -274,7 +277,7 @@ def _guardrails(limits: dict[str, Any]) -> Guardrails:
 
 
 def read(path: Path) -> Experiment:
-    """The experiment in a file; raises LlmkeepError with all that is wrong with it."""
+    """The experiment in a file; raises LlmkeepError with all its faults."""
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # noqa: S506 -- a SafeLoader, made stricter
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -293,4 +296,4 @@ def read(path: Path) -> Experiment:
         wrong = out_of_reach(experiment)
         if not wrong:
             return experiment
-    raise LlmkeepError(f"{path} is no experiment:\n" + "\n".join(f"- {each}" for each in wrong))
+    raise LlmkeepError(f"{path} is not a valid experiment:\n" + "\n".join(f"- {each}" for each in wrong))

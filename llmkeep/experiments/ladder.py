@@ -1,7 +1,7 @@
-"""`llmkeep experiment start | step | stop | promote`: the entry of an experiment in policy's source, changed by a person.
+"""`llmkeep experiment start | step | stop | promote`: change an experiment's entry in the policy's source.
 
-Each puts operator, change and reason on the control node's audit record, and into the entry, which hosts get signed. Nothing
-reaches a host before `llmkeep policy build` and `llmkeep site`.
+Each change puts operator, change and reason on the control node's audit record, and into the entry, which hosts get
+signed. Nothing reaches a host before `llmkeep policy build` and `llmkeep site`.
 """
 
 import math
@@ -37,22 +37,23 @@ type Model = dict[str, Any]  # an entry of llm_serving_models
 
 @dataclass(frozen=True)
 class Evidence:
-    """Outcomes by rung, if any were asked for; and of all serving hosts, if they told them, what llm_serving_models has there."""
+    """Outcomes by rung, if requested; and the llm_serving_models of all serving hosts, if they answered."""
 
     by_rung: dict[int, Seen] | None
     models: Mapping[str, list[Model]] = field(default_factory=dict)
 
 
 def rails(of: Guardrails) -> Entry:
-    """Guardrails as policy has them."""
+    """Guardrails in the policy's format."""
     return asdict(of) | {"refusals": list(of.refusals)}
 
 
 def entry(experiment: Experiment, percent: int, salt: str, shadow: int = 0) -> Entry:
-    """What policy has of an experiment, but for who changed it."""
+    """The policy's entry of an experiment, without the operator who changed it."""
     if experiment.unit not in ASSIGNED_BY:
         raise LlmkeepError(
-            f"unit of {experiment.name} is {experiment.unit!r}, which no request names: take {' or '.join(ASSIGNED_BY)}"
+            f"unit of {experiment.name} is {experiment.unit!r}, which no request names: use one of "
+            f"{' or '.join(ASSIGNED_BY)}"
         )
     return {
         **{name: getattr(experiment, name) for name in FIXED},
@@ -71,48 +72,47 @@ def entries(source: Source) -> dict[str, Entry]:
 
 
 def running(source: Source, experiment: Experiment) -> Entry:
-    """Its entry; raises LlmkeepError if it does not run, or is another experiment than the file's."""
+    """The entry of a running experiment; LlmkeepError if it does not run, or is another experiment than the file's."""
     current = entries(source).get(experiment.name)
     if current is None or not current["percent"]:
         raise LlmkeepError(
-            f"{experiment.name} does not run by this policy: `llmkeep experiment start` starts it at its first step"
+            f"{experiment.name} is not running in this policy: start it with `llmkeep experiment start`"
         )
     return same(experiment, current)
 
 
 def same(experiment: Experiment, current: Entry) -> Entry:
-    """The entry; raises LlmkeepError if it is another experiment than the file's."""
+    """The entry; LlmkeepError if it is another experiment than the file's."""
     expected = entry(experiment, current["percent"], current["salt"])
     if other := [name for name in DECIDED if expected[name] != current.get(name)]:
         raise LlmkeepError(
-            f"{', '.join(other)} of {experiment.name} is not what policy has: give the file it was started by, or stop it and "
-            "start another one"
+            f"{', '.join(other)} of {experiment.name} differs from the policy: give the file it was started with, or stop "
+            "it and start another one"
         )
     return current
 
 
 def run_of(folder: Path, experiment: Experiment) -> str:
-    """The id of its run by this policy, which hosts know it by; raises LlmkeepError where there is none."""
+    """The id of its run in this policy, by which hosts know it; raises LlmkeepError if there is none."""
     current = entries(policy_source.read(folder)).get(experiment.name)
     if current is None:
         raise LlmkeepError(
-            f"{folder} has no experiment {experiment.name!r}, so which of its runs is meant is not known: give its outcomes by "
-            "--outcomes"
+            f"{folder} has no experiment {experiment.name!r}, so its run is unknown: give its outcomes with --outcomes"
         )
     return identifier(experiment.name, same(experiment, current)["salt"])
 
 
 def against(experiment: Experiment, percent: int, by_rung: dict[int, Seen] | None, better: bool) -> list[str]:
-    """What speaks against the next step, one sentence each; BETTER: also that no metric is better."""
+    """Objections to the next step, one sentence each; BETTER: one objection is that no metric is better."""
     if by_rung is None:
         return ["there are no outcomes: give -i or --outcomes"]
     if percent not in by_rung:
-        return [f"there is no outcome at {percent} %, where the experiment is"]
+        return [f"there is no outcome at {percent} %, the experiment's present step"]
     verdict = outcomes.verdict(experiment, percent, by_rung[percent])
     if verdict.stopped:
         return [f"at {percent} % there is no verdict: {verdict.stopped}"]
     reasons = [
-        f"{metric.metric} of the {arm} has {of.clusters} {UNITS[experiment.unit]} that rate at {percent} %, and minimum is "
+        f"{metric.metric} of the {arm} has {of.clusters} {UNITS[experiment.unit]} that rate at {percent} %, but minimum is "
         f"{experiment.minimum}"
         for metric in verdict.metrics
         for arm, of in (("control", metric.control), ("candidate", metric.candidate))
@@ -127,26 +127,29 @@ def against(experiment: Experiment, percent: int, by_rung: dict[int, Seen] | Non
 
 
 def start(folder: Path, experiment: Experiment, reason: str, shadow: int = 0) -> str:
-    """Write the entry at the first step, with a new salt, and say so. SHADOW: at 0 %, with copies of so many percent."""
+    """Write the entry at the first step, with a new salt, and report it.
+
+    SHADOW: at 0 %, copying this percentage of requests.
+    """
     current = entries(policy_source.read(folder)).get(experiment.name)
     if current and current["percent"]:
-        raise LlmkeepError(f"{experiment.name} runs at {current['percent']} %: step or stop it")
+        raise LlmkeepError(f"{experiment.name} is already running at {current['percent']} %: step or stop it")
     first = experiment.ladder[0]
     new = entry(experiment, 0 if shadow else first, secrets.token_hex(16), shadow)
-    what = f"start in the shadow of {shadow} %" if shadow else f"start at {first} %"
+    what = f"start in shadow mode at {shadow} %" if shadow else f"start at {first} %"
     return _put(folder, experiment.name, current, new, what, reason, [])
 
 
 def step(
     folder: Path, experiment: Experiment, by_rung: dict[int, Seen] | None, reason: str, despite: str | None
 ) -> str:
-    """Move the entry to the next step of the ladder; raises LlmkeepError where outcomes speak against it."""
+    """Move the entry to the next step of the ladder; raises LlmkeepError if the outcomes forbid it."""
     state = running(policy_source.read(folder), experiment)
     higher = [percent for percent in experiment.ladder if state["percent"] < percent < 100]
     if not higher:
         raise LlmkeepError(
-            f"{experiment.name} is at {state['percent']} %, its last step that compares: `llmkeep experiment promote` gives all "
-            "units the candidate, `stop` the control"
+            f"{experiment.name} is at {state['percent']} %, its last step with a control group: `llmkeep experiment "
+            "promote` gives all units the candidate, `stop` the control"
         )
     known = against(experiment, state["percent"], by_rung, better=False)
     _permit(known, despite)
@@ -158,10 +161,10 @@ def step(
 def promote(
     folder: Path, experiment: Experiment, evidence: Evidence, reason: str, despite: str | None
 ) -> str:
-    """Give all units the candidate; raises LlmkeepError where outcomes do not say that it is better."""
+    """Give all units the candidate; raises LlmkeepError unless the outcomes show that it is better."""
     current = running(policy_source.read(folder), experiment)
     if current["percent"] == 100:
-        raise LlmkeepError(f"all units of {experiment.name} have the candidate already")
+        raise LlmkeepError(f"all units of {experiment.name} already have the candidate")
     known = against(experiment, current["percent"], evidence.by_rung, better=True)
     _permit(known, despite)
     new = entry(experiment, 100, current["salt"])
@@ -177,7 +180,7 @@ def promote(
 
 
 def for_good(experiment: Experiment, models: Mapping[str, list[Model]]) -> list[str]:
-    """How the candidate gets the name, and the experiment ends, without a moment in which the control answers again."""
+    """Instructions to give the candidate the name and end the experiment without the control answering in between."""
     name, candidate = experiment.model, experiment.candidate
     hosts_by_entry: dict[str, list[str]] = defaultdict(list)
     for host in sorted(models):  # hosts answer in any order
@@ -195,16 +198,19 @@ def for_good(experiment: Experiment, models: Mapping[str, list[Model]]) -> list[
         f"  llmkeep experiment stop {experiment.name} --remove --reason promoted",
         "  llmkeep policy build",
         "  llmkeep site",
-        f"After that {', '.join(sorted({experiment.control, candidate} - {name}))} may go, if no client asks for it by its name;",
-        "until then each of these hosts has the candidate twice in memory",
+        (
+            f"After that, {', '.join(sorted({experiment.control, candidate} - {name}))} can be removed, unless clients ask for "
+            "it by name;"
+        ),
+        "until then, each of these hosts has the candidate in memory twice",
     ]
 
 
 def served_as(name: str, candidate: str, known: list[Model]) -> str:
-    """The entry of llm_serving_models by which what is served as CANDIDATE is served as NAME."""
+    """The entry of llm_serving_models that serves CANDIDATE's model as NAME."""
     for each in known:
         if each.get("name") == candidate:
-            more = f"  # its servers have to have it as {name}, too" if each.get("driver") == "remote" else ""
+            more = f"  # its servers must also have it as {name}" if each.get("driver") == "remote" else ""
             return f"  - {_flow(each | {'name': name})}{more}"
         if folder := (each.get("adapters") or {}).get(candidate):
             return f"  {name}: {folder}, in the adapters of {each['name']}"
@@ -216,7 +222,7 @@ def _flow(model: Model) -> str:
 
 
 def stop(folder: Path, name: str, reason: str, remove: bool) -> str:
-    """Give all units the control, or remove the entry, and with it the name, if no model is served by it."""
+    """Give all units the control, or remove the entry, and with it the name unless a model is served under it."""
     known = entries(policy_source.read(folder))
     current = known.get(name)
     if current is None:
@@ -230,7 +236,7 @@ def _permit(known: list[str], despite: str | None) -> None:
     if known and not despite:
         listed = "\n".join(f"- {each}" for each in known)
         raise LlmkeepError(
-            f"not yet, since\n{listed}\nWait, or give --despite REASON, which is put on record"
+            f"refused, since\n{listed}\nWait, or give --despite REASON, which is put on record"
         )
 
 
@@ -243,11 +249,11 @@ def _put(
     reason: str,
     despite: list[str],
 ) -> str:
-    """Change the entry, which is still as BEFORE, once that is on record; say what was done and what is next."""
+    """Change the entry, which must equal BEFORE, once that is on record; returns what was done and what is next."""
     source = policy_source.read(folder)
     if entries(source).get(name) != before:
         raise LlmkeepError(
-            f"the entry of {name} in {folder / FOLDER} was changed meanwhile; nothing was changed: try again"
+            f"the entry of {name} in {folder / FOLDER} was changed by another process; nothing was changed: try again"
         )
     now = datetime.now(UTC)
     changed = {"by": runs.who(), "at": now.strftime("%Y-%m-%dT%H:%M:%SZ"), "what": what, "reason": reason}
@@ -261,9 +267,9 @@ def _put(
     problems = policy_source.problems(replace(source, data=data))
     if problems := [each for each in problems if each not in already]:
         raise LlmkeepError(
-            "policy would not take it; nothing was changed:\n"
+            "the policy would be invalid; nothing was changed:\n"
             + "\n".join(f"- {each}" for each in problems)
-            + "\nAn entry that is no longer wanted goes by `llmkeep experiment stop NAME --remove`"
+            + "\nRemove an unwanted entry with `llmkeep experiment stop NAME --remove`"
         )
     recorded = runs.is_kept(source_tree.located())
     if recorded:
@@ -284,5 +290,5 @@ def _put(
     comments = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
     body = yaml.safe_dump(every, sort_keys=False, allow_unicode=True, width=200) if every else "{}\n"
     durable.write(path, ("".join(comments) + body).encode(), 0o644)
-    standing = "on record" if recorded else "not on record: this host keeps none"
+    standing = "on record" if recorded else "not on record: this host has no audit record"
     return f"{name}: {what}, {standing}; {path}\n{NEXT}"

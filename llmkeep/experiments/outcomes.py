@@ -1,4 +1,4 @@
-"""What came out of an experiment so far: a verdict for each rung, by numbers that may be looked at any time."""
+"""Results of an experiment so far: a verdict for each rung, valid however often it is computed."""
 
 import json
 import math
@@ -18,7 +18,7 @@ ODDS = 1000  # of a mismatch of shares: at most one of 1,000 experiments without
 
 @dataclass
 class Seen:
-    """What a rung has: the arms that each unit met, and of each metric and arm the number and sum of each subject's values."""
+    """Data of a rung: the arms that each unit met, and the number and sum of each subject's values by metric and arm."""
 
     arms: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     values: dict[tuple[str, str], dict[str, tuple[int, float]]] = field(
@@ -29,7 +29,7 @@ class Seen:
 @dataclass(frozen=True)
 class Judged:
     """A metric on a rung: both arms, the interval of candidate less control, and `better`, `worse` or `undecided`. `largest`: the
-    share of an arm's values by one subject, above LARGEST_SHARE of which nothing is concluded.
+    share of an arm's values by one subject, above LARGEST_SHARE there is no conclusion.
     """
 
     metric: str
@@ -42,7 +42,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A rung: units of each arm, why there is no verdict (else ''), and else the metrics."""
+    """Verdict on a rung: units of each arm, the reason for having none (else ''), and the metrics."""
 
     percent: int
     units: tuple[int, int]
@@ -51,7 +51,7 @@ class Verdict:
 
 
 def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
-    """Outcomes by rung, of a file; raises LlmkeepError as `add` does."""
+    """Outcomes by rung from a file; raises LlmkeepError like `add`."""
     by_rung: dict[int, Seen] = defaultdict(Seen)
     add(by_rung, path.read_bytes().splitlines(), str(path), experiment)
     return by_rung
@@ -60,9 +60,9 @@ def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
 def add(by_rung: dict[int, Seen], lines: Iterable[bytes], source: str, experiment: Experiment) -> None:
     """Add outcomes to those by rung: JSON lines of a file or a host.
 
-    `{"unit": "…", "arm": "control", "percent": 5}` says that a unit met an arm; with `"metric"` and `"value"` (0 to 1) it was
-    rated, by the subject `"rater"`, or by the unit. Of each subject and arm the first RATINGS_EACH values count.
-    Raises LlmkeepError at the first line that says something else.
+    `{"unit": "…", "arm": "control", "percent": 5}` says that a unit met an arm; with `"metric"` and `"value"` (0 to
+    1) it was rated, by the subject `"rater"`, or by the unit. The first RATINGS_EACH values of each subject and arm
+    count. Raises LlmkeepError at the first malformed line.
     """
     names = [metric.name for metric in experiment.metrics]
     for number, line in enumerate(lines, 1):
@@ -73,7 +73,8 @@ def add(by_rung: dict[int, Seen], lines: Iterable[bytes], source: str, experimen
             rater = outcome.get("rater", unit)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LlmkeepError(
-                f"{source}, line {number}: {error!r}; a line has unit, arm and percent, and of a rating metric and value"
+                f"{source}, line {number}: {error!r}; a line needs unit, arm and percent, and for a rating also "
+                "metric and value"
             ) from error
         if (
             arm not in ARMS
@@ -89,8 +90,8 @@ def add(by_rung: dict[int, Seen], lines: Iterable[bytes], source: str, experimen
             continue
         if metric not in names or type(value) not in (int, float) or not 0 <= value <= 1:
             raise LlmkeepError(
-                f"{source}, line {number}: metric {metric!r} is {value!r}; {experiment.name} fixed {', '.join(names)} in "
-                "advance, each of 0 to 1"
+                f"{source}, line {number}: metric {metric!r} is {value!r}; {experiment.name} defines {', '.join(names)}, "
+                "each from 0 to 1"
             )
         count, total = by_rung[percent].values[metric, arm].get(rater, (0, 0.0))
         if count < RATINGS_EACH:
@@ -98,7 +99,7 @@ def add(by_rung: dict[int, Seen], lines: Iterable[bytes], source: str, experimen
 
 
 def judged(experiment: Experiment, metric: Metric, percent: int, rung: Seen) -> Judged:
-    """The interval of a metric, and what it says."""
+    """The interval of a metric, and its verdict."""
     control, candidate = (list(rung.values[metric.name, arm].values()) for arm in ARMS)
     low, high = sequential.difference(
         control, candidate, experiment.rung(percent).variance, experiment.alpha, experiment.minimum
@@ -112,13 +113,13 @@ def judged(experiment: Experiment, metric: Metric, percent: int, rung: Seen) -> 
 
 
 def largest_share(clusters: list[sequential.Cluster]) -> float:
-    """Of an arm's values, those by one subject."""
+    """The largest share of one subject in an arm's values."""
     numbers = [number for number, _ in clusters]
     return max(numbers, default=0) / max(1, sum(numbers))
 
 
 def verdict(experiment: Experiment, percent: int, rung: Seen) -> Verdict:
-    """What may be said of a rung."""
+    """The verdict on a rung."""
     crossed = sum(len(arms) > 1 for arms in rung.arms.values())
     counts = Counter(arm for arms in rung.arms.values() if len(arms) == 1 for arm in arms)
     control, candidate = counts["control"], counts["candidate"]
@@ -126,18 +127,18 @@ def verdict(experiment: Experiment, percent: int, rung: Seen) -> Verdict:
     odds = sequential.mismatch((control, candidate), (1 - share, share))
     stopped = ""
     if crossed:
-        stopped = f"{crossed} units met both arms, so they do not compare: find out who was assigned twice"
+        stopped = f"{crossed} units met both arms, so the arms are not comparable: find out which units were assigned twice"
     elif odds >= ODDS:
         stopped = (
-            f"the candidate has {candidate} of {control + candidate} units instead of {percent} %, odds of {odds:.0f} to 1 that "
-            "this is no accident: find out who is missing"
+            f"the candidate has {candidate} of {control + candidate} units instead of {percent} %, odds of {odds:.0f} to 1 "
+            "against chance: find out which units are missing"
         )
     metrics = [] if stopped else [judged(experiment, metric, percent, rung) for metric in experiment.metrics]
     return Verdict(percent, (control, candidate), stopped, tuple(metrics))
 
 
 def lines(verdicts: Iterable[Verdict]) -> list[str]:
-    """For a person."""
+    """The verdict as lines for a person."""
     lines = []
     for rung in verdicts:
         lines.append(f"at {rung.percent} %: control {rung.units[0]}, candidate {rung.units[1]} units")

@@ -88,7 +88,9 @@ def _add(
     elif stat.S_ISLNK(status.st_mode):
         info.type, info.linkname = tarfile.SYMTYPE, str(file.readlink())
     elif not stat.S_ISREG(status.st_mode):
-        raise LlmkeepError(f"{file} is a device, a socket or a pipe: a layer has none; report this")
+        raise LlmkeepError(
+            f"{file} is a device, a socket or a pipe: which a layer must not contain; report this"
+        )
     elif status.st_nlink > 1 and (first := links.setdefault((status.st_dev, status.st_ino), path)) != path:
         info.type, info.linkname = tarfile.LNKTYPE, first
     else:

@@ -46,7 +46,7 @@ def build(bundle: Path, out: Path, variant: str, keys: Keys, passphrase_file: Pa
         )
     if out.exists() and any(out.iterdir()) and not (out / NAME).is_file():
         raise LlmkeepError(
-            f"{out} holds something else than an image: give an empty folder, or one that is not there"
+            f"{out} has other content than an image: give an empty folder, or one that does not exist"
         )
     verified = manifest.verify(bundle, keys.keyring, manifest.BUNDLE)
     source = contents.source(bundle, verified, *layers.VARIANTS[variant])

@@ -22,7 +22,7 @@ from llmkeep.places import Places
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep image build | verify | add | list | remove`."""
     parser = subparsers.add_parser(
-        "image", help="the serving software as a container image", description=__doc__
+        "image", help="build and publish the serving software as a container image", description=__doc__
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -57,12 +57,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument(
         "--allow-older",
         metavar="REASON",
-        help="even if an image of a later serial was added before; REASON is put on record",
+        help="accept it even if an image with a later serial was added before; REASON is put on record",
     )
     verb = verbs.add_parser("list", help="the images on this mirror", parents=[trust])
     verb.set_defaults(run=_list)
     verb = verbs.add_parser("remove", help="remove an image from this mirror")
-    verb.add_argument("digest", help="as `list` shows it; no cluster may need it, for a rollback either")
+    verb.add_argument("digest", help="as shown by `list`; no cluster may need it, not even for a rollback")
     verb.set_defaults(run=_remove)
 
 

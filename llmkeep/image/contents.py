@@ -1,4 +1,4 @@
-"""What an image contains: Debian's packages, wheels, programs, our code. Each is made as a folder of what it adds."""
+"""Contents of an image: Debian packages, wheels, programs, our code. Each is built as a folder of added files."""
 
 import shutil
 import subprocess
@@ -104,7 +104,8 @@ def source(bundle: Path, verified: Manifest, environments: list[str], roles: lis
     pinned = lock.load(bundle / "tree")
     if lacking := [role for role in roles if role not in pinned.roles]:
         raise LlmkeepError(
-            f"{what} has no packages of {', '.join(lacking)}: name these roles of artifacts.yml in its profile, and build it anew"
+            f"{what} has no packages of {', '.join(lacking)}: name these roles of artifacts.yml in its profile, and "
+            "build it again"
         )
     packages = sorted({package for role in roles for package in pinned.roles[role]})
     built = [_built(bundle / "apt/pool" / pinned.debs[package].file) for package in packages]

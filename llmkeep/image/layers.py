@@ -1,6 +1,6 @@
-"""The layers of an image. Those below our code are cached by what they are made of, until others replace them.
+"""The layers of an image. Layers below our code are cached by their inputs until others replace them.
 
-So a change of our code makes the last layer alone, and hosts fetch that one only.
+A change of our code therefore rebuilds only the last layer, and hosts fetch only that one.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ RECIPE = [Path(file).read_text() for file in (archive.__file__, contents.__file_
 
 @dataclass(frozen=True)
 class Made:
-    """A layer: what it adds, as a folder and as an archive."""
+    """A layer, as a folder of added files and as an archive."""
 
     layer: Layer
     tree: Path
@@ -56,12 +56,12 @@ def make(source: Source, folder: Path) -> list[Made]:
 
 
 def _prefix(source: Source) -> str:
-    """What names of a variant's layers in the cache begin with."""
+    """The common prefix of names of a variant's cached layers."""
     return "+".join(source.environments)
 
 
 def _cached(name: str, made_of: object, source: Source, fill: Callable[[Path], None]) -> Made:
-    """A layer from the cache, or made now if none was made of this, or its archive is damaged."""
+    """A layer from the cache; it is built if there is none with these inputs, or if its archive is damaged."""
     key = hashlib.sha256(json.dumps([RECIPE, made_of]).encode()).hexdigest()[:32]
     place = cache.home() / "image" / f"{_prefix(source)}-{name}-{key}"
     place.parent.mkdir(exist_ok=True)

@@ -38,7 +38,7 @@ class Layout:
         return json.loads(content)
 
     def index(self) -> list[Descriptor]:
-        """What the index lists."""
+        """Entries of the index."""
         descriptors: list[Descriptor] = json.loads((self.folder / "index.json").read_bytes())["manifests"]
         return descriptors
 
@@ -81,7 +81,7 @@ class Layout:
         return self.add(encoded(manifest), MANIFEST) | {"artifactType": kind}
 
     def end(self, name: str, image: Descriptor, referrer: Descriptor) -> None:
-        """Write the index: the image under its name, and what refers to it under NAME.sbom."""
+        """Write the index: the image under its name, and its referrer under NAME.sbom."""
         platform = {"architecture": "amd64", "os": "linux"}
         listed = [
             image | {"annotations": {REFERENCE: name}, "platform": platform},
@@ -92,5 +92,5 @@ class Layout:
 
 
 def encoded(document: Any) -> bytes:
-    """JSON whose bytes depend on nothing but the content."""
+    """JSON whose bytes depend only on the content."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

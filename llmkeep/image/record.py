@@ -45,20 +45,21 @@ def read(folder: Path, keyring: Path) -> Record:
         return Record(layers=layers, **document)
     except (KeyError, TypeError) as error:
         raise BundleRefused(
-            DAMAGED, f"{folder}/{NAME} is no record of an image ({error}): use the llmkeep that came with it"
+            DAMAGED, f"{folder}/{NAME} is not an image record ({error}): use the llmkeep that came with it"
         ) from error
 
 
 def verify(folder: Path, keyring: Path, highest: int = 0, now: datetime.datetime | None = None) -> Record:
     """Signature, record, age, serial, each blob's digest, each layer's diff id. Raises BundleRefused; changes nothing.
 
-    `highest`: the serial that was accepted here last.
+    `highest`: the last serial accepted here.
     """
     record = read(folder, keyring)
     manifest.require_serial(
         record.serial,
         highest,
-        "an old image brings back holes that were closed. Carry one of that serial or a later one, or roll back to this one with"
+        "an old image reintroduces fixed vulnerabilities. Use one with that serial or a later one, or roll back to "
+        "this one with"
         " `llmkeep image add --allow-older REASON`, which is put on record",
     )
     manifest.require_in_date(record.expires, now)
@@ -69,7 +70,7 @@ def verify(folder: Path, keyring: Path, highest: int = 0, now: datetime.datetime
     if problems:
         raise BundleRefused(
             DAMAGED,
-            f"{folder} is not what was signed:\n  {manifest.shown(problems)}\nCopy it again, or build it anew",
+            f"{folder} differs from what was signed:\n  {manifest.shown(problems)}\nCopy it again, or build it again",
         )
     return record
 
@@ -106,7 +107,7 @@ def _problems(target: Layout, record: Record) -> Iterator[str]:
     unpacked = manifest.hashed(archive.unpacked, [blobs[digest] for digest in layers])
     for layer, actual in zip(record.layers, unpacked, strict=True):
         if actual != layer.diff_id:
-            yield f"the layer {layer.name} unpacks to {actual}, signed was {layer.diff_id}"
+            yield f"the layer {layer.name} unpacks to {actual}, but {layer.diff_id} was signed"
 
 
 def _digest(path: Path) -> str:

@@ -19,7 +19,10 @@ STATUS = "var/lib/dpkg/status"
 
 
 def document(source: Source, trees: list[Path], digest: str, created: str) -> dict[str, Any]:
-    """The bill of the image with this digest and these layers. Raises LlmkeepError for what is installed and not signed."""
+    """The bill of the image with this digest and these layers.
+
+    Raises LlmkeepError for installed content that is not signed.
+    """
     programs = [entry for entry in source.manifest.files if entry.path == contents.OPA]
     scripts = [
         entry
@@ -44,7 +47,7 @@ def _packages(source: Source, debian: Path) -> list[Entry]:
         package = f"{fields['Package']}@{version}?arch={fields['Architecture']}"
         if package not in known:
             raise LlmkeepError(
-                f"the image has {package}, which is no package of {source.bundle}: report this"
+                f"the image has {package}, which is not a package of {source.bundle}: report this"
             )
         entries.append(known[package])
     return entries
@@ -59,7 +62,7 @@ def _wheels(source: Source, trees: list[Path]) -> Iterator[Entry]:
         records = [path for folder in folders for path in folder.glob("lib/*/site-packages/*.dist-info")]
         if unknown := sorted(path.name for path in records if _release(path.stem) not in signed):
             raise LlmkeepError(
-                f"the image has {', '.join(unknown)}, which is no wheel of {source.bundle}: report this"
+                f"the image has {', '.join(unknown)}, which is not a wheel of {source.bundle}: report this"
             )
         yield from (signed[_release(path.stem)] for path in records)
 

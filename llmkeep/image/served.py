@@ -27,8 +27,8 @@ BLOBS = ".blobs"
 def add(places: Places, folder: Path, keyring: Path, allow_older: str | None = None) -> Record:
     """Bring an image to the mirror and verify it there. Idempotent; raises BundleRefused.
 
-    `allow_older`: why one of an older serial than was accepted before is taken all the same, for the record. From then on its
-    serial counts. Nothing is served where that cannot be recorded (RecordError).
+    `allow_older`: the reason, for the record, for accepting an image with an older serial; from then on its serial
+    counts. Nothing is served if that cannot be recorded (RecordError).
     """
     highest = manifest.highest_serial(places.image_serial)
     good = verify(folder, keyring, 0 if allow_older else highest)
@@ -49,7 +49,7 @@ def add(places: Places, folder: Path, keyring: Path, allow_older: str | None = N
                     copy(source, target, source.stat().st_size)
                     target.chmod(0o644)
             if verify(partial, keyring) != good:
-                raise BundleRefused(DAMAGED, f"{folder} changed while it was copied: add it again")
+                raise BundleRefused(DAMAGED, f"{folder} changed while it was being copied: add it again")
             if allow_older and good.serial < highest:
                 _record(good, highest, allow_older)
             write(places.image_serial, f"{good.serial}\n".encode(), 0o644)
@@ -105,7 +105,7 @@ def listed(places: Places, keyring: Path) -> list[Record]:
 
 
 def remove(places: Places, digest: str) -> None:
-    """Take an image off this mirror, with the blobs that no other image has."""
+    """Remove an image from this mirror, with the blobs that no other image has."""
     folder = _folder(places, digest)
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or not (folder / NAME).is_file():
         raise LlmkeepError(f"{places.images} has no image {digest}: `llmkeep image list` shows those it has")

@@ -1,11 +1,12 @@
 """`llmkeep inventory check`: faults of an inventory, found without contacting a host.
 
-It reads the inventory as a run would and prints one line per fault, with the hosts that share it and the way out. Where there
-is none, it prints what each rate class that a role of the policy has means in pages of text, and warns of a class that is
-smaller than one full context of a model that its holders may ask, and of aliases of the policy that lead to no model, or have the
+It reads the inventory as a run would and prints one line per fault, with the hosts that share it and what to do.
+Without faults, it prints the rate class of each role of the policy in pages of text. It warns of classes smaller than
+one full context of a model that their holders may use, and of aliases of the policy that lead to no model or have the
 name of one. With --graph it draws the estate's hosts, and the ports that they open to each other, as an SVG.
 
-Exit codes: 0 no fault, maybe warnings; 1 faults, or not an inventory in YAML.
+Exit codes: 0 no fault, possibly warnings; 1 faults, or not an inventory in YAML.
+
 """
 
 import argparse
@@ -31,8 +32,8 @@ MOST_CONTEXT = 2**24  # as in llmserve.settings
 
 def faults(inventories: list[Path], root: Path) -> list[str]:
     """Faults of the inventories together, one line each; in Ansible's words where it cannot read them."""
-    code, heard = play(root / "playbooks/check-inventory.yml", inventories, [], quiet=True)
-    return heard.faults or (heard.failures or heard.complaints) * code
+    code, results = play(root / "playbooks/check-inventory.yml", inventories, [], quiet=True)
+    return results.faults or (results.failures or results.complaints) * code
 
 
 def contexts(hostvars: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def rate_classes(policy: dict[str, Any], models: dict[str, Any]) -> tuple[list[d
             asking = [role for role, row in roles.items() if {"*", model} & {*row["models"]}]
             if asking and min(minute, day) < (context or 0) <= MOST_CONTEXT:
                 warnings.append(
-                    f"a prompt that fills the {context} tokens of {model} is refused to {', '.join(asking)}: the rate class "
+                    f"a prompt that fills the {context} tokens of {model} is refused for {', '.join(asking)}: the "
+                    "rate class "
                     f"{name} has {minute} tokens a minute and {day} a day; raise them in llm/rates/data.yaml, or lower "
                     "the model's context"
                 )

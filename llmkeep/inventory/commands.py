@@ -42,7 +42,10 @@ def template(described: dict[str, str]) -> str:
     lines = ["# A line for each host; delete these. Commas, semicolons or tabs separate cells."]
     lines += [f"# {column}: {meaning}" for column, meaning in COLUMNS.items()]
     lines += [
-        f"# purposes of disks: {', '.join(VOLUMES)}; the size of audit may be left out, and follows from --requests-per-day"
+        (
+            f"# purposes of disks: {', '.join(VOLUMES)}; the size of audit may be omitted, and is then computed from "
+            "--requests-per-day"
+        )
     ]
     lines += [f"# group {group}: {description}" for group, description in described.items()]
     lines += [",".join(row) for row in ((*COLUMNS,), *ROWS)]
@@ -80,7 +83,7 @@ def _refusal(faults: list[str]) -> LlmkeepError:
 
 
 def _exists(out: Path) -> LlmkeepError:
-    return LlmkeepError(f"{out} exists, and was left as it is: choose another path with --out, or edit it")
+    return LlmkeepError(f"{out} exists, and was not changed: choose another path with --out, or edit it")
 
 
 def _new(arguments: argparse.Namespace) -> int:
@@ -123,9 +126,9 @@ def from_terminal(answers: new.Answers, described: dict[str, str]) -> new.Answer
     """ANSWERS completed on the terminal; a host whose cells have a fault is asked for again."""
     if not sys.stdin.isatty():
         raise LlmkeepError(
-            "standard input is no terminal to ask on: give the hosts by --hosts FILE.csv, which --template begins"
+            "standard input is not a terminal: give the hosts with --hosts FILE.csv, starting from --template"
         )
-    print("An empty answer takes what is in brackets. Groups:")
+    print("Press Enter to accept the value in brackets. Groups:")
     for group, description in described.items():
         print(f"  {group}: {description}")
     try:
@@ -134,7 +137,9 @@ def from_terminal(answers: new.Answers, described: dict[str, str]) -> new.Answer
         groups = {group for host in inventory for group in host.groups}
         answers = replace(answers, hosts=tuple(inventory), domain=domain)
         if not answers.operators:
-            answers = replace(answers, operators=tuple(_answer("Operators' networks, with spaces").split()))
+            answers = replace(
+                answers, operators=tuple(_answer("Operators' networks, separated by spaces").split())
+            )
         if any(disk.purpose == "audit" for host in inventory for disk in host.disks) and not answers.requests:
             answers = replace(answers, requests=_number("Requests a day of the whole estate"))
         if "prometheus" in groups and not (answers.mail or answers.webhook):
@@ -148,7 +153,7 @@ def from_terminal(answers: new.Answers, described: dict[str, str]) -> new.Answer
                 answers, backup=_answer("Backups to, as sftp:USER@ADDRESS:/FOLDER (empty for none)")
             )
         if "keepalived" in groups and not answers.shared:
-            addresses = _answer("Addresses that move between hosts in keepalived, with spaces between")
+            addresses = _answer("Addresses that move between hosts in keepalived, separated by spaces")
             answers = replace(answers, shared=tuple(addresses.split()))
         if "storage" in groups and not answers.hsm_module:
             module = _answer("PKCS#11 module of the HSM", "/usr/lib/vendor/libpkcs11.so")
@@ -160,7 +165,7 @@ def from_terminal(answers: new.Answers, described: dict[str, str]) -> new.Answer
                 answers, model=_answer("Release of the model"), context=_number("Its context in tokens")
             )
     except EOFError as error:
-        raise LlmkeepError("the answers ended early, and nothing was written: begin again") from error
+        raise LlmkeepError("the input ended early, and nothing was written: start again") from error
     return answers
 
 
@@ -175,16 +180,20 @@ def _hosts_from_terminal(described: dict[str, str], domain: str) -> list[Host]:
             inventory, faults = hosts(rows, described, domain)
             if not faults:
                 return inventory
-            print("\n".join(f"- {fault}" for fault in faults) + "\nname the hosts again, from the first one")
+            print("\n".join(f"- {fault}" for fault in faults) + "\nenter all hosts again, from the first one")
             rows = []
             continue
         cells = {"name": name, "address": _answer("  IP address")}
-        cells["groups"] = _answer("  groups, with spaces", "serve edge" if rows else "control prometheus")
+        cells["groups"] = _answer(
+            "  groups, separated by spaces", "serve edge" if rows else "control prometheus"
+        )
         cells["gpus"] = _answer("  GPUs", "0")
         if cells["gpus"] != "0":
             cells["gpu_name"] = _answer("  name of the GPUs (may be empty)")
             cells["gpu_memory"] = _answer("  memory of each, such as 80G")
-        cells["disks"] = _answer("  disks to encrypt, SERIAL:SIZE:PURPOSE with spaces (empty for none)")
+        cells["disks"] = _answer(
+            "  disks to encrypt, SERIAL:SIZE:PURPOSE separated by spaces (empty for none)"
+        )
         taken = [row["name"] for _, row in rows]
         faults = [*cell_faults(cells, described)] + (
             ["the name is taken: choose another"] if name in taken else []
@@ -204,22 +213,24 @@ def _number(question: str) -> int:
         answer = _answer(question).replace(",", "")
         if answer.isdecimal() and int(answer):
             return int(answer)
-        print(f"- {answer!r} is no number above 0: write one such as 20000")
+        print(f"- {answer!r} is not a number above 0: write one such as 20000")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep inventory new` and `check`."""
     parser = subparsers.add_parser(
-        "inventory", help="write an inventory, check it, draw it; offline", description=__doc__
+        "inventory", help="write, check and draw an inventory offline", description=__doc__
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("check", help="print its faults; contacts no host", description=check.__doc__)
+    verb = verbs.add_parser(
+        "check", help="print an inventory's faults; contacts no host", description=check.__doc__
+    )
     verb.add_argument(
         "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
     )
@@ -235,20 +246,20 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument(
         "--hosts", type=Path, metavar="FILE.csv", help="the table of hosts (default: ask on the terminal)"
     )
-    verb.add_argument("--template", action="store_true", help="print a table to fill for --hosts, and end")
+    verb.add_argument("--template", action="store_true", help="print an empty table for --hosts, and exit")
     verb.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="new file (default %(default)s)")
     verb.add_argument(
         "--domain", default="estate.internal", help="as given to bootstrap (default %(default)s)"
     )
     verb.add_argument(
-        "--operators", nargs="+", default=[], metavar="NETWORK", help="of operators' workstations"
+        "--operators", nargs="+", default=[], metavar="NETWORK", help="network of operators' workstations"
     )
     verb.add_argument(
         "--requests-per-day",
         type=_positive,
         default=0,
         metavar="N",
-        help="of the estate; sizes the audit record",
+        help="of the whole estate; determines the size of the audit record",
     )
     verb.add_argument(
         "--alert-mail",
@@ -268,14 +279,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         nargs="+",
         default=[],
         metavar="ADDRESS",
-        help="for clients; move between hosts in keepalived",
+        help="address for clients, which moves between hosts in keepalived",
     )
     verb.add_argument(
         "--hsm-module", default="", metavar="PATH", help="PKCS#11 module, where disks are encrypted"
     )
-    verb.add_argument("--hsm", default="", metavar="ADDRESS:PORT", help="of a network HSM")
+    verb.add_argument("--hsm", default="", metavar="ADDRESS:PORT", help="address of a network HSM")
     verb.add_argument(
-        "--model", default="", metavar="RELEASE", help="that hosts in vllm run on all of their GPUs"
+        "--model", default="", metavar="RELEASE", help="release that hosts in vllm run on all their GPUs"
     )
-    verb.add_argument("--context", type=_positive, default=0, metavar="TOKENS", help="of the model")
+    verb.add_argument("--context", type=_positive, default=0, metavar="TOKENS", help="context of the model")
     verb.set_defaults(run=_new)

@@ -1,4 +1,4 @@
-"""The connections of an estate: which hosts open which port to which, by the roles' own firewall rules."""
+"""The connections of an estate, derived from the roles' own firewall rules: hosts, and the ports they open to each other."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Estate:
-    """BOXES in the order of the inventory, those outside of it last. `unread`: rules that depend on what only a host knows."""
+    """BOXES in the order of the inventory, outside machines last. `unread`: rules that depend on data only a host has."""
 
     boxes: tuple[Box, ...]
     flows: tuple[Flow, ...]
@@ -105,7 +105,7 @@ def estate(listing: dict[str, Any]) -> Estate:
 
 
 def _boxes(mine: dict[str, tuple[str, ...]], addresses: dict[str, str], alone: bool) -> dict[str, Box]:
-    """The box of each host: its own, or that of all hosts with its groups."""
+    """The box of each host: its own, or one shared by all hosts with the same groups."""
     alike: dict[object, list[str]] = {}
     for host, groups in mine.items():
         alike.setdefault(host if alone else groups, []).append(host)
@@ -132,7 +132,7 @@ def _outsider(address: str, values: dict[str, Any]) -> tuple[str, str]:
 def _flows(
     port: str, label: str, targets: dict[Box, dict[Box, None]], order: tuple[Box, ...]
 ) -> Iterable[Flow]:
-    """One flow where all sources reach the same targets, themselves excepted; else one for each set of targets."""
+    """One flow if all sources reach the same targets except themselves; else one per set of targets."""
     every = {target for reached in targets.values() for target in reached}
     alike: dict[frozenset[Box], list[Box]] = {frozenset(every): [*targets]}
     if any(every - {source} != {*reached} - {source} for source, reached in targets.items()):
@@ -174,8 +174,8 @@ def _rendered(
         )
     if done.returncode:
         raise LlmkeepError(
-            f"the rules of the roles cannot be rendered ({done.stderr.strip().rpartition('\n')[2]}): is the inventory without "
-            "fault, by `llmkeep inventory check`?"
+            f"the rules of the roles cannot be rendered ({done.stderr.strip().rpartition('\n')[2]}): check the inventory "
+            "with `llmkeep inventory check`"
         )
     rendered: dict[str, Any] = json.loads(done.stdout)
     return rendered

@@ -1,7 +1,7 @@
-"""An estate as an SVG: a row for each host, a column for each port, a dot at who connects and an arrow at what is reached.
+"""An estate as an SVG: a row per host, a column per port, a dot for a source and an arrow for a target.
 
-Columns stay readable where arrows between boxes would cross. It has no script, font or link, and the same
-estate gives the same bytes.
+Columns stay readable where arrows between boxes would cross. The SVG has no script, font or link, and the same estate
+gives the same bytes.
 """
 
 import textwrap
@@ -18,7 +18,7 @@ WITHIN = "UNIX socket"  # in the reasons of meta/features.yml: a connection that
 
 
 def svg(estate: Estate, features: Iterable[dict[str, object]], title: str) -> str:
-    """The drawing. FEATURES: rows of meta/features.yml, whose reasons tell what hosts connect within themselves."""
+    """The drawing. FEATURES: rows of meta/features.yml, whose reasons describe connections within a host."""
     rows = _ordered(estate)
     lines = {box: _words(box) for box in rows}
     longest = max((len(_label(flow)) for flow in estate.flows), default=0)
@@ -54,7 +54,7 @@ def svg(estate: Estate, features: Iterable[dict[str, object]], title: str) -> st
         middle = {box: tops[box] + (LINE * len(lines[box]) + 14) // 2 for box in rows}
         x, colour = first_lane + LANE * number, COLOURS[number % len(COLOURS)]
         _draw_lane(drawing, flow, middle, x, MARGIN + header - 14, colour)
-    legend = "A dot connects, an arrow is reached; a row with both is reached by the others."
+    legend = "A dot connects, an arrow is connected to; rows with both connect to each other."
     for number, note in enumerate([legend, *notes]):
         _text(drawing, MARGIN, end + LINE * (number + 1), note, fill="#333333")
     ElementTree.indent(drawing)
@@ -62,7 +62,7 @@ def svg(estate: Estate, features: Iterable[dict[str, object]], title: str) -> st
 
 
 def _ordered(estate: Estate) -> Sequence[Box]:
-    """Machines outside of the estate that only connect come first, those that are reached last."""
+    """Outside machines that only connect come first, those that are connected to come last."""
     reached = {box for flow in estate.flows for box in flow.targets}
     outside = [box for box in estate.boxes if not box.address and not box.groups]
     outside += [box for box in estate.boxes if box.address and not box.groups]

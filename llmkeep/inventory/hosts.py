@@ -13,11 +13,11 @@ from llmkeep.errors import LlmkeepError, printable
 COLUMNS = {
     "name": "short name of the host, such as llm1",
     "address": "its IP address, since no host of an estate uses DNS",
-    "groups": "what it does: groups with spaces between them; gpu, mirror and storage follow from the rest",
+    "groups": "its groups, separated by spaces; gpu, mirror and storage are derived from the others",
     "gpus": "number of its GPUs; empty for none",
     "gpu_name": "as `nvidia-smi --query-gpu=name --format=csv` prints it; may be empty",
     "gpu_memory": "of each GPU, such as 80G; needed by vllm",
-    "disks": "empty disks to encrypt, SERIAL:SIZE:PURPOSE with spaces between them",
+    "disks": "empty disks to encrypt, SERIAL:SIZE:PURPOSE, separated by spaces",
 }
 REQUIRED = ("name", "address", "groups")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
@@ -61,14 +61,14 @@ class Host:
 
 
 def size_bytes(size: str) -> int | None:
-    """Bytes of a size such as 3.5T; None where it is none."""
+    """Bytes of a size such as 3.5T; None if it is not a size."""
     parts = SIZE.fullmatch(size)
     return int(float(parts[1]) * UNITS[parts[2]]) if parts else None
 
 
 def table(content: bytes, name: str) -> list[tuple[str, dict[str, str]]]:
     """Cells of each row by column, after the number of its line. Takes commas, semicolons or tabs, any line ends, and a
-    byte-order mark. Raises LlmkeepError for what is no such table.
+    byte-order mark. Raises LlmkeepError for anything else.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -79,7 +79,7 @@ def table(content: bytes, name: str) -> list[tuple[str, dict[str, str]]]:
     lines = text.splitlines()
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     if not first:
-        raise LlmkeepError(f"{name} is empty: begin with `llmkeep inventory new --template`")
+        raise LlmkeepError(f"{name} is empty: start with `llmkeep inventory new --template`")
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=separator)
     header: list[str] = []
@@ -95,7 +95,7 @@ def table(content: bytes, name: str) -> list[tuple[str, dict[str, str]]]:
             _require_columns(header, name)
         elif len(cells) > len(header):
             raise LlmkeepError(
-                f"{name}, line {reader.line_num}: it has {len(cells)} cells and the table {len(header)} columns: "
+                f"{name}, line {reader.line_num}: it has {len(cells)} cells, but the table has {len(header)} columns: "
                 "put spaces, not separators, between the groups or disks of one cell"
             )
         else:
@@ -131,9 +131,9 @@ def hosts(
         name, address = cells["name"], _canonical(cells.get("address", ""))
         short = name.removesuffix(f".{domain}")
         if short and names.setdefault(short, place) != place:
-            own.append(f"{name} is the name of {names[short]}, too: give each host its own")
+            own.append(f"{name} is also the name of {names[short]}: give each host its own")
         if address and addresses.setdefault(address, place) != place:
-            own.append(f"{address} is the address of {addresses[address]}, too: give each host its own")
+            own.append(f"{address} is also the address of {addresses[address]}: give each host its own")
         faults += [f"{place}: {fault}" for fault in own]
         if not own:
             inventory.append(_host(cells, groups))
@@ -149,9 +149,9 @@ def cell_faults(cells: dict[str, str], groups: Collection[str]) -> Iterator[str]
         if "{{" in cell or "{%" in cell or "{#" in cell or not cell.isprintable():
             yield f"{column} is {printable(cell)!r}, which Ansible would evaluate: write plain text"
     if not NAME.fullmatch(name):
-        yield f"the name is {printable(name)!r}: write small letters, digits and dashes, such as llm1"
+        yield f"the name is {printable(name)!r}: write lowercase letters, digits and dashes, such as llm1"
     elif name in (*groups, "all", "ungrouped", "localhost"):
-        yield f"the name is {name}, which Ansible has for a group or itself: choose another, such as {name}1"
+        yield f"the name is {name}, which is reserved by Ansible or a group: choose another, such as {name}1"
     if not _canonical(address):
         yield f"the address is {printable(address)!r}: write the IP address at which other hosts reach it"
     for group in mine:
@@ -161,7 +161,7 @@ def cell_faults(cells: dict[str, str], groups: Collection[str]) -> Iterator[str]
         yield f"groups is empty: write one or more of {', '.join(groups)}"
     gpus = cells.get("gpus", "")
     if gpus and not re.fullmatch(r"\d{1,3}", gpus):
-        yield f"gpus is {printable(gpus)!r}: write their number, such as 8"
+        yield f"gpus is {printable(gpus)!r}: write the number of GPUs, such as 8"
     elif not int(gpus or 0) and (reason := next((group for group in ("vllm", "gpu") if group in mine), "")):
         yield f"it is in {reason}, and gpus is {gpus or 'empty'}: write how many GPUs it has, such as 8"
     memory = cells.get("gpu_memory", "")
@@ -181,8 +181,8 @@ def _disk_faults(word: str, mine: list[str]) -> Iterator[str]:
         yield f"the disk {printable(word)} has the purpose {printable(purpose)!r}: {_nearest(purpose, VOLUMES)}"
     elif not {*VOLUMES[purpose][1]} & {*mine}:
         yield (
-            f"the disk {printable(word)} is for {purpose}, which hosts in {' or '.join(VOLUMES[purpose][1])} have: add the "
-            "group, or take the disk out"
+            f"the disk {printable(word)} is for {purpose}, which only hosts in {' or '.join(VOLUMES[purpose][1])} have: add "
+            "the group, or remove the disk"
         )
     if not size_bytes(size) and (size or purpose != "audit"):
         yield f"the disk {printable(word)} has the size {printable(size)!r}: write one such as 3.5T"
@@ -210,7 +210,7 @@ def _words(cell: str) -> list[str]:
 
 
 def _canonical(address: str) -> str:
-    """The address as Python writes it; an empty string for what other hosts cannot reach."""
+    """The address as Python writes it; an empty string for one that other hosts cannot reach."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -24,7 +24,7 @@ SMALL_MODEL = {"name": "smollm2-135m-instruct", "driver": "naive", "model": "smo
 
 @dataclass(frozen=True)
 class Answers:
-    """What an inventory is made of, beside the features table. Empty: not known yet, or not wanted."""
+    """The answers from which an inventory is made. Empty: unknown, or not wanted."""
 
     hosts: tuple[Host, ...]
     domain: str = "estate.internal"
@@ -63,7 +63,7 @@ def audit_gib(requests: int, days: int) -> int:
 
 
 def endpoint(text: str) -> tuple[str, int] | None:
-    """Address and port of ADDRESS:PORT; None where it is none. IPv6 in brackets."""
+    """Address and port of ADDRESS:PORT, with IPv6 in brackets; None for anything else."""
     address, _, port = text.rpartition(":")
     try:
         return str(ipaddress.ip_address(address.strip("[]"))), int(port)
@@ -72,7 +72,7 @@ def endpoint(text: str) -> tuple[str, int] | None:
 
 
 def answer_faults(answers: Answers, days: int) -> list[str]:
-    """Answers that do not fit, a sentence each."""
+    """Faults of the answers, one sentence each."""
     faults = []
     if not NAME.fullmatch(answers.domain):
         faults.append(
@@ -112,14 +112,14 @@ def answer_faults(answers: Answers, days: int) -> list[str]:
     groups = {group for host in answers.hosts for group in host.groups}
     if "prometheus" in groups and not (answers.mail or answers.webhook):
         faults.append(
-            "a host is in prometheus, and its alerts reach no operator: give --alert-mail or --alert-webhook"
+            "a host is in prometheus, but its alerts reach no operator: give --alert-mail or --alert-webhook"
         )
     if "prometheus" not in groups and (answers.mail or answers.webhook):
-        faults.append("alerts have a destination, and no host is in prometheus: add the control node to it")
+        faults.append("alerts have a destination, but no host is in prometheus: add the control node to it")
     if "keepalived" in groups and not answers.shared:
         faults.append(
-            "hosts are in keepalived, and no address moves between them: give --shared-address ADDRESS, with as many of them as "
-            "edges that work at once"
+            "hosts are in keepalived, but no address moves between them: give --shared-address ADDRESS, once per "
+            "simultaneously active edge"
         )
     for address in answers.shared:
         if endpoint(f"{address}:0") is None:
@@ -127,7 +127,7 @@ def answer_faults(answers: Answers, days: int) -> list[str]:
                 f"--shared-address is {printable(address)!r}: write an unused IP address of the edges' network"
             )
     if "vllm" in groups and not (answers.model and answers.context):
-        faults.append("a host is in vllm, and there is no model: give --model NAME and --context TOKENS")
+        faults.append("a host is in vllm, but there is no model: give --model NAME and --context TOKENS")
     if "storage" in groups and "softhsm" not in groups and not answers.hsm_module:
         faults.append("disks are encrypted by a key in an HSM: give --hsm-module PATH, or no disks")
     need = audit_gib(answers.requests, days)
@@ -137,7 +137,7 @@ def answer_faults(answers: Answers, days: int) -> list[str]:
             if disk.purpose == "audit" and size is not None and size < need * GIB:
                 faults.append(
                     f"{host.name}'s disk for audit has {disk.size}, and {days} days of {answers.requests:,} requests a day need "
-                    f"{need}G: name a larger disk, or fewer requests"
+                    f"{need}G: give a larger disk, or fewer requests"
                 )
         if not answers.requests and any(disk.purpose == "audit" and not disk.size for disk in host.disks):
             faults.append(f"{host.name}'s disk for audit has no size: give --requests-per-day, or the size")
@@ -161,8 +161,8 @@ def backup_endpoint(repository: str) -> tuple[str, int] | None:
 def text(answers: Answers, described: dict[str, str], days: int, rates: Iterable[str]) -> str:
     """hosts.yml, without the ports. DESCRIBED: groups_of. RATES: names of the policy's rate classes."""
     lines = [
-        "# Written by `llmkeep inventory new`; edit it from here on, and check each change: llmkeep inventory check -i FILE.",
-        "# docs/operate/estate.md goes through it, inventory/example has more of what can be set.",
+        "# Written by `llmkeep inventory new`. Edit it, and check each change: llmkeep inventory check -i FILE.",
+        "# docs/operate/estate.md explains it, inventory/example has more settings.",
         "all:",
         "  vars:",
         "    ansible_user: root",
@@ -199,7 +199,7 @@ def text(answers: Answers, described: dict[str, str], days: int, rates: Iterable
         f"    # {group}: {description}" for group, description in described.items() if not members[group]
     ]
     lines += [
-        "# Rate classes are no matter of the inventory: the policy has them, by role (docs/audit/policy.md). Now in",
+        "# Rate classes are not set in the inventory, but by role in the policy (docs/audit/policy.md), at present in",
         f"# llm/rates/data.yaml: {', '.join(rates)}; `llmkeep inventory check` prints each in pages of text.",
     ]
     return "\n".join(lines) + "\n"
@@ -208,7 +208,7 @@ def text(answers: Answers, described: dict[str, str], days: int, rates: Iterable
 def ports(estate: Estate) -> str:
     """Comments: what firewalls between networks have to let through, from the roles' own rules."""
     lines = [
-        "# Between networks of your own, let through (the hosts' own firewalls do; docs/operate/estate.md, Ports):"
+        "# Your own firewalls between networks have to allow (the hosts' own firewalls do; docs/operate/estate.md, Ports):"
     ]
     for flow in estate.flows:
         sources, targets = (
@@ -300,7 +300,7 @@ def _group_lines(group: str, members: list[Host], answers: Answers) -> list[str]
     if group == "keepalived":
         return [_entry("keepalived_addresses", [*answers.shared])]
     if group == "gpu":
-        return ["gpu_set: provided  # the driver is yours to install (docs/operate/gpu.md)"]
+        return ["gpu_set: provided  # install the driver yourself (docs/operate/gpu.md)"]
     if group == "vllm":
         socket = f"/run/vllm/{answers.model}/api.sock"
         remote = {"socket": [socket], "group": "vllm", "key_credential": "vllm.key", "revision": "1"}

@@ -24,7 +24,7 @@ ACCEPTED = re.compile(
 
 
 def trusted(value: Any) -> Any:
-    """A value of the operator's inventory, whose templates may be evaluated."""
+    """A value of the operator's inventory, whose templates Ansible may evaluate."""
     if isinstance(value, dict):
         return {key: trusted(each) for key, each in value.items()}
     if isinstance(value, list):

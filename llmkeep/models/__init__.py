@@ -1,1 +1,1 @@
-"""Models from outside: checked, licensed and copied into a candidate that `llmkeep release sign` takes."""
+"""External models: check them and their licence, and copy them into a candidate for `llmkeep release sign`."""

@@ -1,12 +1,13 @@
-"""`llmkeep model add SOURCE`: fetch a model from outside, as a candidate for `llmkeep release sign`.
+"""`llmkeep model add SOURCE`: fetch an external model as a candidate for `llmkeep release sign`.
 
-SOURCE is hub:OWNER/REPO@COMMIT (HF_ENDPOINT, HF_TOKEN, proxies and SSL_CERT_FILE of the environment apply), a directory, or a
-GGUF file. Taken are safetensors, their index, tokenizer, chat template, configuration, card and licence; what is left out is
-printed. Code of a repository is never taken, and a pickle never opened. An interrupted run continues when it is run again.
+SOURCE is hub:OWNER/REPO@COMMIT (HF_ENDPOINT, HF_TOKEN, proxies and SSL_CERT_FILE of the environment apply), a
+directory, or a GGUF file. Only safetensors, their index, tokenizer, chat template, configuration, card and licence
+are accepted; skipped files are printed. Code from a repository is never accepted, and pickles are never opened. An
+interrupted run continues when it is run again.
 
-Exit codes: 0 done; 1 no model that can be taken (pickles, links, a class of its own, a name); 2 wrong usage; 3 the hub refuses or
-does not answer; 4 damaged or contradictory files,
-or others than the maker signed; 5 the licence is not accepted; 6 not enough space; 130 interrupted.
+Exit codes: 0 done; 1 the model cannot be accepted (pickles, links, a custom class, a name); 2 wrong usage; 3 the hub
+refuses or does not answer; 4 damaged or contradictory files, or files that the maker did not sign; 5 the licence is
+not accepted; 6 not enough space; 130 interrupted.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from llmkeep.models.signature import Signature
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep model add | sign`."""
-    verbs = subparsers.add_parser("model", help="models from outside").add_subparsers(
+    verbs = subparsers.add_parser("model", help="import and sign external models").add_subparsers(
         required=True, metavar="VERB"
     )
     parser = verbs.add_parser(
@@ -43,8 +44,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("--into", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--name", help="name of the model in the estate; default: that of the source")
-    parser.add_argument("--licence-file", type=Path, help="text of the licence, where the source has none")
+    parser.add_argument("--name", help="name of the model in the estate (default: that of the source)")
+    parser.add_argument("--licence-file", type=Path, help="text of the licence, if the source has none")
     parser.add_argument(
         "--accept-licence",
         metavar="NAME",
@@ -57,13 +58,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="public key of the model's maker; requires their signature by OpenSSF's model signing",
     )
     parser.add_argument(
-        "--signature", type=Path, help=f"that signature; default: {signature.NAME} in a directory"
+        "--signature", type=Path, help=f"the maker's signature; default: {signature.NAME} in a directory"
     )
     parser.set_defaults(run=_add)
     parser = verbs.add_parser(
-        "sign", help="sign a model's files by OpenSSF's model signing, for its recipients"
+        "sign", help="sign a model's files for its recipients with OpenSSF's model signing"
     )
-    parser.add_argument("folder", type=Path, help="its folder: of a candidate or release, models/NAME")
+    parser.add_argument(
+        "folder", type=Path, help="the model's folder; in a candidate or release, models/NAME"
+    )
     parser.add_argument(
         "--key", type=Path, required=True, metavar="PEM", help="your private key, on a NIST curve"
     )
@@ -71,7 +74,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--passphrase-file", type=Path, help="file or pipe with the key's passphrase (default: ask once)"
     )
     parser.add_argument(
-        "--signature", type=Path, required=True, help="file for the signature, outside of the folder"
+        "--signature", type=Path, required=True, help="file for the signature, outside the folder"
     )
     parser.set_defaults(run=_sign)
 
@@ -83,7 +86,7 @@ def _sign(arguments: argparse.Namespace) -> int:
         ):
             raise ModelRefused(
                 UNFIT,
-                f"{arguments.folder} has to be a model's folder, and {arguments.signature} outside of it",
+                f"{arguments.folder} must be a model's folder, and {arguments.signature} must be outside it",
             )
         encrypted = arguments.key.is_file() and b"ENCRYPTED" in arguments.key.read_bytes()
         word = passphrase.existing(arguments.passphrase_file, str(arguments.key)) if encrypted else None
@@ -96,7 +99,7 @@ def _sign(arguments: argparse.Namespace) -> int:
         print(f"llmkeep: refused: {refusal}", file=sys.stderr)
         return refusal.code
     print(
-        f"{arguments.signature}: the signature of {arguments.folder}; give it and the public key with the model"
+        f"{arguments.signature}: signature of {arguments.folder} written; pass it and the public key on with the model"
     )
     return 0
 
@@ -111,18 +114,19 @@ def _add(arguments: argparse.Namespace) -> int:
             if not Path(arguments.source).is_dir():
                 raise ModelRefused(
                     UNFIT,
-                    f"{arguments.source[:120]!r} is no directory, no GGUF file and no hub:OWNER/REPO@COMMIT: give one",
+                    f"{arguments.source[:120]!r} is not a directory, a GGUF file or hub:OWNER/REPO@COMMIT: give "
+                    "one of these",
                 )
             made = _add_source(Folder(Path(arguments.source)), arguments)
     except ModelRefused as refusal:
         print(f"llmkeep: refused: {printable(arguments.source)}: {refusal}", file=sys.stderr)
         return refusal.code
-    for kind, names in (("left out", made.left_out), ("taken without its auto_map", made.changed)):
+    for kind, names in (("left out", made.left_out), ("accepted without its auto_map", made.changed)):
         if names:
             print(f"{kind}: {', '.join(map(printable, names))}")
     print(
         f"{arguments.into}: model {made.name}, {made.files} files, {made.size / 1e6:.1f} MB, licence {printable(made.licence)}\n"
-        f"sign it on the control node; write down what it shall have:\n"
+        f"sign it on the control node; write down this command with its digest:\n"
         f"  llmkeep release sign {arguments.into} --sha256 {made.digest}"
     )
     return 0
@@ -140,22 +144,22 @@ def _add_source(
 
 
 def _signed(arguments: argparse.Namespace) -> Signature | None:
-    """The signature of the model's maker, where the operator demands it."""
+    """The signature of the model's maker, if the operator requires it."""
     if not arguments.maker_key:
         if arguments.signature:
             raise ModelRefused(
-                UNFIT, f"{arguments.signature} proves nothing without its maker's key: give --maker-key"
+                UNFIT, f"{arguments.signature} cannot be verified without its maker's key: give --maker-key"
             )
         return None
     if arguments.source.endswith(".gguf"):
         raise ModelRefused(
-            UNFIT, "a GGUF file is converted, so no maker signed what is made of it: leave --maker-key away"
+            UNFIT, "a GGUF file is converted, so its maker did not sign the result: omit --maker-key"
         )
     return signature.read(arguments.signature or Path(arguments.source, signature.NAME), arguments.maker_key)
 
 
 def _add_gguf(file: Path, arguments: argparse.Namespace) -> intake.Taken:
-    """Convert beside INTO, then take the result in."""
+    """Convert a GGUF file beside INTO, then import the result."""
     if not file.is_file():
         raise ModelRefused(UNFIT, f"there is no file {file}: give the path of a GGUF file")
     try:
@@ -177,7 +181,7 @@ def _add_gguf(file: Path, arguments: argparse.Namespace) -> intake.Taken:
 
 
 def _accepted(terms: Licence, text: str, name: str | None) -> dict[str, Any]:
-    """The record of an acceptance by this user: as given, or as typed on a terminal."""
+    """The record of this user's acceptance, given as an option or typed on a terminal."""
     if name is None:
         print(
             f"{printable(text)}\nlicence {printable(terms.name)}: {terms.file}, sha256 {terms.sha256}",

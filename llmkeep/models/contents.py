@@ -1,4 +1,4 @@
-"""What of a repository is a model: the allow-list, and what its files must say of each other. No file's content is executed."""
+"""The model files in a repository: an allow-list, and consistency checks between files. No file's content is executed."""
 
 import json
 import re
@@ -39,12 +39,12 @@ class File:
 
 
 def is_text(path: str) -> bool:
-    """Whether a file goes along whatever the weights are."""
+    """Whether a file is accepted whatever the weights are."""
     return bool(TEXT.fullmatch(path)) or is_licence(path)
 
 
 def is_licence(path: str) -> bool:
-    """Whether a file is the text of a licence, by its name."""
+    """Whether a file name is that of a licence text."""
     return bool(LICENCE_TEXT.fullmatch(path)) and Path(path).suffix.lower() in {"", ".md", ".txt"}
 
 
@@ -59,19 +59,19 @@ def texts(files: Iterable[File]) -> list[File]:
         )
         raise ModelRefused(
             UNFIT,
-            f"it has {what}, and no *.safetensors: take a repository that has them, or convert it elsewhere",
+            f"it has {what}, and no *.safetensors: use a repository that has them, or convert it elsewhere",
         )
     if CONFIG not in names:
         what = "adapter_config.json: it is an adapter" if "adapter_config.json" in names else f"no {CONFIG}"
         raise ModelRefused(
-            UNFIT, f"it has {what}, and no whole model: give the repository of the whole model"
+            UNFIT, f"it has {what}, but no complete model: give the repository of the complete model"
         )
     taken = [file for file in files if is_text(file.path)]
     for file in taken:
         if file.size > MOST:
             raise ModelRefused(
                 UNFIT,
-                f"{file.path} has {file.size} bytes, at most {MOST} are read: it is no file of its kind",
+                f"{file.path} has {file.size} bytes, but at most {MOST} are read: this is not a valid file of its kind",
             )
     return taken
 
@@ -84,12 +84,13 @@ def weights(files: Iterable[File], index: dict[str, set[str]] | None) -> list[Fi
         names = INDEX if index is not None else "the model"
         raise ModelRefused(
             DAMAGED,
-            f"{names} wants {absent[0]} ({len(absent)} files), which is not there: get the whole model",
+            f"{names} wants {absent[0]} ({len(absent)} files), which is missing: download the complete model",
         )
     if unnamed := sorted(name for name in tensors.keys() - shards if SHARD.fullmatch(name)):
         where = f"{INDEX} does not name it" if index is not None else f"there is no {INDEX}"
         raise ModelRefused(
-            DAMAGED, f"{unnamed[0]} ({len(unnamed)} files) is a shard, and {where}: get the whole model again"
+            DAMAGED,
+            f"{unnamed[0]} ({len(unnamed)} files) is a shard, but {where}: download the complete model again",
         )
     return [tensors[name] for name in sorted(shards)]
 
@@ -98,7 +99,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     if (size := path.stat().st_size) > PARSED:
         raise ModelRefused(
-            UNFIT, f"{path.name} has {size} bytes, at most {PARSED} are read: it is no file of its kind"
+            UNFIT,
+            f"{path.name} has {size} bytes, but at most {PARSED} are read: this is not a valid file of its kind",
         )
     text = path.read_bytes()
     try:
@@ -107,12 +109,12 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ModelRefused(DAMAGED, f"{path.name} is not JSON ({error}): get the model again") from error
     if not isinstance(content, dict):
         shown = text[:60].decode(errors="replace")
-        raise ModelRefused(DAMAGED, f"{path.name} is {shown!r}, and no JSON object: get the model again")
+        raise ModelRefused(DAMAGED, f"{path.name} is {shown!r}, not a JSON object: download the model again")
     return content
 
 
 def read_index(path: Path) -> dict[str, set[str]]:
-    """Shard to its tensors, as the index says."""
+    """The tensors of each shard, according to the index."""
     tensors_of: dict[str, set[str]] = {}
     mapped = read_object(path).get("weight_map")
     if not isinstance(mapped, dict) or not mapped:
@@ -121,14 +123,15 @@ def read_index(path: Path) -> dict[str, set[str]]:
         if not isinstance(shard, str) or not TENSORS.fullmatch(shard):
             raise ModelRefused(
                 DAMAGED,
-                f"{path.name} names the shard {str(shard)[:80]!r}, and a shard is a file beside it: do not use this model",
+                f"{path.name} names the shard {str(shard)[:80]!r}, but a shard must be a file beside it: do not use "
+                "this model",
             )
         tensors_of.setdefault(shard, set()).add(tensor)
     return tensors_of
 
 
 def check_weights(stream: BinaryIO, name: str, size: int, tensors: set[str] | None) -> None:
-    """A file of weights is as long as its header says, and has the tensors that the index expects of it."""
+    """Check that a weight file has the length in its header and the tensors that the index expects in it."""
     count = int.from_bytes(stream.read(8), "little")
     try:
         if not 2 <= count <= min(PARSED, size - 8):
@@ -137,9 +140,11 @@ def check_weights(stream: BinaryIO, name: str, size: int, tensors: set[str] | No
         header.pop("__metadata__", None)
         end = 8 + count + max(item["data_offsets"][1] for item in header.values())
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ModelRefused(DAMAGED, f"{name} is no safetensors file ({error}): get it again") from error
+        raise ModelRefused(
+            DAMAGED, f"{name} is not a safetensors file ({error}): download it again"
+        ) from error
     if end != size:
-        raise ModelRefused(DAMAGED, f"{name} has {size} bytes, its header says {end}: get it again")
+        raise ModelRefused(DAMAGED, f"{name} has {size} bytes, but its header says {end}: download it again")
     if absent := sorted((tensors or set()) - header.keys()):
         raise ModelRefused(
             DAMAGED,
@@ -148,7 +153,7 @@ def check_weights(stream: BinaryIO, name: str, size: int, tensors: set[str] | No
 
 
 def check_class(config: dict[str, Any]) -> None:
-    """The model is of a class that transformers has itself: code of the repository is never run."""
+    """Check that the model's class is built into transformers: code from the repository is never run."""
     table = files("llmkeep.models").joinpath("transformers_classes.txt").read_text()
     classes = {kind: set(names) for kind, *names in map(str.split, table.splitlines())}
     kind, named = config.get("model_type"), config.get("architectures")
@@ -160,15 +165,18 @@ def check_class(config: dict[str, Any]) -> None:
         if not isinstance(name, str) or name not in classes.get(kind, ()):
             raise ModelRefused(
                 UNFIT,
-                f"{CONFIG} wants {str(name)[:80]!r} for model_type {kind[:80]!r}, which is none of transformers' own classes: "
-                "its code would have to come from the repository, and such code is never run. Take another model",
+                f"{CONFIG} wants {str(name)[:80]!r} for model_type {kind[:80]!r}, which is not built into transformers: its "
+                "code would have to come from the repository, and such code is never run. Use another model",
             )
 
 
 def without_code(content: Any, depth: int = 0) -> Any:
-    """The same JSON without each `auto_map`, which names code of the repository."""
+    """The same JSON without any `auto_map`, which names code in the repository."""
     if depth > DEEPEST:
-        raise ModelRefused(UNFIT, f"its configuration is nested more than {DEEPEST} deep: it is no model's")
+        raise ModelRefused(
+            UNFIT,
+            f"its configuration is nested more than {DEEPEST} levels deep: it is not a model's configuration",
+        )
     if isinstance(content, dict):
         return {key: without_code(value, depth + 1) for key, value in content.items() if key != "auto_map"}
     if isinstance(content, list):

@@ -17,7 +17,7 @@ DEEPER = "1_Pooling"  # the only folder in which a file of a model may lie
 
 
 class Folder:
-    """A source: files without digests of their own. They are hashed while they are copied."""
+    """A source of files without stated digests; they are hashed while they are copied."""
 
     checked_by = "hashed here"
 
@@ -28,7 +28,7 @@ class Folder:
         self.purl, self.facts = "", dict[str, str]()
 
     def files(self) -> list[File]:
-        """The files that lie there. Refuses links, and weights that are shorter than their headers say."""
+        """The files in the folder. Refuses links, and weights that are shorter than their headers say."""
         files = []
         for path in sorted(self.path.iterdir()):
             status = path.lstat()
@@ -43,13 +43,13 @@ class Folder:
         return files
 
     def folders(self) -> list[str]:
-        """The folders that are left out."""
+        """The skipped folders."""
         return sorted(
             f"{path.name}/" for path in self.path.iterdir() if path.is_dir() and path.name != DEEPER
         )
 
     def copy(self, file: File, target: Resumable) -> None:
-        """Copy a file; what TARGET has of it already is compared instead."""
+        """Copy a file; bytes already in TARGET are compared instead."""
         with (
             self._opened(file.path) as opened,
             progress(opened, file.size, file.path) as stream,
@@ -60,13 +60,13 @@ class Folder:
             raise ModelRefused(
                 DAMAGED,
                 f"{self.path / file.path} had {file.size} bytes and then {target.tell()}: "
-                "wait until it is written, and run it again",
+                "wait until it is complete, and run it again",
             )
 
     def _file(self, path: Path) -> File:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) and not (stat.S_ISDIR(status.st_mode)):
-            what = f"a link to {path.readlink()}" if path.is_symlink() else "no plain file"
+            what = f"a link to {path.readlink()}" if path.is_symlink() else "not a plain file"
             raise ModelRefused(
                 UNFIT,
                 f"{path} is {printable(what)}: a link can lead anywhere. Copy the model with `cp -rL`, and give the copy",
@@ -79,5 +79,5 @@ class Folder:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ModelRefused(UNFIT, f"{path} is no plain file: copy the model, and give the copy")
+                raise ModelRefused(UNFIT, f"{path} is not a plain file: copy the model, and give the copy")
             yield stream

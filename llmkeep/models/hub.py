@@ -1,4 +1,4 @@
-"""A model on a hub, pinned to a commit, by huggingface_hub's own client.
+"""A model on a hub, pinned to a commit, fetched with huggingface_hub's own client.
 
 HF_ENDPOINT, HF_TOKEN, HF_HUB_DOWNLOAD_TIMEOUT, the proxies of the environment and SSL_CERT_FILE apply, as its documentation
 says. `hf_hub_download` of 2.4 starts an interrupted file again (its temporary file has a random name, and is removed), so files
@@ -43,7 +43,7 @@ class Hub:
         match = SOURCE.fullmatch(source)
         if not match or ".." in source:
             raise ModelRefused(
-                UNFIT, f"{source[:120]!r} is no repository of a hub: write hub:OWNER/REPO@COMMIT"
+                UNFIT, f"{source[:120]!r} is not a hub repository: write hub:OWNER/REPO@COMMIT"
             )
         self.repository = match["repository"]
         self.timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -52,7 +52,7 @@ class Hub:
         self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without a password
         if parts.scheme != "https" and parts.hostname not in LOOPBACK:
             raise ModelRefused(
-                UNFIT, f"HF_ENDPOINT is {self.shown}: a hub is asked by https only; give its https address"
+                UNFIT, f"HF_ENDPOINT is {self.shown}: hubs are contacted only by https; give an https address"
             )
         self.commit = match["commit"] or "the default branch"
         self._refuse_unpinned()
@@ -62,14 +62,14 @@ class Hub:
         self.facts = {"repository": self.repository, "commit": self.commit, "endpoint": self.shown}
 
     def _refuse_unpinned(self) -> None:
-        """Refuse a branch or tag, with the commit that it is now."""
+        """Refuse a branch or tag, naming its present commit."""
         if re.fullmatch(r"[0-9a-f]{40}", self.commit):
             return
         with self._answering():
             now = self._info(None if " " in self.commit else self.commit).sha
         raise ModelRefused(
             UNFIT,
-            f"{printable(self.commit)} may be other bytes tomorrow: pin the commit, which now is hub:{self.repository}@{now}",
+            f"{printable(self.commit)} may change at any time: pin the commit, at present hub:{self.repository}@{now}",
         )
 
     def _info(self, revision: str | None, files: bool = False) -> Any:
@@ -98,12 +98,12 @@ class Hub:
                 if not DIGEST.fullmatch(stated or "") or not isinstance(file.size, int) or file.size < 0:
                     raise ModelRefused(
                         DAMAGED,
-                        f"{self.shown} states no size or digest of {printable(str(file.path))}: take a hub that does",
+                        f"{self.shown} states no size or digest for {printable(str(file.path))}: use a hub that does",
                     )
                 if TENSORS.fullmatch(file.path) and file.size > (most := constants.MAX_HTTP_DOWNLOAD_SIZE):
                     raise ModelRefused(
                         UNFIT,
-                        f"{file.path} has {file.size} bytes, and hubs send at most {most} by HTTP: "
+                        f"{file.path} has {file.size} bytes, but hubs send at most {most} by HTTP: "
                         "fetch it with `hf download --local-dir`, and give the directory",
                     )
         return files
@@ -113,7 +113,7 @@ class Hub:
         return []
 
     def copy(self, file: File, target: Resumable) -> None:
-        """Fetch a file from where TARGET ends, and compare it with the hub's digest; TARGET is empty where they differ."""
+        """Continue to fetch a file into TARGET, and compare it with the hub's digest; TARGET is emptied if they differ."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils._headers import build_hf_headers
@@ -141,15 +141,15 @@ class Hub:
             if begin == 0:
                 raise ModelRefused(
                     DAMAGED,
-                    f"{file.path} came with the digest {actual}, the hub states {expected}: it is not used. "
-                    "Run it again; if it stays, a proxy or the hub changes files",
+                    f"{file.path} arrived with the digest {actual}, but the hub states {expected}: it is not used. Run it "
+                    "again; if this recurs, a proxy or the hub alters files",
                     resumable=True,
                 )
             begin = 0  # what an earlier run left was not of this file
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """What the client raises, as one sentence with the way out."""
+        """Turn the client's errors into one sentence with a remedy."""
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -181,7 +181,8 @@ class Hub:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelRefused(
                 HUB,
-                f"{self.shown} gave what is no hub's answer for {self.repository} ({printable(str(error))}): check HF_ENDPOINT",
+                f"{self.shown} returned an invalid answer for {self.repository} ({printable(str(error))}): check "
+                "HF_ENDPOINT",
             ) from error
 
     def _way(self, status: int, response: Any) -> str:
@@ -189,9 +190,9 @@ class Hub:
 
         token = "a token was sent" if get_token() else "no token was sent"
         if status == 401:
-            return f"it is private, gated or not there, and {token}; check its name, and set HF_TOKEN"
+            return f"it is private, gated or missing, and {token}; check its name, and set HF_TOKEN"
         if status == 403:
-            return f"{token}, and it may not read this; accept its terms on the hub's page, or set another HF_TOKEN"
+            return f"{token}, which does not permit this; accept its terms on the hub's page, or set another HF_TOKEN"
         if status == 404:
             return f"no such repository, commit or file ({printable(self.commit)}); compare it with the hub's page"
         if status == 429:

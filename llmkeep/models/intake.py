@@ -1,4 +1,4 @@
-"""Take a model in: copy it aside, check it, have its licence accepted, and put it in place as a release candidate."""
+"""Import a model: copy it aside, check it, have its licence accepted, and put it in place as a release candidate."""
 
 import errno
 import hashlib
@@ -50,11 +50,13 @@ def add(
     stated: str | None = None,
     signed: Signature | None = None,
 ) -> Taken:
-    """Make the candidate INTO of a source. `accept` gets the licence with its text, and returns the record of its acceptance.
+    """Make the candidate INTO from a source.
 
-    INTO appears whole or not at all. What an interrupted run copied lies in a hidden folder beside it, from where the next run
-    continues; a refused model leaves nothing. `stated`: the licence's name, where the source knows it. `signed`: what its maker
-    says that the files are; another file is refused, and so is one that is missing.
+    `accept` gets the licence with its text, and returns the record of its acceptance.
+
+    INTO appears complete or not at all. Files copied by an interrupted run stay in a hidden folder beside it, and the
+    next run continues there; a refused model leaves nothing. `stated`: the licence's name, if the source knows it.
+    `signed`: the files that the maker signed; additional and missing files are refused.
     """
     name = name or re.sub(r"[^a-z0-9.-]", "-", source.name.lower())
     if not release.NAME.fullmatch(name) or ".." in name:
@@ -134,15 +136,15 @@ def _copied(source: Hub | Folder, files: list[File], model: Path) -> Iterator[tu
 
 
 def _place_licence(text: bytes, model: Path) -> str:
-    """Write the licence that the operator brought, where the model has no text of one; returns its sha256."""
+    """Write the licence given by the operator if the model has no licence text; returns its sha256."""
     if own := sorted(path.name for path in model.iterdir() if contents.is_licence(path.name)):
-        raise ModelRefused(LICENCE, f"it has {own[0]} of its own: leave --licence-file away, and accept that")
+        raise ModelRefused(LICENCE, f"it has its own {own[0]}: omit --licence-file, and accept that")
     durable.write(model / "LICENSE", text, 0o644)
     return sha256(model / "LICENSE")
 
 
 def _without_code(model: Path, digests: dict[str, str]) -> dict[str, Any]:
-    """Take `auto_map` out of the model's JSON files; what was changed, with the sha256 that it had."""
+    """Remove `auto_map` from the model's JSON files; returns the changed files with their former sha256."""
     changed = {}
     for name in (contents.CONFIG, contents.TOKENIZER):
         content = contents.read_object(model / name) if name in digests else {}
@@ -153,8 +155,8 @@ def _without_code(model: Path, digests: dict[str, str]) -> dict[str, Any]:
     if contents.TOKENIZER in changed and "tokenizer.json" not in digests:
         raise ModelRefused(
             UNFIT,
-            f"{contents.TOKENIZER} has auto_map and there is no tokenizer.json: its tokenizer is code of the repository, "
-            "which is never run. Take a model with a tokenizer.json",
+            f"{contents.TOKENIZER} has auto_map and there is no tokenizer.json: its tokenizer is code in the repository, "
+            "which is never run. Use a model with a tokenizer.json",
         )
     return changed
 
@@ -164,7 +166,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _keep_only(files: list[File], aside: Path, model: Path) -> None:
-    """Of what an earlier run left keep the source's files, under the name that the model has now."""
+    """Keep the source's files from an earlier run, under the model's present name."""
     for other in [path for path in aside.glob("models/*/") if path != model]:
         other.rename(model)
     targets = {model / file.path for file in files}
@@ -174,7 +176,7 @@ def _keep_only(files: list[File], aside: Path, model: Path) -> None:
 
 # ---------------------------------------------------------------- aside
 def check_space(folder: Path, size: int) -> Path:
-    """Refuse where FOLDER cannot have SIZE bytes, those that it has included; returns the folder that exists above it."""
+    """Refuse if FOLDER cannot hold SIZE bytes, including those it has; returns its nearest existing parent."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     place = next(path for path in folder.parents if path.is_dir())
     needed, free = size - there + MARGIN, shutil.disk_usage(place).free
@@ -189,10 +191,9 @@ def check_space(folder: Path, size: int) -> Path:
 
 @contextmanager
 def _working(into: Path, source: str, files: list[File]) -> Iterator[Path]:
-    """A folder beside INTO for this source and this run alone, with room for the files.
+    """A folder beside INTO for this source and run, with room for the files.
 
-    Where the run is refused it is removed, unless the next one can continue in it. Those of other sources are removed.
-
+    If the run is refused, it is removed unless the next run can continue in it. Folders of other sources are removed.
     """
     start = f".{into.name}.partial-"
     aside = into.absolute().with_name(start + hashlib.sha256(source.encode()).hexdigest()[:8])
@@ -215,6 +216,6 @@ def _working(into: Path, source: str, files: list[File]) -> Iterator[Path]:
                 raise
             raise ModelRefused(
                 SPACE,
-                f"the disk of {place} is full ({error.strerror}): make room and run it again, it continues; "
-                f"or remove {aside}, where the copy lies",
+                f"the disk of {place} is full ({error.strerror}): make room and run it again to continue, or remove the "
+                f"partial copy {aside}",
             ) from error

@@ -1,4 +1,4 @@
-"""The licence of a model: what it states, and who accepted it."""
+"""The licence of a model, and its acceptance."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ MOST = 64 << 10  # bytes of a card's front matter
 
 @dataclass(frozen=True)
 class Licence:
-    """`name` as the model's card says, else the first line of the text. `file`: where the text lies in the model."""
+    """`name`: from the model's card, else the first line of the text. `file`: path of the text in the model."""
 
     name: str
     file: str
@@ -24,7 +24,7 @@ class Licence:
 
 
 def stated(model: Path, default: str | None = None) -> Licence:
-    """The licence that a model states in its card or its licence's text. `default`: the name by another of its parts."""
+    """The licence that a model states in its card or licence text. `default`: the name stated elsewhere."""
     card = _front_matter(model / contents.CARD)
     name = _name(card) or default
     link = Path(str(card.get("license_link", ""))).name
@@ -35,13 +35,13 @@ def stated(model: Path, default: str | None = None) -> Licence:
     if not texts and not name:
         raise ModelRefused(
             LICENCE,
-            "it states no licence, neither in README.md nor as LICENSE: give the text with --licence-file",
+            "it states no licence in README.md or LICENSE: give the text with --licence-file",
         )
     text = texts[0] if texts else model / contents.CARD
     if not text.is_file():
         raise ModelRefused(
             LICENCE,
-            f"it states the licence {printable(str(name))} and has no text of it: give that with --licence-file",
+            f"it states the licence {printable(str(name))} but has no text of it: give the text with --licence-file",
         )
     content = text.read_bytes()
     lines = (line.strip(" #*=-\t") for line in content.decode(errors="replace").splitlines())
@@ -51,7 +51,7 @@ def stated(model: Path, default: str | None = None) -> Licence:
 
 
 def accepted(licence: Licence, name: str, person: str, moment: str) -> dict[str, Any]:
-    """The record of an acceptance; refuses one of another licence than the model states."""
+    """The record of an acceptance; refuses the acceptance of another licence than the model states."""
     if name.strip().casefold() != licence.name.casefold():
         raise ModelRefused(
             LICENCE,

@@ -1,8 +1,8 @@
-"""A model's signature by OpenSSF's model signing (OMS), with a key: who made a model says which files it has. Read and made.
+"""Read and make signatures of models in the format of OpenSSF's model signing (OMS), with a key.
 
-The format is of model-signing 1.x (https://github.com/sigstore/model-transparency): a bundle of Sigstore's with a DSSE envelope
-around an in-toto statement. Signatures by certificates and by identities (Sigstore, Rekor) need roots and a log that an air gap
-does not have: they are refused.
+The format is of model-signing 1.x (https://github.com/sigstore/model-transparency): a bundle of Sigstore's with a
+DSSE envelope around an in-toto statement. Signatures by certificates and by identities (Sigstore, Rekor) need roots
+and a log that are unavailable behind an air gap: they are refused.
 """
 
 import base64
@@ -38,7 +38,7 @@ MOST = 64 << 20  # bytes of a signature
 
 @dataclass(frozen=True)
 class Signature:
-    """What a maker signed. `files`: SHA-256 by path; `key`: SHA-256 of the maker's public key in PEM, as OMS names it."""
+    """The signed statement. `files`: SHA-256 by path; `key`: SHA-256 of the maker's public key in PEM, as OMS names it."""
 
     name: str
     files: dict[str, str]
@@ -46,11 +46,12 @@ class Signature:
     sha256: str
 
     def require_whole(self, paths: set[str]) -> None:
-        """ModelRefused where a file is missing that would be taken: without its configuration, a model is another one."""
+        """ModelRefused if a signed file is missing: without its configuration, a model behaves differently."""
         for path in sorted(self.files.keys() - paths):
             if contents.is_text(path) or contents.TENSORS.fullmatch(path):
                 raise ModelRefused(
-                    DAMAGED, f"{printable(path)} is missing, and its maker signed it: get the model again"
+                    DAMAGED,
+                    f"{printable(path)} is missing, although its maker signed it: download the model again",
                 )
 
     def require(self, digests: dict[str, str]) -> None:
@@ -60,7 +61,7 @@ class Signature:
                 signed = self.files.get(path, "nothing of that name")
                 raise ModelRefused(
                     DAMAGED,
-                    f"{path} has sha256 {digest}, its maker signed {signed}: get the model again from its maker",
+                    f"{path} has sha256 {digest}, but its maker signed {signed}: download the model again from its maker",
                 )
 
 
@@ -69,7 +70,9 @@ def read(file: Path, key: Path) -> Signature:
     public = _public(key)
     own = _name(public)
     if not file.is_file() or file.stat().st_size > MOST:
-        raise ModelRefused(DAMAGED, f"{file} is no signature: give the file that the model's maker published")
+        raise ModelRefused(
+            DAMAGED, f"{file} is not a signature: give the file that the model's maker published"
+        )
     content = file.read_bytes()
     try:
         document = json.loads(content)
@@ -80,11 +83,12 @@ def read(file: Path, key: Path) -> Signature:
         kind = str(envelope["payloadType"])
     except (binascii.Error, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelRefused(
-            DAMAGED, f"{file} is no signature of model signing ({error}): get it again"
+            DAMAGED, f"{file} is not a signature of model signing ({error}): download it again"
         ) from error
     if hint != own:
         raise ModelRefused(
-            DAMAGED, f"{file} is by the key {str(hint)[:80]}, and {key} is {own}: give its maker's key"
+            DAMAGED,
+            f"{file} was made with the key {str(hint)[:80]}, but {key} is {own}: give its maker's key",
         )
     try:
         public.verify(signature, _encoded(kind, payload), ec.ECDSA(HASHES[public.curve.name]))
@@ -93,14 +97,12 @@ def read(file: Path, key: Path) -> Signature:
     try:
         name, files = _files(json.loads(payload), kind)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelRefused(
-            UNFIT, f"{file} is signed, and says nothing that can be compared ({error})"
-        ) from error
+        raise ModelRefused(UNFIT, f"{file} is signed, but its statement is unusable ({error})") from error
     return Signature(name, files, own, hashlib.sha256(content).hexdigest())
 
 
 def make(folder: Path, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The signature of a model's FOLDER with all of its files, which are read; ModelRefused for a link or a pipe in it."""
+    """The signature of a model's FOLDER with all of its files, which are read; ModelRefused if it contains a link or a pipe."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         mode, name = path.lstat().st_mode, path.relative_to(folder).as_posix()
@@ -108,7 +110,8 @@ def make(folder: Path, key: ec.EllipticCurvePrivateKey) -> bytes:
             digests[name] = sha256(path)
         elif not stat.S_ISDIR(mode):
             raise ModelRefused(
-                UNFIT, f"{printable(name)} is no file: a signature covers files alone; remove it"
+                UNFIT,
+                f"{printable(name)} is not a regular file, and a signature covers only these: remove it",
             )
     if not digests:
         raise ModelRefused(UNFIT, f"{folder} has no files: give the folder of a model")
@@ -143,20 +146,20 @@ def make(folder: Path, key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def private(key: Path, password: str | None) -> ec.EllipticCurvePrivateKey:
-    """The private KEY in a PEM file; ModelRefused for what is none of model signing's keys or does not open."""
+    """The private KEY in a PEM file; ModelRefused for a key that model signing does not support or that does not open."""
     try:
         secret = serialization.load_pem_private_key(key.read_bytes(), password.encode() if password else None)
     except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
         raise ModelRefused(UNFIT, f"{key} does not open as a private key in PEM ({error})") from error
     if not isinstance(secret, ec.EllipticCurvePrivateKey) or secret.curve.name not in HASHES:
         raise ModelRefused(
-            UNFIT, f"{key} is none of model signing's keys: it has to be on {', '.join(HASHES)}"
+            UNFIT, f"{key} is not supported by model signing: it must be on {', '.join(HASHES)}"
         )
     return secret
 
 
 def _encoded(kind: str, payload: bytes) -> bytes:
-    """The bytes that DSSE signs."""
+    """The bytes over which DSSE makes the signature."""
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
 
 
@@ -175,10 +178,10 @@ def _public(key: Path) -> ec.EllipticCurvePublicKey:
     try:
         public = serialization.load_pem_public_key(key.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ModelRefused(UNFIT, f"{key} is no public key in PEM ({error}): give the maker's") from error
+        raise ModelRefused(UNFIT, f"{key} is not a public key in PEM ({error}): give the maker's") from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in HASHES:
         raise ModelRefused(
-            UNFIT, f"{key} is none of model signing's keys: it has to be on {', '.join(HASHES)}"
+            UNFIT, f"{key} is not supported by model signing: it must be on {', '.join(HASHES)}"
         )
     return public
 
@@ -189,11 +192,11 @@ def _files(statement: dict[str, Any], kind: str) -> tuple[str, dict[str, str]]:
     how, resources = statement["predicate"]["serialization"], statement["predicate"]["resources"]
     (subject,) = statement["subject"]
     if types != (PAYLOAD, STATEMENT, PREDICATE) or (how["method"], how["hash_type"]) != ("files", "sha256"):
-        raise ValueError(f"it is {types} by {how}, and files by sha256 are needed")
+        raise ValueError(f"it is {types} by {how}, but files by sha256 are needed")
     files = {each["name"]: each["digest"] for each in resources if each["algorithm"] == "sha256"}
     if len(files) != len(resources) or not all(SHA256.fullmatch(digest) for digest in files.values()):
-        raise ValueError("a file is there twice, or not by sha256")
+        raise ValueError("a file is listed twice, or without sha256")
     root = _root(files)
     if subject["digest"]["sha256"] != root:
-        raise ValueError(f"its root is {subject['digest']['sha256']}, that of its files {root}")
+        raise ValueError(f"its root is {subject['digest']['sha256']}, but that of its files is {root}")
     return str(subject["name"]), files

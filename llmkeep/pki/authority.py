@@ -48,12 +48,12 @@ type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class PkiError(LlmkeepError):
-    """The CA refused. The message says what is wrong, the value seen, and the way out."""
+    """The CA refused. The message says what is wrong, the value seen, and what to do."""
 
 
 # ---------------------------------------------------------------- certificates
 def constraints(domain: str, networks: list[str]) -> x509.NameConstraints:
-    """The CA's name constraints, which every client checks that verifies a chain."""
+    """The CA's name constraints, which every client checks when it verifies a chain."""
     names: list[x509.GeneralName] = [x509.DNSName(domain), x509.DNSName("localhost")]
     names += [x509.IPAddress(ipaddress.ip_network(network)) for network in networks]
     return x509.NameConstraints(permitted_subtrees=names, excluded_subtrees=None)
@@ -98,7 +98,7 @@ def pem(certificate: x509.Certificate) -> bytes:
 
 
 def root_list(root: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The root's revocation list, which is empty and valid as long as the root: OpenSSL wants a list of each CA in a chain."""
+    """The root's revocation list, empty and valid as long as the root: OpenSSL needs a list for each CA in a chain."""
     return signed_list(root, key, {}, 1, root.not_valid_after_utc).public_bytes(serialization.Encoding.PEM)
 
 
@@ -117,11 +117,11 @@ def load(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except FileNotFoundError as error:
         raise PkiError(
-            f"{path} is not there: this host is no control node yet, run bootstrap from the medium"
+            f"{path} does not exist: this host is not a control node, run bootstrap from the medium"
         ) from error
     except ValueError as error:
         raise PkiError(
-            f"{path} holds no certificate ({error}): restore it from a backup of this host"
+            f"{path} contains no certificate ({error}): restore it from a backup of this host"
         ) from error
 
 
@@ -153,8 +153,8 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     if not re.fullmatch(
         r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+", domain
     ):
-        raise PkiError(f"the domain {domain!r} is not a lower-case DNS name of two labels or more: "
-                       "give one with --domain, as base_domain in the inventory")  # fmt: skip
+        raise PkiError(f"the domain {domain!r} is not a lowercase DNS name of at least two labels: give one with --domain, "
+            "the same as base_domain in the inventory")  # fmt: skip
     limits = constraints(domain, networks)
     root_key, issuing_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     root = authority(f"{domain} root", root_key.public_key(), None, root_key, limits, ROOT_DAYS)
@@ -169,9 +169,8 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     del root_key
     write(places.root_certificate, pem(root), 0o444)
     return (
-        f"made the CA of {domain}; root certificate's sha256: {fingerprint(root)}\n"
-        f"The root key lies encrypted to the escrow key in {places.root_key}: take it away and "
-        "delete it there."
+        f"created the CA of {domain}; root certificate's sha256: {fingerprint(root)}\n"
+        f"The root key is in {places.root_key}, encrypted to the escrow key: move it off this host."
     )
 
 
@@ -180,15 +179,15 @@ def _standing(places: Places, domain: str) -> str:
     root, _ = load(places.root_certificate), issuing_pair(places)
     domains, _ = permitted(root)
     if domain not in domains:
-        raise PkiError(f"this host's CA was made for {domains[0]}, not for {domain}: call it with "
-                       f"--domain {domains[0]} and set base_domain to that, or start on a host that has none")  # fmt: skip
-    return f"the CA of {domain} stands; root certificate's sha256: {fingerprint(root)}"
+        raise PkiError(f"this host's CA was created for {domains[0]}, not for {domain}: use --domain {domains[0]} and set "
+            "base_domain to that, or use a host without a CA")  # fmt: skip
+    return f"the CA of {domain} already exists; root certificate's sha256: {fingerprint(root)}"
 
 
 def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """The issuing certificate and its key, decrypted in memory, checked to match each other and the root.
 
-    A key in the HSM is not used yet: whether it matches shows when it signs.
+    A key in the HSM is not used here: a mismatch shows when it signs.
 
     """
     certificate = load(places.issuing_certificate)
@@ -201,13 +200,13 @@ def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePriv
         public = certificate.public_key()
         if places.issuing_hsm.exists() and isinstance(public, ec.EllipticCurvePublicKey):
             return certificate, HsmKey.standing(places.issuing_hsm, public)
-        raise PkiError(f"{places.issuing_key} is not there: restore it from a backup of this host")
+        raise PkiError(f"{places.issuing_key} is missing: restore it from a backup of this host")
     key = serialization.load_pem_private_key(
         unseal(places.issuing_key.read_bytes(), ISSUING_KEY), password=None
     )
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise PkiError(f"{places.issuing_key} is not the key of {places.issuing_certificate}: "
-                       "end what `llmkeep issuing adopt` began, or restore both from a backup of this host")  # fmt: skip
+                       "complete `llmkeep issuing adopt`, or restore both from a backup of this host")  # fmt: skip
     return certificate, key
 
 
@@ -224,7 +223,7 @@ def general_names(names: list[str]) -> list[x509.GeneralName]:
 
 
 def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> None:
-    """Refuse what the CA's constraints do not permit: no client would accept the certificate."""
+    """Refuse names that the CA's constraints forbid: no client would accept the certificate."""
     domains, networks = permitted(issuing)
     for name in names:
         if isinstance(name, x509.IPAddress):
@@ -234,34 +233,32 @@ def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> Non
         else:
             inside = False
         if not inside:
-            raise PkiError(f"the name {name.value} is not in this estate: its CA certifies hosts below "
-                           f"{domains[0]} and addresses in {', '.join(map(str, networks))}, and no wildcard; "
+            raise PkiError(f"the name {name.value} is outside this estate: its CA certifies only hosts below {domains[0]} "
+                f"and addresses in {', '.join(map(str, networks))}, and no wildcards; "
                            "correct the inventory (ansible_host, base_domain, pki_extra_names)")  # fmt: skip
 
 
 def requested_key(csr_pem: bytes, names: list[str], host: str) -> ec.EllipticCurvePublicKey:
-    """The key of a request that is signed by it, is EC on P-256 or P-384, and asks for exactly NAMES; PkiError for any other."""
+    """The key of a request that is self-signed, uses EC on P-256 or P-384, and asks for exactly NAMES; else PkiError."""
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
     except ValueError as error:
-        raise PkiError(f"what came from {host} is no certificate request ({error})") from error
+        raise PkiError(f"{host} did not send a certificate request ({error})") from error
     key = csr.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
         key.curve, ec.SECP256R1 | ec.SECP384R1
     ):
-        raise PkiError(f"{host} asks with a key of type {type(key).__name__}: only EC keys on P-256 or "
-                       "P-384 are signed; remove that key there and run again")  # fmt: skip
+        raise PkiError(f"{host} sent a key of type {type(key).__name__}, but only EC keys on P-256 or P-384 are certified: "
+            "remove that key there and run again")  # fmt: skip
     if not csr.is_signature_valid:
-        raise PkiError(
-            f"the request from {host} is not signed by the key it carries: it was changed on its way"
-        )
+        raise PkiError(f"the request from {host} is not signed by the key in it: it was changed in transit")
     try:
         asked = list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         asked = []
     if not names or {str(name) for name in asked} != {str(name) for name in general_names(names)}:
-        raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, the inventory allows it "
-                       f"{names}: run site.yml again from the inventory that is right")  # fmt: skip
+        raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, but the inventory allows {names}: run "
+            "site.yml again with the correct inventory")  # fmt: skip
     return key
 
 
@@ -275,11 +272,11 @@ def sign(
 ) -> bytes:
     """A certificate of at most 90 days for the request, with its chain, as PEM; on record before it returns.
 
-    The request must be signed by the EC key it carries and ask for exactly NAMES, which is what the inventory
-    allows HOST. IN_HSM: its key is in an HSM, which is on record, since it outlives the host.
+    The request must be signed by the EC key in it, and ask for exactly the NAMES that the inventory allows HOST.
+    IN_HSM: the key is in an HSM; this is recorded, since the key outlives the host.
     """
     if not 1 <= days <= LEAF_DAYS:
-        raise PkiError(f"--days is {days}: certificates live 1 to {LEAF_DAYS} days")
+        raise PkiError(f"--days is {days}: certificates are valid for 1 to {LEAF_DAYS} days")
     key = requested_key(csr_pem, names, host)
     allowed = general_names(names)
     if refusal := refused(places, host, key):
@@ -289,8 +286,8 @@ def sign(
     now = datetime.now(UTC).replace(microsecond=0)
     if not issuing.not_valid_before_utc <= now < issuing.not_valid_after_utc:
         raise PkiError(f"the issuing certificate is valid from {issuing.not_valid_before_utc} to "
-                       f"{issuing.not_valid_after_utc}, this host's clock says {now}: "
-                       "set the clock right, or renew the CA")  # fmt: skip
+                       f"{issuing.not_valid_after_utc}, but this host's clock says {now}: set the clock, or "
+                       "renew the CA")  # fmt: skip
     end = min(now - BACKDATED + timedelta(days=days), issuing.not_valid_after_utc)
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
@@ -386,10 +383,12 @@ def register(
 
     Returns the verbs, to which `llmkeep.revoke` adds its own.
     """
-    parser = subparsers.add_parser("pki", help="the estate's certificate authority, on the control node")
+    parser = subparsers.add_parser(
+        "pki", help="manage the estate's certificate authority on the control node"
+    )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("init", help="create root and issuing CA if there are none (bootstrap calls it)")
+    verb = verbs.add_parser("init", help="create root and issuing CA if there are none (called by bootstrap)")
     verb.add_argument(
         "--domain", default=DOMAIN, help="the estate's domain, base_domain in the inventory (%(default)s)"
     )
@@ -397,7 +396,9 @@ def register(
         "--escrow", type=Path, required=True, help="certificate of the escrow key, from the bundle"
     )
     verb.add_argument(
-        "--network", action="append", help="addresses the CA may certify (default: all private ones)"
+        "--network",
+        action="append",
+        help="network whose addresses the CA may certify (default: all private ones)",
     )
     verb.set_defaults(
         run=as_command(
@@ -415,7 +416,7 @@ def register(
     verb.add_argument(
         "--days", type=int, default=LEAF_DAYS, help="days until it expires (%(default)s, the maximum)"
     )
-    verb.add_argument("--hsm", action="store_true", help="its key is in an HSM, and outlives the host")
+    verb.add_argument("--hsm", action="store_true", help="the key is in an HSM, and outlives the host")
     verb.set_defaults(run=as_command(_sign))
     verb = verbs.add_parser("chain", help="print issuing and root certificate")
     verb.set_defaults(
@@ -425,7 +426,7 @@ def register(
             )
         )
     )
-    verb = verbs.add_parser("status", help="domain, expiry, and presence of the root key")
+    verb = verbs.add_parser("status", help="print domain, expiry, and presence of the root key")
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.set_defaults(run=as_command(_status))
     return verbs

@@ -1,7 +1,7 @@
-"""An edge's certificate of another CA, such as the organization's, for the names that its clients use.
+"""An edge's certificate from another CA, such as the organization's, for the names that its clients use.
 
-The host makes the key and the request, the operator takes the request to that CA, and what comes back is checked here
-before `site` brings it to the host.
+The host makes the key and the request, the operator takes the request to that CA, and the resulting certificate is
+checked here before `site` installs it on the host.
 """
 
 import json
@@ -33,7 +33,7 @@ APPROVED = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 @dataclass(frozen=True)
 class Certified:
-    """A certificate that was checked. `chain`: PEM, leaf first, without the root; `key`: SHA-256 of the leaf's public key."""
+    """A checked certificate. `chain`: PEM, leaf first, without the root; `key`: SHA-256 of the leaf's public key."""
 
     names: list[str]
     chain: str
@@ -43,7 +43,7 @@ class Certified:
 
 @dataclass(frozen=True)
 class Edge:
-    """What the control node has of an edge's public names. `key`: the request's; `retired`: keys that no request may have."""
+    """The control node's data on an edge's public names. `key`: the request's; `retired`: keys that no request may have."""
 
     names: list[str]
     request: str
@@ -54,7 +54,7 @@ class Edge:
 
     @classmethod
     def read(cls, places: Places, host: str) -> Self | None:
-        """Of this host; None where it has sent no request. PkiError for what is no host's name or no document."""
+        """Read a host's data; None if it has sent no request. PkiError for an invalid host name or document."""
         if not HOST.fullmatch(host):
             raise PkiError(f"--host is {printable(host)!r}: give the host's name in the inventory")
         path = places.edge(host)
@@ -72,39 +72,42 @@ class Edge:
         return cls(**document, certificate=Certified(**certificate) if certificate else None)
 
     def write(self, places: Places, host: str) -> None:
-        """Keep it for the next `site`."""
+        """Store it for the next `site`."""
         document = {"format": FORMAT, **asdict(self)}
         write(places.edge(host), json.dumps(document, indent=1).encode() + b"\n", 0o444)
 
 
 def _standing(places: Places, host: str) -> Edge:
-    """Of a host that has sent its request; PkiError for another one."""
+    """The data of a host that has sent its request; PkiError for any other."""
     if edge := Edge.read(places, host):
         return edge
     others = sorted(path.stem for path in places.edge(host).parent.glob("*.json"))
     raise PkiError(f"{host} has sent no request for public names; nothing was changed. Set edge_public_names for it and run "
-                   f"`llmkeep site`, which makes one. Hosts with a request: {', '.join(others) or 'none'}")  # fmt: skip
+        f"`llmkeep site`, which creates one. Hosts with a request: {', '.join(others) or 'none'}")  # fmt: skip
 
 
 # ---------------------------------------------------------------- request
 def accept(places: Places, host: str, names: list[str], csr_pem: bytes, in_hsm: bool = False) -> str:
-    """Keep the request that HOST made for exactly NAMES, and hand it out; returns a message.
+    """Store HOST's request for exactly NAMES, and hand it out; returns a message.
 
-    A certificate for another key is dropped, unless that key was retired: the host has lost its key and cannot serve it.
+    A certificate for another key is dropped unless that key was retired: the host has lost its key and cannot serve it.
+
     """
     if len(csr_pem) > LARGEST_REQUEST:
         raise PkiError(
-            f"the request from {host} has {len(csr_pem)} bytes, and may have {LARGEST_REQUEST}: it is none"
+            f"the request from {host} has {len(csr_pem)} bytes, more than {LARGEST_REQUEST}: it is not a valid request"
         )
     if bad := [name for name in names if not NAME.fullmatch(name)]:
-        raise PkiError(f"{host} asks for {bad}: edge_public_names are lower-case DNS names without wildcards")
+        raise PkiError(
+            f"{host} asks for {bad}: edge_public_names must be lowercase DNS names without wildcards"
+        )
     digest = key_digest(requested_key(csr_pem, names, host))
     before = Edge.read(places, host)
     edge = replace(
         before or Edge(names, "", ""), names=names, request=csr_pem.decode(), key=digest, hsm=in_hsm
     )
     if digest in edge.retired:
-        raise PkiError(f"{host} asks with the key {digest}, which `--new-key` has retired: remove "
+        raise PkiError(f"{host} sent the key {digest}, which `--new-key` retired: remove "
                        "/etc/llmkeep/pki/public.key there and run `llmkeep site`")  # fmt: skip
     lost = edge.certificate and edge.certificate.key not in (digest, *edge.retired)
     if lost:
@@ -115,21 +118,22 @@ def accept(places: Places, host: str, names: list[str], csr_pem: bytes, in_hsm: 
 
 
 def hand_out(places: Places, host: str) -> str:
-    """Write the request where the operator takes it from; returns where."""
+    """Write the request to the place where the operator collects it; returns that place."""
     edge, path = _standing(places, host), places.edge_request(host)
     write(path, edge.request.encode(), 0o444)
-    return f"the request of {host} for {', '.join(edge.names)} is {path}"
+    return f"the request of {host} for {', '.join(edge.names)} is in {path}"
 
 
 def retire(places: Places, host: str) -> Edge:
-    """What has the next `site` make a new key and request, or PkiError. Nothing is written.
+    """The data with which the next `site` makes a new key and request; PkiError if that is impossible.
 
-    The certificate of today is served until the one for the new key is installed.
+    Nothing is written. The present certificate is served until the one for the new key is installed.
+
     """
     edge = _standing(places, host)
     if edge.hsm:
-        raise PkiError(f"the key of {host} is in an HSM, and is the one that it serves all its names with; nothing was changed. "
-                       "Make a new one there (docs/operate/hsm.md), then run `llmkeep site`")  # fmt: skip
+        raise PkiError(f"the key of {host} is in an HSM and serves all its names; nothing was changed. Generate a new one "
+            "in the HSM (docs/operate/hsm.md), then run `llmkeep site`")  # fmt: skip
     return edge if edge.key in edge.retired else replace(edge, retired=[*edge.retired, edge.key])
 
 
@@ -138,11 +142,11 @@ def certificates(data: bytes, name: str) -> list[x509.Certificate]:
     """The certificates in a PEM file called NAME; PkiError for any other file."""
     if len(data) > LARGEST_CHAIN:
         raise PkiError(
-            f"{name} has {len(data)} bytes, and may have {LARGEST_CHAIN}: give the leaf and its chain alone"
+            f"{name} has {len(data)} bytes, more than {LARGEST_CHAIN}: give only the leaf and its chain"
         )
     if b"PRIVATE KEY-----" in data:
-        raise PkiError(f"{name} has a private key in it, which no CA needs or gives: take it out, and if it is the edge's own, "
-                       "make another with `llmkeep pki request --new-key`")  # fmt: skip
+        raise PkiError(f"{name} contains a private key, which no CA needs or issues: remove it, and if it is the edge's "
+            "own, make a new one with `llmkeep pki request --new-key`")  # fmt: skip
     try:
         chain = x509.load_pem_x509_certificates(data)
     except ValueError as error:
@@ -152,18 +156,19 @@ def certificates(data: bytes, name: str) -> list[x509.Certificate]:
             else ""
         )
         raise PkiError(
-            f"{name} holds no certificates in PEM ({error}){hint or ': give what the CA sent'}"
+            f"{name} holds no certificates in PEM ({error}){hint or ': give the file that the CA sent'}"
         ) from error
     if len(chain) > MOST_CERTIFICATES:
-        raise PkiError(f"{name} has {len(chain)} certificates, and may have {MOST_CERTIFICATES}: "
-                       "give the leaf and its chain alone")  # fmt: skip
+        raise PkiError(f"{name} has {len(chain)} certificates, more than {MOST_CERTIFICATES}: give only the leaf "
+            "and its chain")  # fmt: skip
     return chain
 
 
 def install(places: Places, host: str, chain: bytes, root: bytes | None, now: datetime) -> Edge:
-    """What HOST is to have by this certificate, or PkiError. Nothing is written.
+    """HOST's new data with this certificate; PkiError if it is unsuitable.
 
-    CHAIN: PEM, in any order; ROOT: PEM, else the self-signed certificate in CHAIN, else the one of the certificate before.
+    Nothing is written. CHAIN: PEM, in any order; ROOT: PEM, else the self-signed certificate in CHAIN, else the root
+    of the previous certificate.
     """
     edge = _standing(places, host)
     candidates = certificates(chain, "CHAIN")
@@ -189,7 +194,7 @@ def install(places: Places, host: str, chain: bytes, root: bytes | None, now: da
 
 
 def described(edge: Edge) -> dict[str, object]:
-    """Of an installed certificate, for the audit record."""
+    """Description of an installed certificate for the audit record."""
     assert edge.certificate  # noqa: S101 of `install`
     leaf = x509.load_pem_x509_certificate(edge.certificate.chain.encode())
     return {
@@ -208,14 +213,14 @@ def _anchor(edge: Edge, chain: Sequence[x509.Certificate], root: bytes | None) -
     if root is not None:
         roots = certificates(root, "--root")
         if len(roots) != 1:
-            raise PkiError(f"--root has {len(roots)} certificates: give the root alone")
+            raise PkiError(f"--root has {len(roots)} certificates: give only the root")
         return roots[0]
     if own := [each for each in chain if each.subject == each.issuer]:
         return own[-1]
     if edge.certificate:
         return x509.load_pem_x509_certificate(edge.certificate.root.encode())
     raise PkiError(f"CHAIN has no root, its last certificate was issued by {printable(chain[-1].issuer.rfc4514_string())!r}: "
-                   "give the root of that CA by --root")  # fmt: skip
+                   "give the root of that CA with --root")  # fmt: skip
 
 
 def _leaf(edge: Edge, host: str, chain: Sequence[x509.Certificate]) -> x509.Certificate:
@@ -237,9 +242,9 @@ def _leaf(edge: Edge, host: str, chain: Sequence[x509.Certificate]) -> x509.Cert
 
 
 def _check_leaf(leaf: x509.Certificate, now: datetime) -> None:
-    """Validity, and what the certificate may be used for."""
+    """Check validity and permitted usages of the certificate."""
     if leaf.subject == leaf.issuer:
-        raise PkiError(f"{_title(leaf)} is signed by itself: have a CA sign the request")
+        raise PkiError(f"{_title(leaf)} is self-signed: have a CA sign the request")
     begin, end, clock = (
         leaf.not_valid_before_utc,
         leaf.not_valid_after_utc,
@@ -247,14 +252,14 @@ def _check_leaf(leaf: x509.Certificate, now: datetime) -> None:
     )
     if begin > now:
         raise PkiError(
-            f"{_title(leaf)} is valid from {begin:%Y-%m-%d %H:%M} UTC, {clock}: wait, or set the clock right"
+            f"{_title(leaf)} is valid from {begin:%Y-%m-%d %H:%M} UTC, {clock}: wait, or set the clock"
         )
     if end < now + LEAST_LEFT:
-        raise PkiError(f"{_title(leaf)} ends at {end:%Y-%m-%d %H:%M} UTC, {clock}, and at least {LEAST_LEFT.days} days have to "
-                       "be left: have the CA renew it, or set the clock right")  # fmt: skip
+        raise PkiError(f"{_title(leaf)} ends at {end:%Y-%m-%d %H:%M} UTC, {clock}, but must be valid for at least "
+            f"{LEAST_LEFT.days} more days: have the CA renew it, or set the clock")  # fmt: skip
     try:
         if leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise PkiError(f"{_title(leaf)} is a CA's: have the CA issue one for a TLS server")
+            raise PkiError(f"{_title(leaf)} is a CA certificate: have the CA issue one for a TLS server")
     except x509.ExtensionNotFound:
         pass
     try:
@@ -270,14 +275,15 @@ def _check_leaf(leaf: x509.Certificate, now: datetime) -> None:
 def _path(
     leaf: x509.Certificate, others: Sequence[x509.Certificate], root: x509.Certificate
 ) -> list[x509.Certificate]:
-    """From the leaf to the root by the names of issuers, whatever the order in the file; PkiError names what is missing."""
+    """The path from leaf to root by issuer names, whatever the order in the file; PkiError names a missing certificate."""
     path = [leaf]
     while path[-1].issuer != root.subject:
         issuers = [each for each in others if each.subject == path[-1].issuer and each not in path]
         if not issuers:
             missing, root_name = path[-1].issuer.rfc4514_string(), root.subject.rfc4514_string()
             raise PkiError(f"the certificate of {printable(missing)!r} is missing in CHAIN: it issued {_title(path[-1])}, and "
-                           f"the root is {printable(root_name)!r}. Add it, or give the right root by --root")  # fmt: skip
+                           f"the root is {printable(root_name)!r}. Add it, or give the correct root "
+                           "with --root")  # fmt: skip
         path.append(issuers[0])
     return [*path, root]
 
@@ -297,8 +303,8 @@ def _verify(
             verifier.verify(leaf, intermediates)
         except VerificationError as error:
             if "subjectAltName" not in str(error):
-                raise PkiError(f"the chain of {_title(leaf)} does not verify up to {_title(root)}: {error}. Compare the root "
-                               "with the CA's own, and have the CA correct what it issued") from error  # fmt: skip
+                raise PkiError(f"the chain of {_title(leaf)} does not verify against {_title(root)}: {error}. Compare the "
+                    "root with the CA's own, and have the CA correct the certificate") from error  # fmt: skip
             missing.append(name)
     if missing:
         try:
@@ -306,5 +312,5 @@ def _verify(
             has = ", ".join(alternatives.get_values_for_type(x509.DNSName))
         except x509.ExtensionNotFound:
             has = ""
-        raise PkiError(f"{_title(leaf)} is not for {', '.join(missing)}: it names {printable(has) or 'nothing'}. Have the CA "
-                       "take the names of the request, or correct edge_public_names")  # fmt: skip
+        raise PkiError(f"{_title(leaf)} is not for {', '.join(missing)}: it names {printable(has) or 'nothing'}. Have the "
+            "CA use the names in the request, or correct edge_public_names")  # fmt: skip

@@ -1,8 +1,8 @@
 """The issuing CA's move into an HSM: `llmkeep issuing request | certify | adopt | root-list`.
 
-The key is generated in the token on the control node. Its request goes to the machine that has the escrow key and comes
-back as a certificate issued by the same root, so the root key never enters the estate. The same three commands renew the
-issuing certificate before it expires, with the same key or another.
+The key is generated in the token on the control node. Its request goes to the machine with the escrow key and comes
+back as a certificate issued by the same root, so the root key never enters the estate. The same three commands renew
+the issuing certificate before it expires, with the same key or a new one.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from llmkeep.places import Places
 
 
 def _next(places: Places) -> Path:
-    """Path of the settings of a key that was requested and not adopted yet."""
+    """Path of the settings of a requested key that has not been adopted."""
     return places.issuing_hsm.with_name("issuing-hsm.next.json")
 
 
 def digest(key: object) -> str:
     """The fingerprint by which two people check that a request arrived unchanged."""
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise PkiError(f"a key of type {type(key).__name__} is no issuing key: it has to be EC P-384")
+        raise PkiError(f"a key of type {type(key).__name__} cannot be an issuing key: it must be EC P-384")
     return key_digest(key)
 
 
@@ -53,7 +53,7 @@ def opened_root_key(
     key = serialization.load_pem_private_key(opened, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != root.public_key():
         raise PkiError(
-            f"{root_key} holds the key of another root than {root.subject.rfc4514_string()}: bring this estate's"
+            f"{root_key} holds the key of another root than {root.subject.rfc4514_string()}: use this estate's root key"
         )
     return key
 
@@ -70,8 +70,8 @@ def certify(
     expected = f"{name.removesuffix(' root')} issuing"
     digest(key)
     if not csr.is_signature_valid or csr.subject.rfc4514_string() != f"CN={expected}":
-        raise PkiError(f"the request is for {csr.subject.rfc4514_string()!r}, and has to be for 'CN={expected}', "
-                       "signed by the key it carries: bring the one that `llmkeep issuing request` gave")  # fmt: skip
+        raise PkiError(f"the request is for {csr.subject.rfc4514_string()!r}, but must be for 'CN={expected}', signed by "
+            "the key in it: use the one from `llmkeep issuing request`")  # fmt: skip
     private = opened_root_key(root, root_key, escrow_key, passphrase_file)
     limits = root.extensions.get_extension_for_class(x509.NameConstraints).value
     assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 digest() has refused all others
@@ -85,8 +85,8 @@ def adopt(places: Places, certificate_pem: bytes) -> str:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         certificate.verify_directly_issued_by(root)
     except Exception as error:
-        raise PkiError(f"this is no certificate that {places.root_certificate} issued ({error}); nothing was changed: "
-                       "bring what `llmkeep issuing certify` gave for this estate") from error  # fmt: skip
+        raise PkiError(f"this certificate was not issued by {places.root_certificate} ({error}); nothing was changed: use "
+            "the output of `llmkeep issuing certify` for this estate") from error  # fmt: skip
     extensions = certificate.extensions
     basic = extensions.get_extension_for_class(x509.BasicConstraints).value
     limits = extensions.get_extension_for_class(x509.NameConstraints).value
@@ -98,12 +98,13 @@ def adopt(places: Places, certificate_pem: bytes) -> str:
         or not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
     ):
         raise PkiError(f"the certificate of {certificate.subject.rfc4514_string()!r}, {certificate.not_valid_before_utc} "
-                       f"to {certificate.not_valid_after_utc}, is not an issuing one of this estate for today ({now}); "
-                       "nothing was changed: make it by `llmkeep issuing certify`, see that both clocks are right")  # fmt: skip
+                       f"to {certificate.not_valid_after_utc}, is not a valid issuing certificate of this estate at present "
+                       f"({now}); nothing was changed: make it with `llmkeep issuing certify`, and check "
+                       "both clocks")  # fmt: skip
     coming = _next(places) if _next(places).exists() else places.issuing_hsm
     if not coming.exists():
         raise PkiError(
-            f"{coming} is not there, so no key was asked for: begin with `llmkeep issuing request`"
+            f"{coming} does not exist, so no key was requested: start with `llmkeep issuing request`"
         )
     key = certificate.public_key()
     digest(key)
@@ -115,7 +116,7 @@ def adopt(places: Places, certificate_pem: bytes) -> str:
     _next(places).unlink(missing_ok=True)
     return (
         "the issuing key is in the HSM. Set pki_key_source: hsm in the inventory and run site.yml: each host gets a new\n"
-        f"certificate. The issuing certificate of before is not revoked: it ends on {before.not_valid_after_utc:%Y-%m-%d}."
+        f"certificate. The previous issuing certificate is not revoked: it expires on {before.not_valid_after_utc:%Y-%m-%d}."
     )
 
 
@@ -156,14 +157,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser(
-        "request", help="control node: generate the key in the HSM, print the request for it"
-    )
+    verb = verbs.add_parser("request", help="control node: generate the key in the HSM and print its request")
     verb.add_argument("--module", required=True, help="path of the HSM's PKCS#11 module")
     verb.add_argument("--token", required=True, help="label of a token that holds no other key")
     verb.add_argument("--label", default="llmkeep issuing", help="the key's label (%(default)s)")
-    verb.add_argument("--user", default="", help="account that may use the module (this one)")
-    verb.add_argument("--seconds", type=int, default=20, help="time limit of the HSM's answer (%(default)s)")
+    verb.add_argument("--user", default="", help="account that may use the module (default: the current one)")
+    verb.add_argument(
+        "--seconds", type=int, default=20, help="time limit for the HSM in seconds (default: %(default)s)"
+    )
     verb.set_defaults(run=as_command(_request))
     verb = verbs.add_parser(
         "certify", help="on the machine with the escrow key: print the certificate for the request"

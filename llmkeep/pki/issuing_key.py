@@ -1,7 +1,6 @@
-"""The issuing CA's key in an HSM, where it signs and which it never leaves.
+"""The issuing CA's key in an HSM, which it never leaves.
 
-Its token and PIN are not those of the volumes: every host that opens volumes knows the PIN of theirs.
-
+Its token and PIN differ from those of the volumes, whose PIN every host that opens volumes knows.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ def _use(
 ) -> tuple[ec.EllipticCurvePublicKey, bytes]:
     """The public key in the token, and its signature of DATA in the encoding of certificates.
 
-    A run signs for many hosts at once: the library's rules of the PIN let in one at a time.
+    A run signs for many hosts at once, but the library's PIN rules admit one login at a time.
 
     """
     signatures = hsm.pkcs11_signatures()
@@ -51,9 +50,9 @@ class HsmKey(ec.EllipticCurvePrivateKey):
 
     @classmethod
     def standing(cls, settings: Path, public: ec.EllipticCurvePublicKey) -> "HsmKey":
-        """The key named in a settings file. Whether it belongs to PUBLIC is checked when it signs.
+        """The key named in a settings file. Whether it matches PUBLIC is checked when it signs.
 
-        SealError where the file cannot be read, LlmkeepError where a newer llmkeep wrote it.
+        SealError if the file cannot be read, LlmkeepError if a newer llmkeep wrote it.
         """
         try:
             document = json.loads(settings.read_bytes())
@@ -66,7 +65,7 @@ class HsmKey(ec.EllipticCurvePrivateKey):
 
     @classmethod
     def made(cls, settings: dict[str, Any]) -> "HsmKey":
-        """The key that is in the token already, or a new one."""
+        """The key in the token, or a new one."""
         return cls(settings, _use(settings, PROOF, make=True)[0])
 
     def prove(self) -> None:
@@ -75,14 +74,14 @@ class HsmKey(ec.EllipticCurvePrivateKey):
 
     def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
         if not isinstance(signature_algorithm.algorithm, hashes.SHA384):
-            raise NotImplementedError("an issuing key on P-384 signs SHA-384")
+            raise NotImplementedError("an issuing key on P-384 can only sign SHA-384")
         _, signature = _use(self._settings, bytes(data))
         try:
             self._public.verify(signature, bytes(data), signature_algorithm)
         except InvalidSignature:
             raise SealError(
-                f"the key {self._settings['label']} in the token {self._settings['token']} is not the issuing"
-                " certificate's: restore the token from the HSM's backup, or end what `llmkeep issuing adopt` began"
+                f"the key {self._settings['label']} in the token {self._settings['token']} does not match the issuing "
+                "certificate: restore the token from the HSM's backup, or complete `llmkeep issuing adopt`"
             ) from None
         return signature
 
@@ -99,7 +98,7 @@ class HsmKey(ec.EllipticCurvePrivateKey):
 
     # The rest of the interface, which `cryptography` never calls of an authority, and a key in an HSM has no answer to.
     def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:
-        raise NotImplementedError("the issuing key signs, and does nothing else")
+        raise NotImplementedError("the issuing key can only sign")
 
     def private_numbers(self) -> ec.EllipticCurvePrivateNumbers:
         raise NotImplementedError("the issuing key never leaves the HSM")

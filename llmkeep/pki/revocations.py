@@ -1,6 +1,7 @@
-"""Revocations: who is revoked, and the signed list of it.
+"""Revocations: revoked names, and the signed list of them.
 
-A list lives 30 days. It is signed anew for each revocation, and by the daily renewal once a week has passed.
+A list is valid for 30 days. It is signed again for each revocation, and by the daily renewal once a week has passed.
+
 """
 
 import hashlib
@@ -22,7 +23,7 @@ REVOKED, REINSTATED = "revoke", "reinstate"
 
 
 def revoked_names(places: Places) -> dict[str, dict[str, Any]]:
-    """The record's entry of each name that is revoked and was not reinstated."""
+    """The record's entry of each revoked name that was not reinstated."""
     names: dict[str, dict[str, Any]] = {}
     for entry in recorded(places.revoked):
         if entry["action"] == REVOKED:
@@ -43,7 +44,7 @@ def revoked_serials(places: Places) -> dict[int, datetime]:
 
 
 def living_serials(places: Places, name: str, now: datetime, with_host: bool = False) -> list[str]:
-    """Serial numbers (hexadecimal) of the name's certificates that have not expired; WITH_HOST those whose key dies with it."""
+    """Serial numbers (hexadecimal) of the name's unexpired certificates; WITH_HOST: only if the key is lost with the host."""
     return [
         str(entry["serial"])
         for entry in recorded(places.issued)
@@ -53,23 +54,23 @@ def living_serials(places: Places, name: str, now: datetime, with_host: bool = F
 
 
 def key_digest(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of a public key (DER), as it is on record."""
+    """SHA-256 of a public key (DER), as in the record."""
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
 def refused(places: Places, host: str, key: ec.EllipticCurvePublicKey) -> str | None:
-    """Why HOST gets no certificate for KEY: it is revoked, or a revoked certificate had that key."""
+    """Reason why HOST gets no certificate for KEY: the host is revoked, or a revoked certificate had that key."""
     if entry := revoked_names(places).get(host):
         return (
-            f"{host} is revoked since {entry['time']} ({entry['reason']}), so nothing is signed for it: "
-            f"once it is trusted again, `llmkeep pki reinstate {host} --reason …`, then run site.yml"
+            f"{host} is revoked since {entry['time']} ({entry['reason']}), so it gets no certificate: once it is trusted "
+            f"again, `llmkeep pki reinstate {host} --reason …`, then run site.yml"
         )
     serials, digest = revoked_serials(places), key_digest(key)
     for entry in recorded(places.issued):
         if entry.get("key") == digest and int(entry["serial"], 16) in serials:
             return (
-                f"{host} asks with the key of a certificate that was revoked: remove /etc/llmkeep/pki/host.key "
+                f"{host} sent the key of a revoked certificate: remove /etc/llmkeep/pki/host.key "
                 "there, or the key in the HSM's token, and run site.yml again"
             )
     return None

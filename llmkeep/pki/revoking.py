@@ -36,7 +36,7 @@ PROBE = "revoked"  # the name under which that certificate is on record
 
 @dataclass(frozen=True)
 class Published:
-    """The list that hosts are given, and whether this call signed it."""
+    """The list for hosts, and whether this call signed it."""
 
     number: int
     until: datetime
@@ -47,9 +47,10 @@ class Published:
 
 
 def revoke(places: Places, name: str, reason: str, by: str, with_host: bool = False) -> str:
-    """Revoke all certificates of a name, and refuse it new ones; returns a message. Idempotent.
+    """Revoke all certificates of a name, and refuse new ones; returns a message. Idempotent.
 
-    WITH_HOST: those alone whose keys were on the host, and in no HSM.
+    WITH_HOST: only those whose keys were on the host and not in an HSM.
+
     """
     if not reason.strip():
         raise PkiError("--reason is empty: say why, for the readers of the record")
@@ -57,7 +58,7 @@ def revoke(places: Places, name: str, reason: str, by: str, with_host: bool = Fa
     with _alone(places):
         names = sorted({entry["host"] for entry in recorded(places.issued)} - {PROBE})
         if name not in names:
-            raise PkiError(f"no certificate was ever signed for {name!r}; nothing was changed. "
+            raise PkiError(f"there has never been a certificate for {name!r}; nothing was changed. "
                            f"Names with certificates: {', '.join(names) or 'none'}")  # fmt: skip
         known = revoked_serials(places)
         serials = [
@@ -73,7 +74,7 @@ def revoke(places: Places, name: str, reason: str, by: str, with_host: bool = Fa
 
 
 def reinstate(places: Places, name: str, reason: str, by: str) -> str:
-    """Let a revoked name have certificates again; those that were revoked stay so. Idempotent."""
+    """Allow certificates for a revoked name again; revoked ones stay revoked. Idempotent."""
     if not reason.strip():
         raise PkiError("--reason is empty: say why, for the readers of the record")
     with _alone(places):
@@ -121,7 +122,7 @@ def _publish(places: Places) -> Published:
 
 
 def _new_probe(places: Places) -> int:
-    """Make the certificate that is only good for being refused; returns its serial number."""
+    """Make the revoked certificate with which listeners are tested; returns its serial number."""
     domain = permitted(load(places.issuing_certificate))[0][0]
     name, key = f"revoked.{domain}", ec.generate_private_key(ec.SECP256R1())
     csr = (
@@ -143,17 +144,17 @@ def _probe_serial(places: Places) -> int | None:
 
 
 def _root_list(places: Places) -> bytes:
-    """The root's list as PEM. A server that looks at lists refuses every client without it."""
+    """The root's list as PEM. Without it, a server that checks lists refuses every client."""
     path, root = places.root_list, load(places.root_certificate)
     if not path.exists():
-        raise PkiError(f"{path} is not there, so no list can be honoured. Where the escrow key is: `llmkeep "
-                       "issuing root-list --root root.pem --root-key root-key.cms --escrow-key escrow.key > root.crl`; "
-                       "put that there")  # fmt: skip
+        raise PkiError(f"{path} is missing, so no list can take effect. On the machine with the escrow key, run `llmkeep "
+                       "issuing root-list --root root.pem --root-key root-key.cms --escrow-key escrow.key > root.crl` and "
+                       "copy the result to this path")  # fmt: skip
     try:
         signed = x509.load_pem_x509_crl(path.read_bytes())
     except ValueError as error:
         raise PkiError(
-            f"{path} is no revocation list ({error}): restore it from a backup of this host"
+            f"{path} is not a revocation list ({error}): restore it from a backup of this host"
         ) from error
     if not signed.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
         raise PkiError(
@@ -163,7 +164,7 @@ def _root_list(places: Places) -> bytes:
 
 
 def _last(places: Places, issuing: x509.Certificate) -> x509.CertificateRevocationList | None:
-    """The list of before, if there is one by this issuing CA's key."""
+    """The previous list, if this issuing CA's key signed it."""
     try:
         signed = x509.load_pem_x509_crl(places.revocation_list.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -172,7 +173,7 @@ def _last(places: Places, issuing: x509.Certificate) -> x509.CertificateRevocati
 
 
 def _last_number(places: Places) -> int:
-    """The number of the list of before, by whichever key."""
+    """The number of the previous list, whichever key signed it."""
     try:
         return number_of(x509.load_pem_x509_crl(places.revocation_list.read_bytes()))
     except (FileNotFoundError, ValueError):
@@ -181,7 +182,7 @@ def _last_number(places: Places) -> int:
 
 @contextmanager
 def _alone(places: Places) -> Iterator[None]:
-    """Wait for another `llmkeep pki` that signs a list."""
+    """Wait for another `llmkeep pki` that is signing a list."""
     folder = places.revoked.parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

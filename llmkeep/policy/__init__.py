@@ -1,1 +1,1 @@
-"""Who may do what: read, tested, signed."""
+"""The authorization policy: read, tested, signed."""

@@ -1,4 +1,4 @@
-"""`llmkeep policy init | check | build | verify | diff | break-glass`: who may do what, signed on the control node.
+"""`llmkeep policy init | check | build | verify | diff | break-glass`: the authorization policy, signed on the control node.
 
 The key (ES256) is sealed by systemd-creds and decrypted only in memory. Hosts trust its public half, policy.pem. A policy's
 revision only rises, and each policy has a date after which it denies everything.
@@ -38,7 +38,7 @@ HOURS = 4  # how long a break-glass token holds at most
 
 
 class PolicyError(LlmkeepError):
-    """Refused. The message says what is wrong, the value seen, and the way out."""
+    """The policy was refused. The message says what is wrong, the value seen, and what to do."""
 
 
 # ---------------------------------------------------------------- the key
@@ -51,7 +51,10 @@ def init(places: Places) -> str:
     """
     if places.policy_public.exists():
         signing_key(places)
-        return f"the policy's key stands; {places.policy_public} has sha256 {_sha256(places.policy_public.read_bytes())}"
+        return (
+            f"the policy's key already exists; {places.policy_public} has sha256 "
+            f"{_sha256(places.policy_public.read_bytes())}"
+        )
     key = ec.generate_private_key(ec.SECP256R1())
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -59,15 +62,15 @@ def init(places: Places) -> str:
     places.policy_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write(places.policy_key, seal(secret, POLICY_KEY), 0o400)
     write(places.policy_public, _pem(key), 0o644)
-    return f"made the policy's key; {places.policy_public} has sha256 {_sha256(_pem(key))}"
+    return f"created the policy's key; {places.policy_public} has sha256 {_sha256(_pem(key))}"
 
 
 def signing_key(places: Places) -> ec.EllipticCurvePrivateKey:
-    """The key, decrypted in memory and checked against the public half that hosts trust."""
+    """The key, decrypted in memory and compared with the public key that hosts trust."""
     for path in (places.policy_public, places.policy_key):
         if not path.exists():
             raise PolicyError(
-                f"{path} is not there: run `llmkeep policy init`, or restore it from a backup of this host"
+                f"{path} is missing: run `llmkeep policy init`, or restore it from a backup of this host"
             )
     key = serialization.load_pem_private_key(
         unseal(places.policy_key.read_bytes(), POLICY_KEY), password=None
@@ -94,34 +97,31 @@ def checked(folder: Path) -> Source:
     """The source in FOLDER; PolicyError unless it compiles and its data and tests are in order."""
     source = policy_source.read(folder)
     if problems := policy_source.problems(source):
-        raise PolicyError(
-            f"{folder} is not to be signed:\n  " + "\n  ".join(problems) + "\nPut it right there"
-        )
+        raise PolicyError(f"{folder} cannot be signed:\n  " + "\n  ".join(problems) + "\nCorrect this there")
     return source
 
 
 def build(places: Places, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
     """Sign FOLDER's policy into OUT; returns a message for the operator. Idempotent.
 
-    The highest revision ever issued is in revision.json beside OUT, which is on disk before the bundle that has it, and after a
-    restore a floor that the next one is above. A bundle with the same content and enough days left is kept, but where there is a
-    floor: hosts may have a higher one.
-
+    The highest revision issued is in revision.json beside OUT, which is on disk before the bundle with that revision.
+    After a restore it is a floor for the next revision. A bundle with the same content and enough days left is kept,
+    unless there is a floor: hosts may have a higher revision.
     """
     if not 1 <= days <= 366:
-        raise PolicyError(f"--days is {days}: a policy holds 1 to 366 days")
+        raise PolicyError(f"--days is {days}: a policy is valid for 1 to 366 days")
     return _sign(places, checked(folder), str(folder), out, days, now, above_floor=True)
 
 
 def renew(places: Places, out: Path, now: datetime | None = None) -> str:
     """Sign OUT's content again if it expires soon. Idempotent.
 
-    Called by the timer that renews certificates. A source that is being edited plays no part.
+    Called by the timer that renews certificates. A source that is being edited is not used.
 
     """
     standing = _standing(out, places)
     if standing is None:
-        raise PolicyError(f"{out} is no policy of this estate: make one with `llmkeep policy build`")
+        raise PolicyError(f"{out} is not a policy of this estate: make one with `llmkeep policy build`")
     parts = {f"llm/{name}": content for name, content in standing.data["llm"].items() if name != "meta"}
     return _sign(places, Source(standing.modules, {}, parts), f"revision {standing.revision}", out, DAYS, now)
 
@@ -149,7 +149,10 @@ def _sign(
     if same and standing and standing.revision == last["revision"]:
         enough = standing.expires - moment >= timedelta(days=min(LEFT, days / 3))
         if enough and not (above_floor and "floor" in last):
-            return f"{out}: revision {highest} is what {origin} says, kept; it expires {standing.expires:%Y-%m-%d}"
+            return (
+                f"{out}: revision {highest} already has the content of {origin}, kept; it expires "
+                f"{standing.expires:%Y-%m-%d}"
+            )
         highest = following
     elif not same or last["revision"] < highest:
         highest = following
@@ -161,7 +164,7 @@ def _sign(
     tested = f"{policy_source.tests(source)} tests passed, " if source.tests else ""
     return (
         f"{out}: revision {highest}, {tested}"
-        f"holds until {moment + timedelta(days=days):%Y-%m-%d %H:%M} UTC, sha256 {_sha256(bundle)}"
+        f"valid until {moment + timedelta(days=days):%Y-%m-%d %H:%M} UTC, sha256 {_sha256(bundle)}"
     )
 
 
@@ -176,10 +179,11 @@ def _standing(out: Path, places: Places) -> Policy | None:
 
 # ---------------------------------------------------------------- diff
 def diff(old: Path, new: Path) -> list[dict[str, Any]]:
-    """The sets of one or two roles, the groups, and the actions, that OLD and NEW decide differently. Signatures are not checked.
+    """Sets of one or two roles, groups and actions for which the decisions of OLD and NEW differ.
+
+    Signatures are not checked.
 
     OLD and NEW are bundles or source folders. Revision and expiry are ignored.
-
     """
     sides = [_engine(old), _engine(new)]
     roles = sorted({role for _, side in sides for role in side["llm"].get("roles", {})})
@@ -234,19 +238,24 @@ def break_glass(
     models: list[str] | None = None,
     now: datetime | None = None,
 ) -> str:
-    """A token that lets SUBJECT of TENANT do ACTIONS for HOURS while a host's policy engine does not answer.
+    """A token that permits SUBJECT of TENANT to do ACTIONS for HOURS while a host's policy engine does not answer.
 
-    `models`: the only ones that it may use; all where there are none. The token is on record before it is returned.
+    `models`: the permitted models, all if empty. The token is on record before it is returned.
+
     """
     if not 0 < hours <= HOURS:
-        raise PolicyError(f"--hours is {hours:g}: it holds at most {HOURS} hours; give a number up to that")
+        raise PolicyError(
+            f"--hours is {hours:g}: a token is valid for at most {HOURS} hours; give a smaller number"
+        )
     if not tenant.strip() or not subject.strip() or not reason.strip():
         raise PolicyError(
-            "--tenant, --subject or --reason is empty: say who of which tenant, and why, for the readers of the record"
+            "--tenant, --subject or --reason is empty: the audit record needs the subject, the tenant and the reason"
         )
     known = _engine(source_folder(places))[0].eval_document("llm.validate.actions")
     if unknown := sorted(set(actions) - set(known)):
-        raise PolicyError(f"--action {unknown[0]!r} is none of the gateway's: {', '.join(sorted(known))}")
+        raise PolicyError(
+            f"--action {unknown[0]!r} is not an action of the gateway: {', '.join(sorted(known))}"
+        )
     key, moment = signing_key(places), (now or datetime.now(UTC)).replace(microsecond=0)
     claims = {
         "aud": AUDIENCE,
@@ -306,7 +315,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"llmkeep: refused: {arguments.bundle}: {refusal}", file=sys.stderr)
         return refusal.code
     print(
-        f"{arguments.bundle}: revision {good.revision}, whole, holds until {good.expires:%Y-%m-%d %H:%M} UTC"
+        f"{arguments.bundle}: revision {good.revision}, intact, valid until {good.expires:%Y-%m-%d %H:%M} UTC"
     )
     return 0
 
@@ -315,11 +324,11 @@ def _diff(arguments: argparse.Namespace) -> int:
     try:
         differences = diff(arguments.old, arguments.new)
     except (PolicyRefused, OpaError, OSError) as error:
-        raise PolicyError(f"these two cannot be compared: {error}") from error
+        raise PolicyError(f"cannot compare these two: {error}") from error
     if arguments.json:
         print(json.dumps(differences))
     else:
-        print("\n".join(map(_line, differences)) or "the two decide alike")
+        print("\n".join(map(_line, differences)) or "no difference in decisions")
     return 0
 
 
@@ -338,10 +347,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser("policy", help="check, sign and compare the policy", description=__doc__)
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("init", help="make the key where there is none (bootstrap calls it)")
+    verb = verbs.add_parser("init", help="create the key if there is none (called by bootstrap)")
     verb.set_defaults(run=_init)
-    own = "default: /etc/llmkeep/policy/source where it is there, else the tree's policy/"
-    verb = verbs.add_parser("check", help="compile a source, judge its data, run its tests; signs nothing")
+    own = "default: /etc/llmkeep/policy/source if it exists, else the tree's policy/"
+    verb = verbs.add_parser("check", help="compile a source, check its data and run its tests; signs nothing")
     verb.add_argument("--source", type=Path, help=own)
     verb.set_defaults(run=_check)
     verb = verbs.add_parser("build", help="check a source and sign it; an unchanged one is kept")
@@ -349,14 +358,16 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--days", type=int, default=DAYS, help="days of validity (default: %(default)s)")
     verb.add_argument("--out", type=Path, help="default: /var/lib/llmkeep/policy/bundle.tar.gz")
     verb.set_defaults(run=_build)
-    verb = verbs.add_parser("renew", help="sign a policy anew that expires soon")
+    verb = verbs.add_parser("renew", help="sign a policy again that expires soon")
     verb.set_defaults(run=_renew)
-    verb = verbs.add_parser("verify", help="signature, every byte, revision, expiry", description=__doc__)
+    verb = verbs.add_parser(
+        "verify", help="check signature, every byte, revision and expiry", description=__doc__
+    )
     verb.add_argument("bundle", type=Path)
     verb.add_argument("--key", type=Path, required=True, help="the trusted key (PEM)")
-    verb.add_argument("--minimum", type=int, default=0, help="the highest revision accepted so far")
+    verb.add_argument("--minimum", type=int, default=0, help="the highest revision accepted before")
     verb.set_defaults(run=_verify)
-    verb = verbs.add_parser("diff", help="permissions that roles and groups gained and lost")
+    verb = verbs.add_parser("diff", help="print permissions that roles and groups gained and lost")
     verb.add_argument("old", type=Path, help="a bundle, or a folder with a source")
     verb.add_argument("new", type=Path)
     verb.add_argument("--json", action="store_true", help="for machines")
@@ -364,10 +375,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb = verbs.add_parser(
         "break-glass", help="print a token for a host whose policy engine does not answer"
     )
-    verb.add_argument("--tenant", required=True, help="of the subject, as the gateway knows it")
+    verb.add_argument("--tenant", required=True, help="tenant of the subject, as the gateway knows it")
     verb.add_argument("--subject", required=True, help="the subject that may use it, as the gateway knows it")
-    verb.add_argument("--model", action="append", help="the only models that it may use; default: all")
+    verb.add_argument("--model", action="append", help="a permitted model (default: all); may be repeated")
     verb.add_argument("--action", required=True, action="append", help="as 'POST /generate'; may be repeated")
-    verb.add_argument("--hours", type=float, required=True, help=f"how long, at most {HOURS}")
+    verb.add_argument("--hours", type=float, required=True, help=f"hours of validity, at most {HOURS}")
     verb.add_argument("--reason", required=True, help="for the readers of the record")
     verb.set_defaults(run=_break_glass)

@@ -30,7 +30,7 @@ class SourceError(LlmkeepError):
 
 @dataclass(frozen=True)
 class Source:
-    """`modules` and `tests` by path (`llm/authz/authz.rego`), `data` by the folder that it describes."""
+    """`modules` and `tests` by path (`llm/authz/authz.rego`), `data` by folder."""
 
     modules: dict[str, str]
     tests: dict[str, str]
@@ -62,9 +62,9 @@ class Source:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML whose keys are unique strings, so that a role written twice is an error instead of being dropped silently.
+    """YAML whose keys are unique strings, so that a duplicate role is an error instead of being dropped silently.
 
-    A date stays the text that was written, since JSON has none.
+    Dates stay text, since JSON has none.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -72,7 +72,7 @@ class UniqueKeys(yaml.SafeLoader):
         for key in keys:
             if not isinstance(key, str) or keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice, or no string", node.start_mark
+                    None, None, f"the key {key!r} is a duplicate, or not a string", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -84,7 +84,7 @@ UniqueKeys.yaml_implicit_resolvers = {
 
 
 def read(folder: Path) -> Source:
-    """The source below FOLDER; raises SourceError where a file of it cannot be read."""
+    """The source below FOLDER; raises SourceError if one of its files cannot be read."""
     if not (folder / "llm").is_dir():
         raise SourceError(f"{folder} has no folder llm: give one that holds a policy's source")
     source = Source({}, {}, {})
@@ -107,7 +107,7 @@ def problems(source: Source) -> list[str]:
     try:
         opa = engine(source.modules | source.tests, source.document)
         if opa.eval_document("llm.authz.decision", {}).get("allow") is not False:
-            return ["llm/authz: data.llm.authz.decision does not deny a request that says nothing"]
+            return ["llm/authz: data.llm.authz.decision does not deny an empty request"]
         reasons = sorted(opa.eval_document("llm.validate.problems"))
     except OpaError as error:
         return [str(error)]

@@ -1,1 +1,1 @@
-"""What was run from here, and the witness of the other hosts' records."""
+"""The record of runs from this node, and the witness of the other hosts' records."""

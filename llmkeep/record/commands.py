@@ -1,4 +1,4 @@
-"""`llmkeep audit …`: the control node's own record, its witness of the others', and signed reports.
+"""`llmkeep audit …`: the control node's own audit record, its witness of the hosts' records, and signed reports.
 
 Exit codes: 0 good; 1 failed or refused; 2 wrong usage; 3 a record was altered; 4 there is nothing to verify or show.
 """
@@ -27,15 +27,15 @@ def init() -> str:
     """Create the seed if there is none, and begin the record; returns a message for the operator. Idempotent."""
     if not record.SEALED_SEED.exists():
         if (record.FOLDER / "verifier").exists():
-            raise RecordError(f"{record.FOLDER} was signed with a seed that is no longer in {record.SEALED_SEED}: restore "
-                              "that, or move the folder away and keep it")  # fmt: skip
+            raise RecordError(f"{record.FOLDER} was signed with a seed that is missing from {record.SEALED_SEED}: restore "
+                "the seed, or move the folder away and keep it")  # fmt: skip
         record.SEALED_SEED.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write(record.SEALED_SEED, seal(os.urandom(SEED_BYTES).hex().encode(), CREDENTIAL), 0o400)
     record.FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
     with Chain(record.FOLDER, record.seed(), f"llmkeep-audit/{socket.gethostname()}", wait=True) as chain:
         return (
-            f"runs from here are on record in {record.FOLDER}\n"
-            f"Note its verifier key where this host cannot write: {chain.verifier.text}"
+            f"runs from this node are recorded in {record.FOLDER}\n"
+            f"Note its verifier key in a place where this host cannot write: {chain.verifier.text}"
         )
 
 
@@ -80,14 +80,14 @@ def _shipped(arguments: argparse.Namespace) -> int:
             print(json.dumps({"host": host} | asdict(each)))
             continue
         print(
-            f"{host}: records {each.first} to {each.last}, {each.records} there, {each.withheld} of them by their leaf only, "
-            f"{each.duplicates} twice; {each.heads} signed heads fit"
+            f"{host}: records {each.first} to {each.last}, {each.records} present, {each.withheld} of them only as leaves, "
+            f"{each.duplicates} duplicates; {each.heads} signed heads match"
         )
         for finding in [*each.findings, *each.notes]:
             print(audit_cli.printable(f"{host}: {finding}"))
         if each.first > 1:
             print(
-                f"{host}: records 1 to {each.first - 1} are not there, so no head could be compared: links only"
+                f"{host}: records 1 to {each.first - 1} are missing, so no head could be compared: only links were checked"
             )
     if any(each.findings for each in copies.values()):
         return audit_cli.ALTERED
@@ -95,21 +95,23 @@ def _shipped(arguments: argparse.Namespace) -> int:
 
 
 def _acknowledge(arguments: argparse.Namespace) -> int:
-    print(audit_cli.printable(f"on record as known: {witness.acknowledge(arguments.id, arguments.reason)}"))
+    print(
+        audit_cli.printable(f"acknowledged on record: {witness.acknowledge(arguments.id, arguments.reason)}")
+    )
     return 0
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep audit …`."""
-    parser = subparsers.add_parser("audit", help="the record of this node's runs", description=__doc__)
+    parser = subparsers.add_parser("audit", help="the audit record of runs and hosts", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser(
-        "init", help="make the signing key and begin the record (bootstrap calls it)"
+        "init", help="create the signing key and begin the record (called by bootstrap)"
     ).set_defaults(run=_init)
     audit_cli.add_commands(verbs, record.FOLDER)
     report.add_commands(verbs)
     collect = verbs.add_parser(
-        "collect", help="keep a copy of each record's signed heads, and refuse a rewritten one"
+        "collect", help="copy each record's signed heads, and refuse a rewritten record"
     )
     collect.add_argument(
         "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
@@ -118,20 +120,20 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--clusters", type=Path, help="JSON list of clusters whose replicas have records: name and kubeconfig"
     )
     collect.set_defaults(run=_collect)
-    verb = verbs.add_parser("findings", help="unacknowledged findings of the witness, and hosts without news")
+    verb = verbs.add_parser("findings", help="list unacknowledged findings of the witness, and silent hosts")
     verb.add_argument(
         "--minutes",
         type=int,
         default=0,
-        help="ignore records without news for a shorter time (default: %(default)s)",
+        help="ignore records that are silent for a shorter time (default: %(default)s)",
     )
     verb.set_defaults(run=_findings)
     copy = verbs.add_parser("shipped", help="verify Elasticsearch's copy of the hosts' records")
-    copy.add_argument("--json", action="store_true", help="a line for each host")
+    copy.add_argument("--json", action="store_true", help="print one line per host")
     copy.set_defaults(run=_shipped, places=Places())
     known = verbs.add_parser(
         "acknowledge", help="record that a finding is known, and remove it from the list"
     )
-    known.add_argument("id", help="as `findings` names it")
+    known.add_argument("id", help="id of the finding, from `findings`")
     known.add_argument("--reason", required=True, help="result of the investigation, and measures")
     known.set_defaults(run=_acknowledge)

@@ -1,6 +1,7 @@
-"""What the witness found and an operator has yet to deal with, in one file beside the copies that it keeps.
+"""Open findings of the witness, in one file beside its copies.
 
-An alteration stays until it is acknowledged. A record of which nothing was learnt stays until something is.
+An alteration stays until it is acknowledged. A silent record stays until it can be read again.
+
 """
 
 import hashlib
@@ -18,7 +19,7 @@ LONGEST = 1000  # letters of a finding, in which a host may have a say
 
 @dataclass
 class Finding:
-    """`since`: time of the first look that had it, ISO 8601. `recorded`: whether the control node's record has it."""
+    """`since`: time at which it was first seen, ISO 8601. `recorded`: whether the control node's record has it."""
 
     what: str
     since: str
@@ -27,13 +28,13 @@ class Finding:
 
 @dataclass
 class Findings:
-    """`altered` by identifier; `unheard` by the host, or other source, of which the last look learnt nothing."""
+    """`altered` by identifier; `unheard` by host or other source that did not answer last time."""
 
     altered: dict[str, Finding] = field(default_factory=dict)
     unheard: dict[str, Finding] = field(default_factory=dict)
 
     def add(self, altered: list[str], unheard: dict[str, str]) -> None:
-        """The result of one look at all hosts."""
+        """Add the result of one check of all hosts."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         for what in (each[:LONGEST] for each in altered):
             self.altered.setdefault(hashlib.sha256(what.encode()).hexdigest()[:8], Finding(what, now))
@@ -43,7 +44,7 @@ class Findings:
         }
 
     def lasting(self, minutes: int) -> list[Finding]:
-        """Sources of which nothing was learnt for at least MINUTES."""
+        """Sources that have been silent for at least MINUTES."""
         now = datetime.now(UTC)
         return [
             each
@@ -57,8 +58,10 @@ class Findings:
 
 
 def load(folder: Path) -> Findings | None:
-    """The findings of the last complete look; None before the first one. RecordError where they cannot be read, LlmkeepError
-    where a newer llmkeep wrote them."""
+    """The findings of the last complete check; None before the first one.
+
+    RecordError if they cannot be read, LlmkeepError if a newer llmkeep wrote them.
+    """
     path = folder / NAME
     try:
         kinds = json.loads(path.read_bytes())
@@ -72,5 +75,5 @@ def load(folder: Path) -> Findings | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RecordError(f"{path} is not what the witness wrote ({error}): look at the control node, "
-                          "then move the file away and keep it") from error  # fmt: skip
+        raise RecordError(f"{path} was not written by the witness ({error}): examine the control node, then move the file "
+            "away and keep it") from error  # fmt: skip

@@ -1,4 +1,4 @@
-"""Heads of the records of replicas in clusters, asked by `kubectl exec` in the container that writes the record.
+"""Heads of the records of replicas in clusters, read by `kubectl exec` in the container that writes the record.
 
 Replicas are those of StatefulSets that role kubernetes applied, and that have this container.
 """
@@ -31,7 +31,7 @@ LONGEST = (
 
 
 class Unheard(Exception):
-    """A replica said nothing of its record. The message says why."""
+    """A replica's record could not be read. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Replica:
 
 
 def replicas(clusters: Path | None) -> list[Replica]:
-    """Those that are to be there. CLUSTERS: role audit's list of clusters, each with `name` and `kubeconfig`. RecordError."""
+    """The expected replicas. CLUSTERS: role audit's list of clusters, each with `name` and `kubeconfig`. RecordError."""
     try:
         declared = json.loads(clusters.read_bytes()) if clusters else []
         return [
@@ -63,13 +63,13 @@ def replicas(clusters: Path | None) -> list[Replica]:
         raise RecordError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
-            f"{clusters}, or what {APPLIED} has of its clusters, is not what roles wrote ({error!r}): run"
+            f"{clusters}, or what {APPLIED} has of its clusters, was not written by the roles ({error!r}): run"
             " `llmkeep site --tags audit,kubernetes`"
         ) from error
 
 
 def _applied(cluster: str) -> list[dict[str, Any]]:
-    """What was healthy last in a cluster; nothing before the first time."""
+    """The last healthy state of a cluster; empty before the first time."""
     try:
         path = APPLIED / cluster / "applied.json"
         manifests = json.loads(path.read_bytes())
@@ -95,17 +95,16 @@ def _pods(workload: Mapping[str, Any]) -> Iterator[str]:
 def ask(
     asked: list[Replica], lengths: Mapping[str, int], states: Mapping[str, bytes]
 ) -> Iterator[tuple[str, str | Unheard]]:
-    """By a replica's name, what it says of its record, as playbooks/files/record_heads.py says it.
+    """Each replica's report on its record, in the format of playbooks/files/record_heads.py, by name.
 
-    `lengths`: bytes of its heads that are kept here; `states`: what was seen last of its record.
-
+    `lengths`: bytes of its heads that are kept here; `states`: the last seen state of its record.
     """
     end = time.monotonic() + ALL_SECONDS
     with tempfile.TemporaryDirectory(prefix="llmkeep-kubectl-") as cache, ThreadPoolExecutor(AT_ONCE) as pool:
 
         def reply(replica: Replica) -> str | Unheard:
             if time.monotonic() > end:
-                return Unheard(f"{replica.name} was not asked: those before it took {ALL_SECONDS} s")
+                return Unheard(f"{replica.name} was not asked: the others took {ALL_SECONDS} s")
             command = look(lengths.get(replica.name, 0), states.get(replica.name, b""))
             try:
                 return _executed(replica, cache, command)
@@ -116,14 +115,14 @@ def ask(
 
 
 def look(length: int, state_file: bytes) -> list[str]:
-    """The command that reads a record in its container, whose user is the record's."""
+    """The command that reads a record in its container, as the record's user."""
     program = (source_tree.located() / "playbooks/files/record_heads.py").read_text()
     state = base64.b64encode(state_file).decode()
     return ["/usr/bin/python3", "-I", "-c", program, "", RECORD, str(length), state, SEEN]
 
 
 def one_line(text: str) -> str:
-    """What another machine says, for a message: at most 300 characters."""
+    """Another machine's text for a message: at most 300 characters."""
     return printable(" ".join(text.split()))[:300]
 
 
@@ -149,11 +148,11 @@ def _executed(replica: Replica, cache: str, command: list[str]) -> str:
         complaint = b"" if len(answer) > LONGEST else cast(IO[bytes], process.stderr).read(LONGEST)
     error = one_line(complaint.decode(errors="replace"))
     if len(answer) > LONGEST:
-        raise Unheard(f"{replica.name} did not end its answer within {LONGEST >> 20} MiB: look at that pod")
+        raise Unheard(f"{replica.name} returned more than {LONGEST >> 20} MiB: examine that pod")
     if process.returncode == 124:
         error = f"no answer within {SECONDS} s"
     if process.returncode:
         raise Unheard(
-            f"{replica.name}, pod {replica.namespace}/{replica.pod}, did not say what its record is: {error}"
+            f"{replica.name}, pod {replica.namespace}/{replica.pod}, did not return the state of its record: {error}"
         )
     return answer.decode(errors="replace")

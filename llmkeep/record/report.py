@@ -1,6 +1,6 @@
-"""`llmkeep audit report | reports | diff`: what checks show of a standard's controls, signed by the key of the record.
+"""`llmkeep audit report | reports | diff`: results of checks for a standard's controls, signed by the record's key.
 
-Exit codes: as of `llmkeep audit`. That a control is not met is no failure of these commands.
+Exit codes: as of `llmkeep audit`. An unmet control is not an error of these commands.
 """
 
 import argparse
@@ -53,7 +53,10 @@ TEXTS, SHOWN = ("id", "title", "expected", "observed"), 20_000
 
 
 def host_results(document: dict[str, Any], all_roles: list[str]) -> dict[str, Any]:
-    """Hosts of the report of `llmkeep verify`, with their checks. A host that did not answer may have any of ALL_ROLES."""
+    """Hosts of the report of `llmkeep verify`, with their checks.
+
+    A host that did not answer is assumed to have ALL_ROLES.
+    """
     hosts = {}
     for name, checks in document["hosts"].items():
         roles, done = document["roles"].get(name) or [], document["verified"].get(name) or []
@@ -67,7 +70,7 @@ def host_results(document: dict[str, Any], all_roles: list[str]) -> dict[str, An
 
 
 def check_result(check: dict[str, Any]) -> dict[str, str]:
-    """A check's result, with its state in place of the fields that say it, and the reason where it has one."""
+    """A check's result, with its state instead of the fields that encode it, and its reason, if any."""
     result = {name: str(check.get(name, ""))[:SHOWN] for name in TEXTS}
     if check.get("ok") is True:
         return result | {"state": "ok"}
@@ -94,7 +97,7 @@ def record_heads() -> tuple[str, dict[str, str]]:
     own, _ = heads.read(runs.FOLDER / heads.NAME)
     if not own:
         raise runs.RecordError(
-            f"{runs.FOLDER} has no signed head: begin the record with `llmkeep audit init`"
+            f"{runs.FOLDER} has no signed head: create the record with `llmkeep audit init`"
         )
     others = {}
     for folder in sorted(witness.KEPT.glob("*")):
@@ -107,7 +110,7 @@ def record_heads() -> tuple[str, dict[str, str]]:
 def results(
     tree: Path, standard: dict[str, Any], document: dict[str, Any], inventories: list[Path], begun: datetime
 ) -> dict[str, Any]:
-    """What is reported and signed. DOCUMENT: as `llmkeep verify` reports; BEGUN: when it began."""
+    """The reported and signed results. DOCUMENT: the report of `llmkeep verify`; BEGUN: when it began."""
     features = yaml.safe_load((tree / "meta/features.yml").read_text())["features"]
     head, witnessed = record_heads()
     return {
@@ -135,7 +138,7 @@ def archive(
     seed: bytes,
     now: datetime,
 ) -> bytes:
-    """The signed report of DOCUMENT, of the SCAN for vulnerabilities and of what is INSTALLED, for programs and for people."""
+    """The signed report of DOCUMENT, the vulnerability SCAN and INSTALLED software, for programs and people."""
     verdicts = judged(document)
     files = {
         RESULTS: _json(document),
@@ -161,12 +164,12 @@ def own_verifier() -> Verifier:
 
 
 def make(arguments: argparse.Namespace) -> int:
-    """`llmkeep audit report`: run all checks, and sign what they show."""
+    """`llmkeep audit report`: run all checks, and sign the results."""
     tree = source_tree.located()
     standard = standards.read(tree, arguments.standard)
     if not runs.is_kept(tree) or not (runs.FOLDER / "verifier").exists():
-        raise runs.RecordError("reports are signed by the key of the record, which is not here: "
-                               "run it on the control node, after `llmkeep audit init`")  # fmt: skip
+        raise runs.RecordError("reports are signed by the record's key, which is not on this host: run it on the control "
+            "node, after `llmkeep audit init`")  # fmt: skip
     runs.seed()  # before checks are run in vain
     installed = report_sboms.newest(PLACES, own_verifier())
     inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
@@ -175,7 +178,7 @@ def make(arguments: argparse.Namespace) -> int:
         path = Path(folder, "verified.json")
         verification.run(tree, inventories, arguments, [], path, quiet=arguments.quiet)
         if not path.exists():
-            raise LlmkeepError("the checks could not be run to their end, so there is no report")
+            raise LlmkeepError("the checks did not complete, so there is no report")
         document = results(tree, standard, json.loads(path.read_text()), inventories, begun)
     bundle, limit = PLACES.bundles / "current", database.DAYS
     scan = software.scan(tree, inventories, arguments, bundle, limit, PLACES.waivers)
@@ -223,7 +226,7 @@ def _verified(content: bytes, verifier: Verifier, name: object) -> Report:
 
 
 def show_list(_: argparse.Namespace) -> int:
-    """`llmkeep audit reports`: those that are here, each with what it shows; one that does not verify is altered."""
+    """`llmkeep audit reports`: the reports on this host, with verdicts; one that does not verify is altered."""
     code = 0
     for path in sorted(PLACES.reports.glob("*.tar"), key=lambda path: path.name):
         try:
@@ -237,8 +240,8 @@ def show_list(_: argparse.Namespace) -> int:
 def differences(before: Report, after: Report) -> list[str]:
     """Lines on controls, checks and hosts that differ between two reports on the same standard."""
     if before.results["standard"]["id"] != after.results["standard"]["id"]:
-        raise LlmkeepError(f"one is on {before.results['standard']['id']}, the other on "
-                           f"{after.results['standard']['id']}: compare two on one standard")  # fmt: skip
+        raise LlmkeepError(f"one is on {before.results['standard']['id']}, the other on {after.results['standard']['id']}: "
+            "compare two reports on the same standard")  # fmt: skip
     lines = []
     for field in ("bundle_serial", "tree_revision", "inventory_sha256"):
         lines += _changed(field, before.results.get(field), after.results.get(field))
@@ -277,13 +280,17 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser = verbs.add_parser(
         "report", parents=[runs.whole_run(INVENTORY)], help="run all checks, and sign their results for a standard"
     )  # fmt: skip
-    parser.add_argument("--standard", required=True, help="a file of controls/, such as cis-debian13")
+    parser.add_argument("--standard", required=True, help="name of a file in controls/, such as cis-debian13")
     parser.add_argument("--out", type=Path, help="a folder for a copy that leaves this host")
-    parser.add_argument("--quiet", action="store_true", help="without Ansible's output")
+    parser.add_argument("--quiet", action="store_true", help="suppress Ansible's output")
     parser.set_defaults(run=make)
-    verbs.add_parser("reports", help="the reports made here, and their verdicts").set_defaults(run=show_list)
-    parser = verbs.add_parser("diff", help="changes between two reports")
+    verbs.add_parser("reports", help="list the reports made here, and their verdicts").set_defaults(
+        run=show_list
+    )
+    parser = verbs.add_parser("diff", help="print changes between two reports")
     parser.add_argument("before", type=Path, help="a file, or a name that `reports` lists")
     parser.add_argument("after", type=Path, help="likewise")
-    parser.add_argument("--verifier", help="the key of the record that signed them; default: this host's")
+    parser.add_argument(
+        "--verifier", help="verifier key of the record that signed them (default: this host's)"
+    )
     parser.set_defaults(run=diff)

@@ -1,7 +1,7 @@
 """Every run of a playbook from the control node leaves an intent before Ansible starts and an outcome after it.
 
-The record lies in /var/log/llmkeep-audit (see llmproof/chain.py). It is written where an estate is run from: with
-the bundle's tree, or beside a sealed seed. A developer's checkout elsewhere writes nothing.
+The record lies in /var/log/llmkeep-audit (see llmproof/chain.py). It is written on a control node: with the bundle's
+tree, or if there is a sealed seed. A developer's checkout elsewhere writes nothing.
 """
 
 import argparse
@@ -44,7 +44,7 @@ type Event = dict[str, object]
 
 
 class RecordError(LlmkeepError):
-    """The record cannot be written. The message says what is wrong and the way out."""
+    """The record cannot be written. The message says what is wrong and what to do."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def seed() -> bytes:
     if _given_seed().exists():
         return seed_of(_given_seed().read_text())
     if not SEALED_SEED.exists():
-        raise RecordError(f"{SEALED_SEED} is not there: make it with `llmkeep audit init`")
+        raise RecordError(f"{SEALED_SEED} does not exist: create it with `llmkeep audit init`")
     return seed_of(unseal(SEALED_SEED.read_bytes(), CREDENTIAL).decode())
 
 
@@ -91,7 +91,7 @@ def whole_run(inventory: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--unrecorded",
         metavar="REASON",
-        help="even if the audit record cannot be written; REASON goes to the journal",
+        help="run even if the audit record cannot be written; REASON goes to the journal",
     )
     none = {"limit": None, "tags": None, "skip_tags": None, "check": False, "diff": False}
     parser.set_defaults(**none, extra_vars=[], ansible=[])
@@ -115,8 +115,8 @@ def recorded(
         append({**event, "event.outcome": "unknown", "llmkeep.audit.phase": "intent"})
     except RecordError as error:
         if not given.unrecorded:
-            raise RecordError(f"{error}. A run without a record is refused; nothing was changed. Put that right, or give "
-                              "--unrecorded REASON, which the journal keeps") from error  # fmt: skip
+            raise RecordError(f"{error}. Runs without a record are refused; nothing was changed. Fix this, or give "
+                "--unrecorded REASON, which goes to the journal") from error  # fmt: skip
         shout(f"{who()} runs {playbook} WITHOUT AN AUDIT RECORD, reason: {given.unrecorded} ({error})")
     before = time.monotonic_ns()
     try:
@@ -132,24 +132,24 @@ def recorded(
         try:
             append({**event, **end})
         except RecordError as error:
-            shout(
-                f"{playbook} has run to its end (exit code {outcome.code}), which is not on record: {error}"
-            )
+            shout(f"{playbook} has finished (exit code {outcome.code}), but this is not on record: {error}")
             if not given.unrecorded:
-                raise RecordError(f"the run is done, its outcome is not on record: {error}") from error
+                raise RecordError(
+                    f"the run has finished, but its outcome is not on record: {error}"
+                ) from error
 
 
 def note(name: str, tree: Path, given: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Leave what a run FOUND for the control node's metrics, unless it was of some hosts or roles only, or a preview.
+    """Write a run's results (FOUND) for the metrics, unless it was limited to some hosts or roles, or a preview.
 
-    Words for Ansible may say so, too: of a run with any, nothing is left.
+    Arguments for Ansible may limit it too: a run with any writes nothing.
     """
     if is_kept(tree) and not (given.limit or given.tags or given.skip_tags or given.check or given.ansible):
         write(SERIAL.with_name(name), json.dumps(found).encode() + b"\n", 0o600)
 
 
 def described(tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace) -> Event:
-    """Who runs what, without secrets."""
+    """Description of a run and its operator, without secrets."""
     name = playbook.relative_to(tree.resolve()) if playbook.is_relative_to(tree.resolve()) else playbook
     event: Event = {
         "event.kind": "event",

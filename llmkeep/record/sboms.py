@@ -1,4 +1,4 @@
-"""Signed archives of what hosts had installed, as `llmkeep sbom make` leaves them on the control node."""
+"""Signed archives of installed software, written by `llmkeep sbom make` on the control node."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def named(places: Places, name: str | None) -> Path:
         path = Path(name) if Path(name).exists() else places.sboms / name
         if not path.exists():
             raise LlmkeepError(
-                f"there is no {name}, neither here nor in {places.sboms}: take one that `llmkeep sbom list` names"
+                f"there is no {name}, neither here nor in {places.sboms}: choose one from `llmkeep sbom list`"
             )
         return path
     if not (every := paths(places)):

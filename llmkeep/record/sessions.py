@@ -1,7 +1,7 @@
-"""Operators' sudo sessions, from the ledgers that hosts keep (role operators) into the control node's record.
+"""Copy operators' sudo sessions from the hosts' ledgers (role operators) into the control node's record.
 
-Of each host the last line that was taken is kept beside its heads. A ledger has to begin with it at each look, as its lines are
-chained: one that was rewritten or shortened is a finding.
+The last copied line of each host is kept beside its heads. Lines are chained, so a ledger must continue from that
+line: a rewritten or shortened ledger is a finding.
 """
 
 import base64
@@ -49,7 +49,7 @@ class Session:
     previous: str
 
     def event(self, host: str, line: str) -> Event:
-        """As the record has it; LINE: the hash of the ledger's line."""
+        """The session's event in the record; LINE: the hash of the ledger's line."""
         outcome = "unknown" if self.exit is None else "failure" if self.exit else "success"
         fields: Event = {
             "event.kind": "alert" if self.user == BREAKGLASS else "event",
@@ -87,7 +87,7 @@ def _is_number(field: object, most: int, least: int = 0) -> bool:
 
 
 def parsed(line: bytes) -> Session:
-    """A line that role operators could have written. ValueError for any other, with the name of a field at most."""
+    """A line that role operators could have written. ValueError for any other, naming at most a field."""
     if len(line) > LONGEST_LINE:
         raise ValueError("its length")
     try:
@@ -155,7 +155,7 @@ class Ledger:
             return parsed(last).number if (last := self.last()) else 0
         except ValueError as error:
             raise RecordError(
-                f"{self.path} is not what the witness wrote ({error}): look at the control node, then move the file away "
+                f"{self.path} was not written by the witness ({error}): examine the control node, then move the file away "
                 "and keep it"
             ) from error
 
@@ -165,10 +165,10 @@ class Ledger:
         write(self.path, line + b"\n", 0o600)
 
     def extension(self, answer: str) -> tuple[list[tuple[bytes, Session]], str]:
-        """The lines in ANSWER that extend what was taken, and why the others do not; empty where all do."""
+        """The lines in ANSWER that extend the copied ones, and why the others do not; empty if all do."""
         host, last, taken = self.folder.name, self.last(), self.number()
         way_out = (
-            f"Save {LEDGER.parent} on {host} and {self.path} before anything else; if {host} was set up anew, move "
+            f"Save {LEDGER.parent} on {host} and {self.path} before anything else; if {host} was reinstalled, move "
             f"{self.path} away and keep it"
         )
         words = answer.splitlines()  # a terminal on the way writes \r\n
@@ -176,9 +176,9 @@ class Ledger:
         try:
             new = [] if text == "none" else base64.b64decode(text, validate=True).split(b"\n")[:-1]
         except ValueError:
-            return [], f"{host} did not answer as a host does: its sessions are no ledger. {way_out}"
+            return [], f"{host} returned an invalid ledger of sessions. {way_out}"
         if last and new[:1] != [last]:
-            return [], f"the ledger of sessions on {host} has no line {taken} as it was taken. {way_out}"
+            return [], f"the ledger of sessions on {host} has no line {taken} as it was copied. {way_out}"
         good: list[tuple[bytes, Session]] = []
         for line in new[1:] if last else new:
             number = taken + len(good) + 1
@@ -187,7 +187,7 @@ class Ledger:
             except ValueError as error:
                 return (
                     good,
-                    f"line {number} of the ledger of sessions on {host} does not fit: {error}. {way_out}",
+                    f"line {number} of the ledger of sessions on {host} is invalid: {error}. {way_out}",
                 )
             before = good[-1][0] if good else last
             if before and (session.number, session.previous) != (number, hash_of(before)):
@@ -209,7 +209,7 @@ def numbers(place: Path) -> dict[str, int]:
 
 
 def collect(place: Path, answers: Mapping[str, str]) -> list[str]:
-    """Put new sessions of all hosts on record, at once and once only; returns what contradicts the lines taken before.
+    """Record new sessions of all hosts, all at once and only once; returns contradictions to lines copied before.
 
     PLACE: the witness's folder. RecordError, and then none is taken.
     """

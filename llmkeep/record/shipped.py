@@ -1,8 +1,9 @@
-"""`llmkeep audit shipped`: whether Elasticsearch's copy of the hosts' audit records is what the hosts signed.
+"""`llmkeep audit shipped`: verify that Elasticsearch's copy of the hosts' audit records is what the hosts signed.
 
-Each line came with its leaf of the record's Merkle tree (roles/filebeat/files/audit_ship.py). The heads are those that the
-witness keeps on this node, so neither a host nor Elasticsearch can choose them. A line that was withheld on its host, for a field
-that is not shipped, has its leaf only: that it is there and was not changed is proved, what it says is not.
+Each line came with its leaf of the record's Merkle tree (roles/filebeat/files/audit_ship.py). The heads are those
+that the witness keeps on this node, so neither a host nor Elasticsearch can choose them. A line that was withheld on
+its host, for a field that is not shipped, has only its leaf: this proves that it exists unchanged, but not its
+content.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ KEPT = timedelta(days=180)  # older logs Elasticsearch may have removed, by age 
 
 @dataclass(frozen=True)
 class Line:
-    """A record as it was shipped; `whole` is None where the host withheld it."""
+    """A shipped record; `whole` is None if the host withheld it."""
 
     sequence: int
     leaf: bytes
@@ -34,8 +35,10 @@ class Line:
 
 @dataclass
 class Shipped:
-    """`heads`: how many of the witness's heads fit the copy. `first`: 0 where there is none. `removed`: records up to it went by
-    declared retention, says a record. `notes`: what is as it should be, and has to be said."""
+    """`heads`: how many of the witness's heads match the copy. `first`: 0 if there is none.
+
+    `removed`: the last record removed by declared retention. `notes`: remarks that are not faults.
+    """
 
     first: int = 0
     last: int = 0
@@ -49,7 +52,7 @@ class Shipped:
 
 
 def line(document: dict[str, Any]) -> Line:
-    """A document's line. KeyError, ValueError or TypeError for what is none."""
+    """Parse a document's line. KeyError, ValueError or TypeError if it is invalid."""
     audit = document["llmkeep"]["audit"]
     whole = audit.get("record")
     return Line(
@@ -60,14 +63,14 @@ def line(document: dict[str, Any]) -> Line:
 
 
 def signed_before(heads: list[Head], moment: datetime) -> int:
-    """How many records there were then, at least: the largest of the heads that were signed until then."""
+    """The least number of records at that time: the size of the largest head signed until then."""
     return max(
         (head.size for head in heads if head.time and datetime.fromisoformat(head.time) < moment), default=0
     )
 
 
 def removed_up_to(whole: bytes) -> int:
-    """The last record that a declaration says was removed; 0 if it does not say so."""
+    """The last record that a declaration lists as removed; 0 if it lists none."""
     try:
         return int(json.loads(whole).get(retention.LAST, 0))
     except (ValueError, TypeError, AttributeError, OverflowError):
@@ -86,7 +89,7 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
                 copy.duplicates += 1
             else:
                 copy.findings.append(
-                    f"record {each.sequence} is there twice, and not the same: one was forged"
+                    f"record {each.sequence} exists twice with different content: one was forged"
                 )
             continue
         if not copy.records:
@@ -101,7 +104,7 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
             previous = ""
         else:
             if hashlib.sha256(b"\0" + each.whole).digest() != each.leaf:
-                copy.findings.append(f"record {each.sequence} does not fit its leaf: it was changed")
+                copy.findings.append(f"record {each.sequence} does not match its leaf: it was changed")
             elif wrong := problem(each.whole, each.sequence, previous or named_previous(each.whole)):
                 copy.findings.append(f"record {each.sequence}: {wrong}")
             previous = hashlib.sha256(each.whole).hexdigest()
@@ -117,7 +120,8 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
                 copy.heads += 1
             else:
                 copy.findings.append(
-                    f"the witness's head over the first {tree.size} records does not fit: one of them is not what was signed"
+                    f"the witness's head over the first {tree.size} records does not match: one of them differs from what "
+                    "was signed"
                 )
                 tree = None
     expired = signed_before(heads, now - KEPT)
@@ -129,8 +133,8 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
         )
     elif copy.first - 1 > copy.removed:
         copy.notes.append(
-            f"records {copy.removed + 1} to {copy.first - 1} are not there: they were signed more than {KEPT.days} days ago, "
-            "so Elasticsearch may have removed them. The host has its own"
+            f"records {copy.removed + 1} to {copy.first - 1} are absent: they were signed more than {KEPT.days} days ago, "
+            "so Elasticsearch may have removed them. The host has its own copy"
         )
     last = copy.last if copy.records else expired
     due = signed_before(heads, now - LATE)
@@ -142,7 +146,7 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
 
 
 def kept_heads(notes: bytes, verifier: str) -> list[Head]:
-    """The heads in the witness's file; LlmkeepError where one is not the host's."""
+    """The heads in the witness's file; LlmkeepError if one is not the host's."""
     try:
         key = Verifier(verifier)
         heads = [key.open(note) for note in split(notes)[0]]
@@ -151,12 +155,12 @@ def kept_heads(notes: bytes, verifier: str) -> list[Head]:
         return heads
     except (HeadError, ValueError) as error:
         raise LlmkeepError(
-            f"the witness's copy does not hold ({error}): see `llmkeep audit findings`"
+            f"the witness's copy is invalid ({error}): see `llmkeep audit findings`"
         ) from error
 
 
 def copied(client: Any, namespace: str, unread: list[str]) -> Iterator[Line]:
-    """What Elasticsearch has of a host's record, by sequence number; UNREAD gets what is no line."""
+    """Elasticsearch's copy of a host's record, by sequence number; UNREAD collects invalid lines."""
     filters = [
         {"term": {"event.action": "audit_shipped"}},
         {"term": {"service.name": "llmkeep-audit-ship.service"}},
@@ -165,7 +169,7 @@ def copied(client: Any, namespace: str, unread: list[str]) -> Iterator[Line]:
         try:
             yield line(document)
         except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            unread.append(f"a line of the record is none ({error!r}): {json.dumps(document)[:300]}")
+            unread.append(f"a line of the record is invalid ({error!r}): {json.dumps(document)[:300]}")
 
 
 def of_host(client: Any, host: str, notes: bytes, verifier: str) -> Shipped:

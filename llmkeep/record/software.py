@@ -1,4 +1,4 @@
-"""A run that reads what hosts have installed, on record, and the scan of their answers."""
+"""A recorded run that reads the hosts' installed software, and the scan of their answers."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -20,22 +20,22 @@ MOST_BYTES = 16 << 20  # of one host
 
 
 def read(tree: Path, inventories: list[Path], arguments: argparse.Namespace) -> dict[str, str | None]:
-    """What each host printed; None of one that did not answer. Raises LlmkeepError where no host was asked."""
+    """Output of each host; None if it did not answer. Raises LlmkeepError if no host was asked."""
     playbook = (tree / "playbooks/vulnerabilities.yml").resolve()
     words = ["--limit", arguments.limit] if arguments.limit else []
     action: runs.Event = {"event.action": "cve", "event.type": ["info"]}
     with runs.recorded(tree, playbook, inventories, arguments, action) as outcome:
-        outcome.code, heard = play(
+        outcome.code, results = play(
             playbook, inventories, words, quiet=True, asked=frozenset({PRINTED}), most_bytes=MOST_BYTES
         )
-        outcome.hosts = heard.hosts
+        outcome.hosts = results.hosts
     if outcome.code == 130:
         raise KeyboardInterrupt
-    if not heard.hosts:
-        listed = "\n".join(f"- {each}" for each in heard.failures or heard.complaints)
-        raise LlmkeepError(f"no host was asked:\n{listed}\nPut that right, and run it again")
-    names = [str(each["host.name"]) for each in heard.hosts]
-    return {name: heard.said.get((PRINTED, name)) for name in names}
+    if not results.hosts:
+        listed = "\n".join(f"- {each}" for each in results.failures or results.complaints)
+        raise LlmkeepError(f"no host was asked:\n{listed}\nFix this, and run it again")
+    names = [str(each["host.name"]) for each in results.hosts]
+    return {name: results.outputs.get((PRINTED, name)) for name in names}
 
 
 def scan(
@@ -47,10 +47,10 @@ def scan(
 
 
 def plan(tree: Path, inventories: list[Path], arguments: argparse.Namespace) -> Iterator[str]:
-    """Lines on what newer Debian packages of the bundle in use close, host by host."""
+    """Lines on the vulnerabilities that newer Debian packages of the bundle in use fix, host by host."""
     bundle = PLACES.bundles / "current"
     if not (bundle / manifest.NAME).exists():
-        yield f"which vulnerabilities that closes is not known: there is no bundle at {bundle}"
+        yield f"it is unknown which vulnerabilities that fixes: there is no bundle at {bundle}"
         return
     document = scan(tree, inventories, arguments, bundle, database.DAYS, PLACES.waivers)
     fixes.close(document, bundle, bundle, datetime.now(UTC))
@@ -64,4 +64,4 @@ def _closes(host: Mapping[str, Any]) -> str:
     unknown = len(host["unknown"]) + sum(map(estate.is_unknown, host["findings"]))
     names = f": {', '.join(closed)}" if closed else ""
     known = f"; {unknown} unknown, see `llmkeep cve`" if unknown else ""
-    return f"its packages close {len(closed)} of {len(debian)} open vulnerabilities{names}{known}"
+    return f"its packages fix {len(closed)} of {len(debian)} open vulnerabilities{names}{known}"

@@ -1,12 +1,12 @@
 """`llmkeep usage`: tokens by tenant, model and day, summed from copies of the hosts' audit records.
 
-Each record is verified first: chain and signed heads, by the key and against the heads that the witness keeps on this node.
-Only records under a signed head count. A request, failed ones included, counts on the day (UTC) on which it ended, an answer
-from the cache like any other; copies that shadow mode made do not count. With -i there is a cost, where the inventory has
-`prices: {MODEL: {input: 0.5, output: 1.5, currency: EUR}}`, per million tokens.
+Each record is verified first: chain and signed heads, with the key and the heads that the witness keeps on this node.
+Only records under a signed head count. A request, failed ones included, counts on the day (UTC) on which it ended,
+answers from the cache included; copies made by shadow mode do not count. With -i there is a cost, where the inventory
+has `prices: {MODEL: {input: 0.5, output: 1.5, currency: EUR}}`, per million tokens.
 
-Exit codes: 0 all hosts' records cover the days; 1 refused; 2 wrong usage; 3 a record does not verify, and nothing was summed;
-4 summed, and a host's record is missing or does not cover the days: they are named.
+Exit codes: 0 all hosts' records cover the days; 1 refused; 2 wrong usage; 3 a record does not verify, and nothing was
+summed; 4 summed, and a host's record is missing or does not cover the days: they are named.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MILLION = 1_000_000
 
 @dataclass
 class Sums:
-    """Of one row."""
+    """The sums of one row."""
 
     requests: int = 0
     input_tokens: int = 0
@@ -73,7 +73,7 @@ class Ledger:
     last: str = ""
 
     def add(self, record: dict[str, object]) -> None:
-        """Count one verified record; LlmkeepError for tokens that are no number."""
+        """Count one verified record; LlmkeepError for tokens that are not a number."""
         self.records += 1
         self.last = str(record["@timestamp"])
         self.first = self.first or self.last
@@ -99,8 +99,8 @@ class Ledger:
         value = record.get(name, 0)
         if not isinstance(value, int):
             raise LlmkeepError(
-                f"{self.host}: record {record['event.sequence']} has {name} {value!r}, which is no number: the gateway did "
-                "not write that, look at the host"
+                f"{self.host}: record {record['event.sequence']} has {name} {value!r}, which is not a number: the gateway "
+                "did not write that, examine the host"
             )
         return value
 
@@ -111,7 +111,7 @@ class Ledger:
 
 
 def complete_heads(folder: Path) -> bytes:
-    """All heads in a folder but a torn one."""
+    """All complete heads in a folder."""
     return b"".join(note + b"\n" for note in heads.read(folder / heads.NAME)[0])
 
 
@@ -127,8 +127,8 @@ def read(folder: Path, notes: Path, ledger: Ledger) -> int:
     if not (here.startswith(there) or there.startswith(here)):
         raise Refused(
             ALTERED,
-            f"{folder / heads.NAME}: its heads are not those that the witness keeps of {ledger.host} in {notes}: one of the two "
-            "was changed. Nothing was summed; save both, and look at that host (docs/audit/audit-record.md)",
+            f"{folder / heads.NAME}: its heads differ from those that the witness keeps of {ledger.host} in {notes}: one of "
+            "the two was changed. Nothing was summed; save both, and examine that host (docs/audit/audit-record.md)",
         )
     try:
         report = verify(folder, Verifier((notes / "verifier").read_text()), each=ledger.add)
@@ -139,14 +139,14 @@ def read(folder: Path, notes: Path, ledger: Ledger) -> int:
         more = f"\n… and {report.altered - QUOTED} more" if report.altered > QUOTED else ""
         raise Refused(
             ALTERED,
-            f"the record of {ledger.host} does not verify, so nothing was summed:\n{findings}{more}\nCopy it again: a copy that "
-            "was cut off looks like this, too. If it stays, save the evidence (docs/audit/audit-record.md)",
+            f"the record of {ledger.host} does not verify, so nothing was summed:\n{findings}{more}\nCopy it again: a "
+            "truncated copy looks like this too. If the error remains, save the evidence (docs/audit/audit-record.md)",
         )
     return report.removed
 
 
 def witnessed() -> dict[str, Path]:
-    """The witness's folder of each host and replica, by the key that signs its record; LlmkeepError where it has none."""
+    """The witness's folder of each host and replica, by the key that signs its record; LlmkeepError if there is none."""
     places = (witness.KEPT, witness.KEPT_OF_PODS)
     by_key = {path.read_text().strip(): path.parent for place in places for path in place.glob("*/verifier")}
     if not by_key:
@@ -158,24 +158,24 @@ def witnessed() -> dict[str, Path]:
 
 
 def of_hosts(folders: Iterable[Path], by_key: dict[str, Path]) -> dict[str, tuple[Path, Path]]:
-    """By host, the copy of its record and the witness's folder; LlmkeepError for what is no record of a known host."""
+    """By host, the copy of its record and the witness's folder; LlmkeepError for anything but a record of a known host."""
     names = ", ".join(sorted(notes.name for notes in by_key.values()))
     copies: dict[str, tuple[Path, Path]] = {}
     for folder in folders:
         path = folder / "verifier"
         if not path.exists():
             raise LlmkeepError(
-                f"{folder} is no copy of a record, it has no file `verifier`: give a copy of {witness.RECORD}"
+                f"{folder} is not a copy of a record, it has no file `verifier`: give a copy of {witness.RECORD}"
             )
         key = path.read_text(errors="replace").strip()
         if key not in by_key:
             raise LlmkeepError(
-                f"{folder} is signed by {key[:120]}, and the witness knows {names}: give the records of this estate's hosts; "
-                "a new host is known after the next `llmkeep audit collect`"
+                f"{folder} is signed by {key[:120]}, but the witness knows only {names}: give the records of this estate's "
+                "hosts; a new host is known after the next `llmkeep audit collect`"
             )
         if by_key[key].name in copies:
             raise LlmkeepError(
-                f"{folder} and {copies[by_key[key].name][0]} are two records of {by_key[key].name}: give one"
+                f"{folder} and {copies[by_key[key].name][0]} are both records of {by_key[key].name}: give one"
             )
         copies[by_key[key].name] = folder, by_key[key]
     if not copies:
@@ -190,13 +190,13 @@ def of_hosts(folders: Iterable[Path], by_key: dict[str, Path]) -> dict[str, tupl
 
 @dataclass(frozen=True)
 class Prices:
-    """Of a million tokens, by model: input and output."""
+    """Prices per million tokens by model, for input and output."""
 
     currency: str
     of_model: dict[str, tuple[Decimal, Decimal]]
 
     def cost(self, parts: dict[str, Sums]) -> Decimal | None:
-        """Of a row's models; None where one of them has tokens and no price."""
+        """The cost of a row's models; None if one of them has tokens but no price."""
         if self.unpriced(parts):
             return None
         zero = (Decimal(0), Decimal(0))
@@ -217,9 +217,7 @@ def prices(hostvars: dict[str, dict[str, Any]]) -> Prices | None:
     if not lists:
         return None
     if any(each != lists[0] for each in lists) or not isinstance(lists[0], dict):
-        raise LlmkeepError(
-            "`prices` of the inventory is not one list by model: set it once, in the group all"
-        )
+        raise LlmkeepError("`prices` of the inventory differs between hosts: set it once, in the group all")
     of_model, currencies = {}, set()
     for model, price in lists[0].items():
         numbers = [price.get("input"), price.get("output")] if isinstance(price, dict) else []
@@ -230,12 +228,12 @@ def prices(hostvars: dict[str, dict[str, Any]]) -> Prices | None:
         ]
         if len(amounts) != 2:
             raise LlmkeepError(
-                f"prices of {model} are {price!r}: write {{input: 0.5, output: 1.5, currency: EUR}}, for a million tokens"
+                f"prices of {model} are {price!r}: write {{input: 0.5, output: 1.5, currency: EUR}}, per million tokens"
             )
         of_model[str(model)] = amounts[0], amounts[1]
         currencies.add(str(price.get("currency")))
     if len(currencies) > 1:
-        raise LlmkeepError(f"prices are in {', '.join(sorted(currencies))}: a list has one currency")
+        raise LlmkeepError(f"prices are in {', '.join(sorted(currencies))}: use one currency")
     return Prices(currencies.pop() if currencies else "", of_model)
 
 
@@ -244,7 +242,7 @@ def lacking(host: str, folder: Path, ledger: Ledger, removed: int) -> str:
     if not ledger.records:
         return f"{host}: there is no signed record in {folder}"
     if ledger.last[:10] <= ledger.until:
-        return f"{host}: its signed record ends at {ledger.last}; what came later on these days is not in the sums"
+        return f"{host}: its signed record ends at {ledger.last}; later requests on these days are not in the sums"
     if removed and ledger.first[:10] >= ledger.since:
         return f"{host}: retention removed a part of its record: it begins at {ledger.first}"
     return ""
@@ -286,9 +284,7 @@ def row(values: Key, parts: dict[str, Sums], priced: Prices | None) -> Row:
 
 def _usage(arguments: argparse.Namespace) -> int:
     if arguments.until < arguments.since:
-        raise LlmkeepError(
-            f"--to {arguments.until} is before {arguments.since}: give the days in their order"
-        )
+        raise LlmkeepError(f"--to {arguments.until} is before {arguments.since}: swap the two")
     by_key = witnessed()
     expected, priced = {place.name for place in by_key.values()}, None
     if arguments.inventory:
@@ -305,8 +301,8 @@ def _usage(arguments: argparse.Namespace) -> int:
             parts[tuple(values)][model].add(sums)
         hosts[host] = {"record": str(folder), "records": ledger.records, "ends": ledger.last or None}
         if ledger.pending:
-            notes.append(f"{host}: {ledger.pending} requests have no outcome and are not counted: a process was killed, "
-                         "or they were being answered")  # fmt: skip
+            notes.append(f"{host}: {ledger.pending} requests have no outcome and are not counted: a process was killed, or "
+                "they were in progress")  # fmt: skip
         if reason := lacking(host, folder, ledger, removed):
             incomplete.append(reason)
     incomplete += [f"{host}: no record of it was given" for host in sorted(expected - hosts.keys())]
@@ -315,7 +311,7 @@ def _usage(arguments: argparse.Namespace) -> int:
         for model, sums in models.items():
             whole[model].add(sums)
     if priced and (unpriced := priced.unpriced(whole)):
-        notes.append(f"no price is listed for {', '.join(sorted(unpriced))}: what used it has no cost here")
+        notes.append(f"no price is listed for {', '.join(sorted(unpriced))}: rows with it have no cost")
     rows = [row(values, models, priced) for values, models in sorted(parts.items())]
     _print(arguments, rows, row(("total",) + ("",) * (len(arguments.by) - 1), whole, priced), priced,
            {"hosts": hosts, "incomplete": incomplete, "notes": notes})  # fmt: skip
@@ -357,14 +353,14 @@ def day(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no day: write one such as 2026-11-01") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day: write one such as 2026-11-01") from None
 
 
 def dimensions(text: str) -> list[str]:
     """Names of columns, separated by commas."""
     for name in text.split(","):
         if name not in NAMES:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(NAMES)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(NAMES)}")
     return list(dict.fromkeys(text.split(",")))
 
 
@@ -399,7 +395,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="extend",
         default=[],
         metavar="FOLDER",
-        help=f"copies of the hosts' {witness.RECORD}; without one it says how to make them",
+        help=f"copies of the hosts' {witness.RECORD}; without any, prints how to make them",
     )
     parser.add_argument(
         "-i", "--inventory", action="append", help="for prices and the hosts in [serve]; may be repeated"

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from llmkeep.playbooks import Heard, play
+from llmkeep.playbooks import RunResults, play
 from llmkeep.record import runs
 
 
@@ -15,20 +15,21 @@ def run(
     words: list[str],
     report: Path,
     quiet: bool = False,
-) -> tuple[int, Heard]:
-    """Run playbooks/verify.yml with WORDS for Ansible; returns its exit code and what was heard.
+) -> tuple[int, RunResults]:
+    """Run playbooks/verify.yml with WORDS for Ansible; returns its exit code and results.
 
-    REPORT is written where the checks were run to their end, and is not there otherwise.
+    REPORT is written if the checks completed, and does not exist otherwise.
+
     """
     report.unlink(missing_ok=True)
     playbook = tree / "playbooks/verify.yml"
     words = [*words, "--extra-vars", json.dumps({"verify_report": str(report)})]
     with runs.recorded(tree, playbook.resolve(), inventories, arguments) as outcome:
-        code, heard = play(playbook, inventories, words, quiet=quiet)
-        outcome.code, outcome.hosts = code, heard.hosts
+        code, results = play(playbook, inventories, words, quiet=quiet)
+        outcome.code, outcome.hosts = code, results.hosts
         if report.exists():
             document = json.loads(report.read_text())
             outcome.not_enforceable = document.get("not_enforceable", [])
             outcome.accepted = document.get("accepted", [])
             runs.note(runs.VERIFIED, tree, arguments, document)
-    return code, heard
+    return code, results

@@ -1,6 +1,6 @@
-"""The witness: signed heads of hosts' and replicas' records, kept where those cannot write, and ours on one of the hosts.
+"""The witness: copies of signed heads of hosts' and replicas' records, out of their reach, and ours on a host.
 
-Heads that are kept are never dropped: new heads are accepted only if they extend them. A host that rewrites its record,
+Kept heads are never dropped: new heads are accepted only if they extend them. A host that rewrites its record,
 even with its own key, cannot take back the heads kept here: `llm-audit verify --heads` compares its record with them.
 """
 
@@ -49,7 +49,7 @@ READ, COMPARE = "Read the heads that are new", "Compare the copy of the control 
 
 
 class Altered(Exception):
-    """A record or its heads were altered. The message says whose and how."""
+    """A record or its heads were altered. The message names the host and the alteration."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Kept:
         return hashlib.sha256(b"".join(lines)).hexdigest()
 
     def seen(self) -> bytes:
-        """The longest head or tip that was seen of the record, with the time now, as `Head.text` writes it; or empty."""
+        """The longest head or tip seen of the record, with the present time, in the format of `Head.text`; or empty."""
         known = heads.tips(self.folder / heads.TIPS)
         if last := self.end()[1]:
             known.append(heads.stated(last.partition(b"\n\n")[0] + b"\n")[1])
@@ -125,22 +125,22 @@ class Kept:
 
         """
         host, known, (kept, last) = self.folder.name, self.folder / "verifier", self.end()
-        way_out = f"Look at {host} before anything else; what was kept is in {self.folder} and stays"
+        way_out = f"Examine {host} before anything else; the kept heads stay in {self.folder}"
         before = known.read_text().strip() if known.exists() else ""
-        set_up_anew = f"if {host} was set up anew, move that folder away and keep it"
+        set_up_anew = f"if {host} was reinstalled, move that folder away and keep it"
         try:
             key = Verifier(verifier)
         except HeadError:  # its message quotes the host, as those below do
             if before:
                 raise Altered(
-                    f"{host} has no verifier any more, before {before}. {way_out}; {set_up_anew}"
+                    f"{host} lost its verifier, formerly {before}. {way_out}; {set_up_anew}"
                 ) from None
             raise Altered(
-                f"{host} did not answer as a host does: it names no verifier. Look at that host"
+                f"{host} returned an invalid answer without a verifier. Examine that host"
             ) from None
         signer = pods.one_line(key.text)
         if before and before != key.text:
-            raise Altered(f"{host} now signs as {signer}, before as {before}. {way_out}; {set_up_anew}")
+            raise Altered(f"{host} now signs as {signer}, formerly as {before}. {way_out}; {set_up_anew}")
         if prefix != self.digest():
             raise Altered(f"the heads on {host} do not begin with the {kept} bytes kept here: one is missing or "
                           f"changed. {way_out}")  # fmt: skip
@@ -151,11 +151,11 @@ class Kept:
                 head = key.open(note)
                 if head.size <= size:
                     raise Altered(
-                        f"a new head on {host} is over {head.size} records, the one before over {size}. {way_out}"
+                        f"a new head on {host} covers {head.size} records, the previous one {size}. {way_out}"
                     )
                 size = head.size
         except HeadError:
-            raise Altered(f"a new head on {host} is not one that {signer} signed. {way_out}") from None
+            raise Altered(f"a new head on {host} was not signed by {signer}. {way_out}") from None
         if not before:
             write(known, f"{key.text}\n".encode(), 0o444)
         if notes:
@@ -166,9 +166,8 @@ class Kept:
 def collect(inventories: list[str], clusters: Path | None = None) -> int:
     """Collect new heads from every serving host and every replica in CLUSTERS, and give ours to the first other host.
 
-    Returns 1 if nothing was learnt of one, else 0. Raises Altered, after all were checked, while a finding is not
-    acknowledged, whether this look has it or an earlier one; each is put on record once. RecordError.
-
+    Returns 1 if a record could not be read, else 0. Raises Altered, after all were checked, while any finding is not
+    acknowledged; each finding is put on record once. RecordError.
     """
     root = source_tree.located()
     places = [playbooks.inventory_path(place, root) for place in inventories]
@@ -177,8 +176,8 @@ def collect(inventories: list[str], clusters: Path | None = None) -> int:
     with alone():
         known = findings.load(KEPT) or Findings()
         altered: list[str] = []
-        heard, said = _of_hosts(places)
-        unheard = _by_source(heard.failures)
+        results, said = _of_hosts(places)
+        unheard = _by_source(results.failures)
         try:
             said += _of_replicas(pods.replicas(clusters))
         except RecordError as error:
@@ -191,13 +190,13 @@ def collect(inventories: list[str], clusters: Path | None = None) -> int:
                 altered.append(str(error))
         try:
             altered += sessions.collect(
-                KEPT, {host: said for (task, host), said in heard.said.items() if task == sessions.READ}
+                KEPT, {host: said for (task, host), said in results.outputs.items() if task == sessions.READ}
             )
         except RecordError as error:
             unheard["sessions"] = str(error)
-        compared = [(host, said) for (task, host), said in heard.said.items() if task == COMPARE]
+        compared = [(host, said) for (task, host), said in results.outputs.items() if task == COMPARE]
         try:
-            if compared or len(heard.hosts) > 1:
+            if compared or len(results.hosts) > 1:
                 unheard |= _give(places, compared)
             else:
                 print(
@@ -224,20 +223,20 @@ def _all_kept(place: Path) -> tuple[dict[str, int], dict[str, bytes]]:
     return lengths, {name: text for name, each in kept.items() if (text := each.seen())}
 
 
-def _of_hosts(places: list[Path]) -> tuple[playbooks.Heard, list[tuple[Path, str | pods.Unheard]]]:
-    """All that hosts said, and of it, by the folder of its copy, what each said of its record."""
+def _of_hosts(places: list[Path]) -> tuple[playbooks.RunResults, list[tuple[Path, str | pods.Unheard]]]:
+    """The results of all hosts, and each host's report on its record by the folder of its copy."""
     lengths, seen = _all_kept(KEPT)
     encoded = {host: base64.b64encode(text).decode() for host, text in seen.items()}
-    heard = _play(
+    results = _play(
         places,
         "read",
         {"witness_kept": lengths, "witness_seen_head": encoded, "witness_sessions": sessions.numbers(KEPT)},
     )
-    return heard, [(KEPT / host, said) for (task, host), said in heard.said.items() if task == READ]
+    return results, [(KEPT / host, said) for (task, host), said in results.outputs.items() if task == READ]
 
 
 def _of_replicas(replicas: list[pods.Replica]) -> Iterator[tuple[Path, str | pods.Unheard]]:
-    """By the folder of its copy, what each replica said of its record."""
+    """Each replica's report on its record, by the folder of its copy."""
     for name, said in pods.ask(replicas, *_all_kept(KEPT_OF_PODS)):
         yield KEPT_OF_PODS / name, said
 
@@ -259,7 +258,7 @@ def acknowledge(number: str, reason: str) -> str:
     return found.what
 
 
-def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playbooks.Heard:
+def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playbooks.RunResults:
     settings = {
         "witness_user": USER,
         "witness_seconds": SECONDS,
@@ -274,7 +273,7 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
     ) as file:  # one argument has 128 KiB at most, 700 hosts
         json.dump(settings | variables, file)
         file.flush()
-        code, heard = playbooks.play(
+        code, results = playbooks.play(
             source_tree.located() / "playbooks/witness.yml",
             places,
             ["--tags", tag, "--extra-vars", f"@{file.name}"],
@@ -282,9 +281,11 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
             asked=frozenset({READ, COMPARE, sessions.READ}),
             most_bytes=MOST_BYTES,
         )
-    if code and not heard.failures:
-        heard.failures.append("the hosts could not be asked: run playbooks/witness.yml by hand to see why")
-    return heard
+    if code and not results.failures:
+        results.failures.append(
+            "the hosts could not be queried: run playbooks/witness.yml by hand to see why"
+        )
+    return results
 
 
 def _by_source(failures: list[str]) -> dict[str, str]:
@@ -293,7 +294,7 @@ def _by_source(failures: list[str]) -> dict[str, str]:
 
 
 def _keep(folder: Path, said: str | pods.Unheard) -> str:
-    """One answer: verifier, hash of what is kept here, what is new, its tip. Returns why nothing was learnt, or ""."""
+    """Process one answer: verifier, hash of the kept heads, new heads, tip. Returns why it could not be used, or ""."""
     if isinstance(said, pods.Unheard):
         return str(said)
     lines = said.splitlines()  # a terminal on the way writes \r\n
@@ -301,7 +302,10 @@ def _keep(folder: Path, said: str | pods.Unheard) -> str:
     verifier, prefix, new, tip = (*answer, "", "", "", "")[:4]
     host = folder.name
     if verifier == "shut":
-        return f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
+        return (
+            f"the volume with the audit record of {host} is locked, so the record cannot be read: examine that host if "
+            "this persists"
+        )
     if verifier == "none" and not (folder / "verifier").exists():
         return f"{host} keeps no audit record: is llm-audit running there?"
     try:
@@ -311,9 +315,7 @@ def _keep(folder: Path, said: str | pods.Unheard) -> str:
         if tip_of_it:
             Kept(folder).see(tip_of_it)
     except ValueError:  # its message quotes the host
-        raise Altered(
-            f"{host} did not answer as a host does: its heads or its tip are none. Look at that host"
-        ) from None
+        raise Altered(f"{host} returned invalid heads or an invalid tip. Examine that host") from None
     return ""
 
 
@@ -326,10 +328,13 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
     own = record.FOLDER / heads.NAME
     if not own.exists():
         return {
-            "this node": f"there are no heads in {record.FOLDER} to give to another host: make a record with `llmkeep audit init`"
+            "this node": f"there are no heads in {record.FOLDER} to copy to another host: create a record with `llmkeep "
+            "audit init`"
         }
     if not compared:
-        return {"this node": "no other host keeps this node's heads: there is none, or it did not answer"}
+        return {
+            "this node": "no other host keeps this node's heads: there is no other host, or it did not answer"
+        }
     ours, ((host, said), *_) = own.read_bytes(), compared
     size, prefix = ("", "", *said.split())[-2:]  # a shell may print something before
     if (
@@ -338,15 +343,15 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
         or int(size) > len(ours)
     ):
         raise Altered(
-            f"{host} holds other heads of this node in {COPY} than the first ones of {own}: one of the two was changed, "
-            f"or this node was restored from a backup older than those. Nothing was copied; look at both, then move "
-            f"{host}'s to a place that stays"
+            f"{host} holds other heads of this node in {COPY} than the beginning of {own}: one of the two was changed, "
+            "or this node was restored from a backup older than those. Nothing was copied; examine both, then move "
+            f"{host}'s copy away and keep it"
         )
     return {} if int(size) == len(ours) else _by_source(_play(places, "give", {}).failures)
 
 
 def _on_record(known: Findings) -> None:
-    """Record new findings; one that cannot be recorded is tried again by the next run."""
+    """Record new findings; the next run retries any that cannot be recorded."""
     new = [each for each in known.altered.values() if not each.recorded]
     if not new:
         return
@@ -363,12 +368,12 @@ def _on_record(known: Findings) -> None:
 
 @contextmanager
 def alone(wait: bool = False) -> Iterator[None]:
-    """Hold what the witness keeps; RecordError while another one looks, unless WAIT."""
+    """Lock the witness's folder; RecordError while another run holds it, unless WAIT."""
     descriptor = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     except BlockingIOError as error:
-        raise RecordError("another `llmkeep audit collect` is at work: wait for it") from error
+        raise RecordError("another `llmkeep audit collect` is running: wait until it has finished") from error
     finally:
         os.close(descriptor)

@@ -1,1 +1,1 @@
-"""What bundles and hosts have: software bills of materials."""
+"""Software bills of materials of bundles and hosts."""

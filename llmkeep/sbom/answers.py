@@ -1,4 +1,4 @@
-"""What a host says that it has installed, taken as untrusted: it is checked, escaped and bounded before anything reads it."""
+"""A host's list of installed software. It is untrusted: checked, escaped and bounded before anything uses it."""
 
 import json
 import re
@@ -17,7 +17,7 @@ WIDTHS = {"packages": 5, "python": 5, "programs": 2, "scripts": 2, "models": 2, 
 
 @dataclass(frozen=True)
 class Package:
-    """One of Debian's, with its source package."""
+    """A Debian package, with its source package."""
 
     name: str
     version: str
@@ -28,9 +28,10 @@ class Package:
 
 @dataclass(frozen=True)
 class Distribution:
-    """One of Python's. `record`: SHA-256 of what its record shares with the wheel's, empty where it has none.
+    """A Python distribution.
 
-    `package`: of Debian, whose wheel it was unpacked from.
+    `record`: SHA-256 of the part of its record shared with the wheel's, empty if it has none. `package`: the Debian
+    package from whose wheel it was unpacked.
     """
 
     name: str
@@ -42,9 +43,9 @@ class Distribution:
 
 @dataclass(frozen=True)
 class File:
-    """A program, a script or a kernel module; or a model, by the SHA-256 of its sums, empty where it has none.
+    """A program, a script or a kernel module; or a model, by the SHA-256 of its checksums, empty if it has none.
 
-    `package`: what a kernel module was built from.
+    `package`: the source of a kernel module.
     """
 
     path: str
@@ -54,7 +55,7 @@ class File:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one host has; `skipped`: what was not searched."""
+    """One host's software; `skipped`: places that were not searched."""
 
     packages: list[Package]
     python: list[Distribution]
@@ -67,7 +68,7 @@ class Answer:
 
 
 def read(text: str) -> Answer:
-    """The answer that module installed_components printed; ValueError for anything else."""
+    """Parse the output of module installed_components; ValueError for anything else."""
     try:
         document = json.loads(text)
         rows = {name: _rows(document[name], width) for name, width in WIDTHS.items()}
@@ -81,9 +82,9 @@ def read(text: str) -> Answer:
             (PACKAGE, each.source), (VERSION, each.source_version),
         ):  # fmt: skip
             if not pattern.fullmatch(value):
-                raise ValueError(f"{value!r:.120} is none of dpkg's names and versions")
+                raise ValueError(f"{value!r:.120} is not a name or version of dpkg")
     if not packages:
-        raise ValueError("it has no package, by its dpkg")
+        raise ValueError("it has no package according to dpkg")
     files = {
         name: [_file(*row) for row in rows[name]] for name in ("programs", "scripts", "models", "modules")
     }
@@ -100,16 +101,16 @@ def _file(path: str, sha256: str, package: str = "") -> File:
 
 def _digest(text: str) -> str:
     if text and not SHA256.fullmatch(text):
-        raise ValueError(f"{text!r:.120} is no SHA-256")
+        raise ValueError(f"{text!r:.120} is not a SHA-256")
     return text
 
 
 def _rows(value: Any, width: int) -> list[list[str]]:
     if not isinstance(value, list) or len(value) > MOST:
-        raise ValueError(f"{type(value).__name__} where at most {MOST} rows belong")
+        raise ValueError(f"{type(value).__name__} instead of at most {MOST} rows")
     rows = [_texts(row) for row in value]
     if any(len(row) != width for row in rows):
-        raise ValueError(f"a row has not {width} fields")
+        raise ValueError(f"a row does not have {width} fields")
     return rows
 
 
@@ -117,7 +118,7 @@ def _texts(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(
         isinstance(each, str) and len(each) <= LONGEST for each in value
     ):
-        raise ValueError(f"{value!r:.120} where texts of at most {LONGEST} characters belong")
+        raise ValueError(f"{value!r:.120} instead of text of at most {LONGEST} characters")
     return [plain(each) for each in value]
 
 

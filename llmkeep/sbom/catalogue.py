@@ -1,4 +1,4 @@
-"""What the estate's bundles and releases have, by what is found on hosts."""
+"""Contents of the estate's bundles and releases, looked up by components found on hosts."""
 
 import hashlib
 import zipfile
@@ -32,7 +32,7 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Carried:
-    """A file, or a model, of a carrier."""
+    """A carrier's file or model."""
 
     origin: str
     entry: Entry
@@ -41,7 +41,7 @@ class Carried:
 
 @dataclass
 class Catalogue:
-    """Carriers, the bundle in use first: of what several have, it is named."""
+    """Carriers, with the bundle in use first: it is preferred for content that several carriers have."""
 
     carriers: list[Carrier]
     packages: dict[tuple[str, str, str], Carried] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Catalogue:
         return lock.load(self.current.folder / "tree").roles if self.current else {}
 
     def record(self, wheel: Carried) -> str:
-        """What `wheel_digest` of module_utils.bundle.components is of a wheel; empty for a file that is none."""
+        """The `wheel_digest` (module_utils.bundle.components) of a wheel; empty if the file is not a wheel."""
         if wheel.entry.sha256 not in self.records:
             self.records[wheel.entry.sha256] = _record(wheel.folder / wheel.entry.path)
         return self.records[wheel.entry.sha256]
@@ -111,13 +111,13 @@ def _record(path: Path) -> str:
 
 
 def named(path: str) -> tuple[str, str]:
-    """Distribution and version of a wheel."""
+    """Name and version of a wheel's distribution."""
     name, version = Path(path).name.split("-")[:2]
     return canonical(name), version
 
 
 def places(folder: str, entries: Iterable[Entry]) -> list[str]:
-    """Where modules `release` and bootstrap install the wheels of a FOLDER with these ENTRIES."""
+    """Paths at which module `release` and bootstrap install the wheels of a FOLDER with these ENTRIES."""
     lines = "".join(f"{each.sha256} {each.path}\n" for each in sorted(entries, key=lambda each: each.path))
     release = hashlib.sha256(lines.encode()).hexdigest()[:DIGITS]
     requirements = [each.sha256[:DIGITS] for each in entries if each.path == f"{folder}/requirements.txt"]
@@ -125,7 +125,7 @@ def places(folder: str, entries: Iterable[Entry]) -> list[str]:
 
 
 def read(places: Places) -> Catalogue:
-    """Of all bundles and releases on the control node, whose signatures bootstrap and `release add` verified."""
+    """Read all bundles and releases on the control node, whose signatures bootstrap and `release add` verified."""
     current = (places.bundles / "current").resolve()
     bundles = sorted(places.bundles.glob("[0-9]*"), key=lambda path: path.resolve() != current)
     carriers = []

@@ -78,7 +78,7 @@ def _show(arguments: argparse.Namespace) -> int:
         return 0 if bills.complete else 1
     if arguments.host not in bills.documents:
         raise LlmkeepError(
-            f"it has no components of {arguments.host}: take one of {', '.join(bills.documents) or 'no host'}"
+            f"it has no components of {arguments.host}, only of {', '.join(bills.documents) or 'no host'}"
         )
     _written(bill.encoded(bills.documents[arguments.host]), arguments.out)
     return 0
@@ -91,7 +91,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def differences(before: Sbom, after: Sbom) -> Iterator[str]:
-    """Lines on hosts and components that differ. A host that did not answer is named, and not compared."""
+    """Lines on hosts and components that differ. Hosts that did not answer are named, but not compared."""
     for name in sorted(before.summary["hosts"].keys() | after.summary["hosts"].keys()):
         silent = [when for when, each in (("before", before), ("after", after)) if name not in each.documents]
         if silent:
@@ -110,7 +110,7 @@ def differences(before: Sbom, after: Sbom) -> Iterator[str]:
 
 
 def _origins(document: dict[str, Any]) -> dict[str, str]:
-    """What tells components apart: their origin, with the SHA-256 of a file."""
+    """The identity of components: their origin, with the SHA-256 of a file."""
     origins = {}
     for each in document.get("components", []):
         digests = "".join(f" {value['content'][:16]}" for value in each.get("hashes", []))
@@ -123,25 +123,30 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser("sbom", help="software bills of materials", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser(
-        "bundle", help="of a bundle, from its manifest; the same bundle gives the same bytes"
+        "bundle", help="make that of a bundle from its manifest; the same bundle gives the same bytes"
     )
     verb.add_argument("folder", type=Path, help="bundle; `llmkeep bundle verify` checks it")
     verb.add_argument("--out", type=Path, help="file to write (default: standard output)")
     verb.set_defaults(run=_bundle)
     verb = verbs.add_parser(
-        "make", parents=[whole_run(hosts.INVENTORY)], help="of all hosts, compared with the bundles, and signed"
+        "make", parents=[whole_run(hosts.INVENTORY)], help="make those of all hosts, compared with the bundles, "
+            "and sign them"
     )  # fmt: skip
     verb.add_argument("--out", type=Path, help="a folder for a copy that leaves this host")
     verb.set_defaults(run=_make)
-    verbs.add_parser("list", help="those of hosts that were made here").set_defaults(run=_list)
-    verb = verbs.add_parser("show", help="unknown and missing packages of hosts, or everything on one host")
+    verbs.add_parser("list", help="list those of hosts that were made here").set_defaults(run=_list)
+    verb = verbs.add_parser(
+        "show", help="print unknown and missing packages of hosts, or everything on one host"
+    )
     verb.add_argument("name", nargs="?", help="a file, or a name that `list` prints (default: the newest)")
-    verb.add_argument("--host", help="print the CycloneDX document of this one")
+    verb.add_argument("--host", help="print the CycloneDX document of this host")
     verb.add_argument("--out", type=Path, help="file for that document (default: standard output)")
     verb.set_defaults(run=_show)
-    diff = verbs.add_parser("diff", help="additions, removals and changes between two")
+    diff = verbs.add_parser("diff", help="print additions, removals and changes between two")
     diff.add_argument("before", help="a file, or a name that `list` prints")
     diff.add_argument("after", help="likewise")
     diff.set_defaults(run=_diff)
     for each in (verb, diff):
-        each.add_argument("--verifier", help="the key of the record that signed it; default: this host's")
+        each.add_argument(
+            "--verifier", help="verifier key of the record that signed it (default: this host's)"
+        )

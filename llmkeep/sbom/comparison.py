@@ -1,4 +1,4 @@
-"""A host's components: each with where it came from, as a CycloneDX document, and what the host lacks."""
+"""A host's components with their origins, as a CycloneDX document, and its missing components."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def document(host: str, answer: Answer, catalogue: Catalogue, created: str) -> d
 
 
 def components(answer: Answer, catalogue: Catalogue) -> Iterator[Component]:
-    """What a host has installed, each with its origin."""
+    """A host's installed components, each with its origin."""
     yield from _packages(answer, catalogue)
     installed = {
         each.name: catalogue.packages.get((each.name, each.version, each.architecture))
@@ -50,9 +50,10 @@ def _packages(answer: Answer, catalogue: Catalogue) -> Iterator[Component]:
 
 
 def _distribution(each: Distribution, catalogue: Catalogue, package: Carried | None) -> Component:
-    """Known by name, version and record: a wheel of that name whose modules are others is none of the bundle's.
+    """Distributions are known by name, version and record: a wheel of that name with other modules is not the bundle's.
 
-    `package`: the bundle's, whose wheel it was unpacked from.
+    `package`: the bundle's package from whose wheel it was unpacked.
+
     """
     wheels = catalogue.wheels.get((canonical(each.name), each.version), [])
     carried = next(
@@ -105,7 +106,7 @@ def _model(each: File, catalogue: Catalogue) -> Component:
 
 
 def _modules(answer: Answer, installed: Mapping[str, Carried | None]) -> Iterator[Component]:
-    """Those that DKMS built are as known as the package with their sources."""
+    """Kernel modules built by DKMS are known if the package with their sources is."""
     for each in answer.modules:
         source = installed.get(each.package)
         origin = f"built on the host from {each.package} of {source.origin}" if source else UNKNOWN
@@ -129,7 +130,7 @@ def _purl(kind: str, name: str, version: str, namespace: str = "", architecture:
 
 
 def missing(answer: Answer, catalogue: Catalogue, roles: Sequence[str]) -> list[str]:
-    """What a host with these ROLES lacks of the bundle in use: packages of the lock, wheels of environments that it has."""
+    """Components of the bundle in use that a host with these ROLES lacks: locked packages, and wheels of its environments."""
     if not catalogue.current:
         return ["the control node has no bundle to compare with"]
     return [*_missing_packages(answer, catalogue, roles), *_missing_wheels(answer.python, catalogue)]
@@ -158,4 +159,4 @@ def _missing_wheels(python: Iterable[Distribution], catalogue: Catalogue) -> Ite
         for wheel in wheels:
             component = bill.of_entry(wheel.entry)
             if (canonical(component.name), component.version) not in there:
-                yield f"{component.purl}, of {folder}: {home} has not this version"
+                yield f"{component.purl}, of {folder}: {home} lacks this version"

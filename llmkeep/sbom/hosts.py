@@ -1,4 +1,4 @@
-"""The components of an estate's hosts: they are asked, compared with the bundles, and signed."""
+"""The components of an estate's hosts: collected, compared with the bundles, and signed."""
 
 import argparse
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from llmkeep.bundle import bill, cache, manifest
 from llmkeep.places import Places
-from llmkeep.playbooks import Heard, inventory_path, listed, play, verified_tree
+from llmkeep.playbooks import RunResults, inventory_path, listed, play, verified_tree
 from llmkeep.record import runs
 from llmkeep.record.report import inventory_digest, own_verifier, record_heads
 from llmkeep.record.sboms import TIME
@@ -26,23 +26,23 @@ ROLES, READ = "Name the roles of the host", "Read what is installed"  # tasks of
 MOST_BYTES = 64 << 20  # of one host
 
 
-def asked(arguments: argparse.Namespace) -> tuple[Path, list[Path], Heard]:
-    """Tree, inventories and what hosts said, on record. Raises LlmkeepError where that cannot be recorded."""
+def asked(arguments: argparse.Namespace) -> tuple[Path, list[Path], RunResults]:
+    """Tree, inventories and the hosts' answers, in a recorded run. Raises LlmkeepError if it cannot be recorded."""
     tree = verified_tree()
     if not runs.is_kept(tree) or not (runs.FOLDER / "verifier").exists():
-        raise runs.RecordError("SBOMs are signed by the key of the record, which is not here: "
-                               "run it on the control node, after `llmkeep audit init`")  # fmt: skip
+        raise runs.RecordError("SBOMs are signed by the record's key, which is not on this host: run it on the control "
+            "node, after `llmkeep audit init`")  # fmt: skip
     runs.seed()  # before hosts are asked in vain
     playbook = (tree / "playbooks/components.yml").resolve()
     inventories = [inventory_path(place, tree) for place in arguments.inventory or [INVENTORY]]
     with runs.recorded(
         tree, playbook, inventories, arguments, {"event.action": "sbom make", "event.type": ["info"]}
     ) as outcome:
-        outcome.code, heard = play(
+        outcome.code, results = play(
             playbook, inventories, [], quiet=True, asked=frozenset({ROLES, READ}), most_bytes=MOST_BYTES
         )
-        outcome.hosts = heard.hosts
-    return tree, inventories, heard
+        outcome.hosts = results.hosts
+    return tree, inventories, results
 
 
 def expected(inventories: list[Path], tree: Path) -> list[str]:
@@ -54,7 +54,7 @@ def expected(inventories: list[Path], tree: Path) -> list[str]:
 
 
 def problem(host: str, failures: Sequence[str]) -> str:
-    """Why a host gave no answer, as Ansible says it."""
+    """The reason why a host did not answer, as Ansible reports it."""
     prefix = f"{host}: "
     return next(
         (each.removeprefix(prefix)[:1000] for each in failures if each.startswith(prefix)),
@@ -63,31 +63,34 @@ def problem(host: str, failures: Sequence[str]) -> str:
 
 
 def contents(
-    hosts: Sequence[str], heard: Heard, known: Catalogue, about: Mapping[str, Any], created: str
+    hosts: Sequence[str], results: RunResults, known: Catalogue, about: Mapping[str, Any], created: str
 ) -> dict[str, bytes]:
     """The files of the archive: the summary, with what it is ABOUT, and the documents of the hosts that answered."""
     files, summaries = {}, {}
     for host in hosts:
-        summaries[host], document = _host(host, heard, known, created)
+        summaries[host], document = _host(host, results, known, created)
         if document:
             files[file_of(host)] = document
     summary = {"format": FORMAT, **about, "hosts": summaries}
     return {SUMMARY: _json(summary), **files}
 
 
-def _host(host: str, heard: Heard, known: Catalogue, created: str) -> tuple[dict[str, Any], bytes]:
+def _host(host: str, results: RunResults, known: Catalogue, created: str) -> tuple[dict[str, Any], bytes]:
     """A host's part of the summary and its document, empty where it did not answer."""
     silent = {"answers": False, "sha256": "", "components": 0, "unknown": [], "missing": [], "skipped": []}
-    text = heard.said.get((READ, host))
+    text = results.outputs.get((READ, host))
     if text is None:
-        return {**silent, "problem": answers.plain(problem(host, heard.failures))}, b""
+        return {**silent, "problem": answers.plain(problem(host, results.failures))}, b""
     try:
         answer = answers.read(text)
     except ValueError as error:
-        return {**silent, "problem": f"its answer is no list of components ({error}): look at that host"}, b""
+        return {
+            **silent,
+            "problem": f"its answer is not a list of components ({error}): examine that host",
+        }, b""
     made = comparison.document(host, answer, known, created)
     document = bill.encoded(made)
-    roles = json.loads(heard.said.get((ROLES, host), "[]"))
+    roles = json.loads(results.outputs.get((ROLES, host), "[]"))
     return {
         "answers": True,
         "problem": "",
@@ -105,9 +108,9 @@ def archive(files: Mapping[str, bytes], verifier: Verifier, seed: bytes, now: da
 
 
 def made(arguments: argparse.Namespace, places: Places) -> tuple[str, bytes]:
-    """Ask all hosts; the name of the archive, and what is in it. It is an event of the record."""
+    """Query all hosts; returns the archive's name and content. The run is on record."""
     begun = datetime.now(UTC)
-    tree, inventories, heard = asked(arguments)
+    tree, inventories, results = asked(arguments)
     now, known = datetime.now(UTC), catalogue.read(places)
     about = {
         "control_node": socket.gethostname(),
@@ -120,7 +123,7 @@ def made(arguments: argparse.Namespace, places: Places) -> tuple[str, bytes]:
         "tree_revision": runs.revision(tree),
         "record_head": record_heads()[0],
     }
-    files = contents(expected(inventories, tree), heard, known, about, now.strftime(manifest.TIME))
+    files = contents(expected(inventories, tree), results, known, about, now.strftime(manifest.TIME))
     content = archive(files, own_verifier(), runs.seed(), now)
     digest = hashlib.sha256(content).hexdigest()
     name = f"sbom-{now.strftime(TIME)}-{digest[:8]}.tar"

@@ -1,6 +1,6 @@
 """Databases of vulnerabilities in a bundle's folder `vulnerabilities`: Debian's security tracker, and OSV's archives.
 
-The signed manifest has hash and date of each. One that cannot be used leaves what it is for unknown.
+The signed manifest has the hash and date of each. Components covered by an unusable database are unknown.
 """
 
 import io
@@ -27,14 +27,14 @@ AHEAD = timedelta(hours=1)  # by which clocks differ
 
 
 class Unusable(LlmkeepError):
-    """A database is missing, damaged, empty or too old. The message says which, and what to do."""
+    """A database is missing, damaged, empty or too old. The message names it, and what to do."""
 
 
 @dataclass(frozen=True)
 class Database:
-    """What one file has. `packages`: by source package or by distribution, its advisories.
+    """Content of one file. `packages`: advisories by source package or distribution.
 
-    Of Debian an advisory is the tracker's entry with its `id`, of OSV it is a record.
+    For Debian, an advisory is the tracker's entry with its `id`; for OSV, it is a record.
     """
 
     ecosystem: str
@@ -47,13 +47,13 @@ class Database:
         return self.packages.get(canonicalize_name(name) if self.ecosystem == PYPI else name, [])
 
     def require_recent(self, now: datetime, days: int) -> None:
-        """Raise Unusable for one that is older than DAYS, or from the future."""
+        """Raise Unusable for a database older than DAYS, or from the future."""
         if self.date > now + AHEAD:
             raise Unusable(f"the database of {self.ecosystem} is of {self.date:%Y-%m-%d %H:%M}, and the clock says "
                            f"{now:%Y-%m-%d %H:%M}: set the clock")  # fmt: skip
         if now - self.date > timedelta(days=days):
             raise Unusable(f"the database of {self.ecosystem} is of {self.date:%Y-%m-%d}, {(now - self.date).days} days old, "
-                           f"and {days} is the limit: carry a newer bundle")  # fmt: skip
+                           f"and {days} is the limit: use a newer bundle")  # fmt: skip
 
 
 def read(bundle: Path, ecosystem: str) -> Database:
@@ -63,7 +63,7 @@ def read(bundle: Path, ecosystem: str) -> Database:
     try:
         if (digest := sha256(path)) != entry.sha256:
             raise Unusable(
-                f"{path} has sha256 {digest}, signed was {entry.sha256}: run bootstrap from the medium again"
+                f"{path} has sha256 {digest}, but {entry.sha256} was signed: run bootstrap from the medium again"
             )
         return parse(ecosystem, path.read_bytes(), date_of(entry), digest)
     except OSError as error:
@@ -73,7 +73,7 @@ def read(bundle: Path, ecosystem: str) -> Database:
 
 
 def entry_of(bundle: Path, ecosystem: str) -> Entry:
-    """The manifest's entry of a database. Raises Unusable where the bundle has none."""
+    """The manifest's entry of a database. Raises Unusable if the bundle has none."""
     path = f"{FOLDER}/{FILES[ecosystem]}"
     for entry in manifest.read(bundle).files:
         if entry.path == path:
@@ -83,17 +83,17 @@ def entry_of(bundle: Path, ecosystem: str) -> Entry:
 
 
 def date_of(entry: Entry) -> datetime:
-    """When the source had a database as it is: the version in its package URL. Raises Unusable."""
+    """The time of a database's state: the version in its package URL. Raises Unusable."""
     try:
         return datetime.strptime(entry.purl.rpartition("@")[2], manifest.TIME).replace(tzinfo=UTC)
     except ValueError as error:
         raise Unusable(
-            f"{entry.path} has no date in its package URL {entry.purl!r}: build the bundle anew"
+            f"{entry.path} has no date in its package URL {entry.purl!r}: build the bundle again"
         ) from error
 
 
 def parse(ecosystem: str, content: bytes, date: datetime, digest: str) -> Database:
-    """The database with this content. Raises Unusable for what is none, or has no advisory."""
+    """Parse a database. Raises Unusable if it is invalid or has no advisory."""
     try:
         packages = tracker(json.loads(content)) if ecosystem == DEBIAN else osv(ecosystem, content)
     except (
@@ -106,10 +106,10 @@ def parse(ecosystem: str, content: bytes, date: datetime, digest: str) -> Databa
         zipfile.BadZipFile,
     ) as error:
         raise Unusable(
-            f"the database of {ecosystem} cannot be read ({type(error).__name__}: {error}): build the bundle anew"
+            f"the database of {ecosystem} cannot be read ({type(error).__name__}: {error}): build the bundle again"
         ) from error
     if not any(packages.values()):
-        raise Unusable(f"the database of {ecosystem} is empty: build the bundle anew")
+        raise Unusable(f"the database of {ecosystem} is empty: build the bundle again")
     return Database(ecosystem, date, digest, packages)
 
 
@@ -149,7 +149,7 @@ def records(archive: bytes) -> Iterator[dict[str, Any]]:
 
 
 def usable(bundle: Path, now: datetime, days: int) -> tuple[dict[str, Database], dict[str, str]]:
-    """A bundle's databases, and by ecosystem why one must not be relied on. An old one is in both."""
+    """A bundle's databases, and reasons by ecosystem why one must not be relied on. An old database is in both."""
     databases, problems = {}, {}
     for ecosystem in ECOSYSTEMS:
         try:

@@ -1,4 +1,4 @@
-"""The scan of an estate: what hosts answered, compared with the bundle's databases and the waivers, as one document."""
+"""The scan of an estate: the hosts' answers compared with the bundle's databases and the waivers, as one document."""
 
 import json
 import re
@@ -38,7 +38,7 @@ DEBIANS = "deb:debian"  # begins the manifest's `source` of packages that Debian
 
 @dataclass(frozen=True)
 class Answer:
-    """What a host has. `replaced`: units that run files which are not those installed."""
+    """A host's software. `replaced`: units that run other files than the installed ones."""
 
     release: str
     components: list[Component]
@@ -47,7 +47,10 @@ class Answer:
 
 
 def answer(text: str, scripts: Mapping[str, str]) -> Answer:
-    """What module host_software printed; SCRIPTS: `name@version` of vendored ones, by SHA-256. ValueError for anything else."""
+    """Parse the output of module host_software; SCRIPTS: `name@version` of vendored ones, by SHA-256.
+
+    ValueError if invalid.
+    """
     try:
         read = json.loads(text)
         components = [
@@ -69,19 +72,19 @@ def answer(text: str, scripts: Mapping[str, str]) -> Answer:
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if not any(each.ecosystem == DEBIAN for each in components) or len(components) > MOST:
-        raise ValueError(f"{len(components)} components, of which none is a package, or too many")
+        raise ValueError(f"{len(components)} components, too many or without any package")
     return Answer(release, components, replaced, uncovered)
 
 
 def _is(pattern: re.Pattern[str], value: Any) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"{value!r:.120} where a text like {pattern.pattern} belongs")
+        raise ValueError(f"{value!r:.120} instead of a text like {pattern.pattern}")
     return value
 
 
 def _units(value: Any) -> tuple[str, ...] | None:
     if value is not None and not isinstance(value, list):
-        raise ValueError(f"{value!r:.120} where a list of units belongs")
+        raise ValueError(f"{value!r:.120} instead of a list of units")
     return None if value is None else tuple(_is(UNIT, unit) for unit in value)
 
 
@@ -92,7 +95,7 @@ def scan(
     days: int,
     waivers: Iterable[Waiver],
 ) -> dict[str, Any]:
-    """The scan's document. ANSWERS: what hosts printed, None of one that did not answer. BUNDLE: whose databases are used."""
+    """The scan's document. ANSWERS: output of hosts, None if a host did not answer. BUNDLE: has the databases."""
     listed, databases, problems = opened(bundle, now, days)
     scripts, vendors = vendored(listed), foreign_packages(listed)
     waivers = list(waivers)
@@ -123,11 +126,11 @@ def scan(
 def opened(
     bundle: Path | None, now: datetime, days: int
 ) -> tuple[Manifest | None, dict[str, database.Database], dict[str, str]]:
-    """A bundle's manifest, its databases, and why some must not be relied on."""
+    """A bundle's manifest, its databases, and reasons why some must not be relied on."""
     try:
         if bundle is None or not (bundle / manifest.NAME).exists():
             raise LlmkeepError(
-                f"there is no bundle{f' at {bundle}' if bundle else ''}, so no database: name one by --database"
+                f"there is no bundle{f' at {bundle}' if bundle else ''}, so there is no database: name one with --database"
             )
         listed = manifest.read(bundle)
     except LlmkeepError as error:
@@ -150,7 +153,7 @@ def vendored(listed: Manifest | None) -> dict[str, str]:
 
 
 def foreign_packages(listed: Manifest | None) -> frozenset[str]:
-    """Binary packages of the bundle that come from vendors, not from Debian."""
+    """Binary packages of the bundle that come from vendors rather than Debian."""
     return frozenset(
         unquote(match[1])
         for entry in (listed.files if listed else ())
@@ -172,24 +175,21 @@ def _host(
     if text is None:
         return {**empty, "unknown": ["it did not answer"]}
     try:
-        heard = answer(text, scripts)
+        software = answer(text, scripts)
     except ValueError as error:
-        return {**empty, "unknown": [f"its answer is no list of software ({error}): look at that host"]}
-    scanned = matching.host(heard.components, databases, problems, heard.release, vendors)
-    restarts = [
-        f"{unit} runs replaced files, so what it runs is not what is installed: restart it"
-        for unit in heard.replaced
-    ]
+        return {**empty, "unknown": [f"its answer is not a list of software ({error}): examine that host"]}
+    scanned = matching.host(software.components, databases, problems, software.release, vendors)
+    restarts = [f"{unit} runs files that were replaced since: restart it" for unit in software.replaced]
     findings = []
     for finding in scanned.findings:
         waiver = waiver_of(waivers, name, finding, now.date())
         findings.append({**asdict(finding), "waiver": _waiver(waiver, now) if waiver else None})
     return {
         "answers": True,
-        "release": heard.release,
-        "components": len(heard.components),
+        "release": software.release,
+        "components": len(software.components),
         "unknown": scanned.unknown + restarts,
-        "uncovered": scanned.uncovered + heard.uncovered,
+        "uncovered": scanned.uncovered + software.uncovered,
         "findings": findings,
     }
 
@@ -203,12 +203,12 @@ def _waiver(waiver: Waiver, now: datetime) -> dict[str, Any]:
 
 
 def is_open(finding: Mapping[str, Any]) -> bool:
-    """Whether a finding of the document counts as open: no waiver holds for it."""
+    """Whether a finding counts as open: no waiver covers it."""
     return finding["state"] == OPEN and not (finding["waiver"] and not finding["waiver"]["expired"])
 
 
 def is_unknown(finding: Mapping[str, Any]) -> bool:
-    """Whether the database does not say whether a finding is there, and no waiver holds for it."""
+    """Whether the database leaves a finding undecided, and no waiver covers it."""
     return finding["state"] == UNDETERMINED and not (finding["waiver"] and not finding["waiver"]["expired"])
 
 
@@ -227,7 +227,7 @@ def complete(document: Mapping[str, Any]) -> bool:
 
 
 def summary(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What metrics say of a scan: of each host the open findings by severity, and how much is unknown."""
+    """Metrics of a scan: each host's open findings by severity, and the number of unknowns."""
     return {
         "hosts": {
             name: {

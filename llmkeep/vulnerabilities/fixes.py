@@ -1,4 +1,4 @@
-"""Which findings of a scan the versions in a bundle do not have."""
+"""Findings of a scan that the versions in a bundle fix."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -20,7 +20,10 @@ WHEEL, SCRIPT = "pkg:pypi/", "pkg:npm/"
 
 
 def offered(bundle: Path) -> dict[tuple[str, str], list[Component]]:
-    """What a bundle has, by ecosystem and name. Raises LlmkeepError where its index of packages is not as signed."""
+    """A bundle's versions, by ecosystem and name.
+
+    Raises LlmkeepError if its index of packages differs from the signed one.
+    """
     components: dict[tuple[str, str], list[Component]] = {}
     for component in _components(bundle):
         components.setdefault(_key(component.ecosystem, component.name), []).append(component)
@@ -39,7 +42,9 @@ def _components(bundle: Path) -> Iterator[Component]:
                 yield Component(ecosystem, name, version)
         if entry.path.startswith("apt/dists/") and entry.path.endswith(INDEX):
             if sha256(bundle / entry.path) != entry.sha256:
-                raise LlmkeepError(f"{bundle / entry.path} is not as it was signed: copy the bundle again")
+                raise LlmkeepError(
+                    f"{bundle / entry.path} differs from what was signed: copy the bundle again"
+                )
             yield from packages((bundle / entry.path).read_text())
 
 
@@ -56,13 +61,13 @@ def packages(index: str) -> Iterator[Component]:
 
 
 def close(document: dict[str, Any], bundle: Path, databases: Path, now: datetime) -> None:
-    """Note with each finding whether BUNDLE's versions are without it, as `closed`, by the databases of the bundle DATABASES."""
+    """Set `closed` of each finding if BUNDLE's versions fix it, according to the databases of the bundle DATABASES."""
     there, (_, by_ecosystem, _) = offered(bundle), estate.opened(databases, now, document["days"])
     document["fixed_by_serial"] = manifest.read(bundle).serial
 
     @cache
     def holes(ecosystem: str, name: str, release: str) -> frozenset[str] | None:
-        """Of all versions that the bundle has; None where it has none."""
+        """Vulnerabilities of all the bundle's versions; None if it has none."""
         newer = there.get(_key(ecosystem, name))
         if not newer:
             return None

@@ -1,7 +1,8 @@
-"""What databases have of the components of a host.
+"""Match the components of a host with the databases.
 
 Debian's tracker names source packages and the version that fixes each release; OSV names ranges (ossf.github.io/osv-schema,
-"Evaluation"). A version that cannot be ordered leaves the question unknown, never answered with no.
+"Evaluation"). A version that cannot be ordered makes the result unknown, never negative.
+
 """
 
 import re
@@ -44,9 +45,10 @@ def host(
     release: str,
     vendors: Set[str] = frozenset(),
 ) -> Host:
-    """What is known of one host, whose os-release names RELEASE (`debian trixie`).
+    """Findings of one host, whose os-release names RELEASE (`debian trixie`).
 
-    PROBLEMS: by ecosystem, why its database is not to be relied on. VENDORS: binary packages that are not Debian's.
+    PROBLEMS: reasons by ecosystem why its database must not be relied on. VENDORS: binary packages that are not Debian's.
+
     """
     scan, by_ecosystem = Host(), {name: list[Component]() for name in KEYS}
     for component in components:
@@ -77,22 +79,25 @@ def host(
 
 
 def rank(finding: Finding) -> tuple[int, str, str]:
-    """Order of findings: the worst first."""
+    """Sort key of findings: the worst first."""
     return SEVERITIES.index(finding.severity), finding.package, finding.id
 
 
 def foreign(tracker: Database, release: str) -> str:
-    """Why this database says nothing of a host with this release; empty where it does."""
+    """Reason why this database does not cover a host with this release; empty if it does."""
     distribution, _, codename = release.partition(" ")
     if distribution == "debian" and any(
         codename in entry["releases"] for entries in tracker.packages.values() for entry in entries
     ):
         return ""
-    return f"the database of debian has no release {release!r}: it is of another distribution, or of another time"
+    return f"the database of debian has no release {release!r}: it is for another distribution or period"
 
 
 def tracked(component: Component) -> tuple[str, str]:
-    """Source package and version as the tracker has them. A source that signs has its own version, its binaries the other's."""
+    """Source package and version in the tracker.
+
+    A source that signs another's binaries has its own version, its binaries the other's.
+    """
     if match := SIGNED.fullmatch(component.source):
         return match[1], component.version
     return component.source, component.source_version
@@ -116,13 +121,13 @@ def packages(components: Iterable[Component], tracker: Database, codename: str) 
 
 
 def tracker_finding(source: str, version: str, entry: dict[str, Any], codename: str) -> Finding | None:
-    """The tracker's word on one vulnerability in a source package of this version; None where it is fixed or never was there."""
+    """The tracker's verdict on one vulnerability in a source package of this version; None if it is fixed or never applied."""
     finding = Finding(entry["id"], DEBIAN, source, version, UNASSIGNED, OPEN)
     # Of a backport only unstable's fix tells something: trixie's own version lines are others.
     judged_by = "sid" if BACKPORT in version else codename
     state = entry["releases"].get(judged_by)
     if not isinstance(state, dict):
-        return replace(finding, state=UNKNOWN, note=f"the database has no state of it in {judged_by}")
+        return replace(finding, state=UNKNOWN, note=f"the database has no status for it in {judged_by}")
     urgency = str(state.get("urgency", "")).rstrip("*")
     notes = [str(state[key]) for key in ("nodsa_reason", "nodsa") if state.get(key)]
     notes += ["end of life in Debian"] if urgency == "end-of-life" else []
@@ -171,7 +176,7 @@ def _merged(findings: list[Finding]) -> Finding:
 
 
 def osv_finding(component: Component, record: dict[str, Any]) -> Finding | None:
-    """What a record of OSV says of a component; None where its version is not affected."""
+    """The finding of an OSV record for a component; None if its version is not affected."""
     affected = record["affected"]
     level = str((record["database_specific"] or {}).get("severity", "")).lower()
     finding = Finding(

@@ -1,4 +1,4 @@
-"""Shapes of this package: components of hosts, and findings on them."""
+"""Data types of this package: components of hosts, and findings on them."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ OPEN, UNDETERMINED, UNKNOWN, UNIMPORTANT = "open", "undetermined", "unknown", "u
 class Component:
     """Something installed on a host. `name`: a binary package, a distribution, or a package of npm.
 
-    `place`: an environment's folder. `units`: those whose processes map a file of it; None where that cannot be seen.
+    `place`: an environment's folder. `units`: units whose processes map one of its files; None if that cannot be seen.
     """
 
     ecosystem: str
@@ -28,9 +28,9 @@ class Component:
 
 @dataclass(frozen=True)
 class Finding:
-    """A vulnerability that a database has of a component. `package`: the source package, or the distribution.
+    """A vulnerability of a component in a database. `package`: the source package, or the distribution.
 
-    `packages`: the binary packages. `fixed`: the first version without it, empty where there is none.
+    `packages`: the binary packages. `fixed`: the first version without it, empty if there is none.
     """
 
     id: str
@@ -49,7 +49,10 @@ class Finding:
 
 @dataclass
 class Host:
-    """A host's scan. `unknown`: sentences on what was not compared; `uncovered`: components that no database can know."""
+    """A host's scan.
+
+    `unknown`: sentences on components that were not compared; `uncovered`: components that no database covers.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """Order of versions, by the rules of each ecosystem.
 
-Debian's is Debian Policy, section 5.6.12, which no library of a permissive licence has. Tests compare it with dpkg.
+Debian's is defined in Debian Policy, section 5.6.12; no library with a permissive licence implements it. Tests
+compare it with dpkg.
 """
 
 import re
@@ -17,14 +18,14 @@ END, TILDE = 0, -1  # a tilde is older than the end, and the end is older than a
 
 
 class Unparsable(ValueError):
-    """A text that is no version of its ecosystem. The message quotes it."""
+    """A text that is not a version of its ecosystem. The message quotes it."""
 
 
 def debian(text: str) -> Any:
     """A key by which Debian's versions are ordered; Unparsable."""
     match = DEBIAN.fullmatch(text) if len(text) <= MOST_CHARACTERS else None
     if not match:
-        raise Unparsable(f"{text[:MOST_CHARACTERS]!r} is no version of Debian's")
+        raise Unparsable(f"{text[:MOST_CHARACTERS]!r} is not a Debian version")
     epoch, upstream, revision = match.groups()
     return int(epoch or 0), _parts(upstream), _parts(revision or "0")
 
@@ -46,14 +47,14 @@ def pypi(text: str) -> Any:
     try:
         return Version(text)
     except ValueError as error:
-        raise Unparsable(f"{text[:MOST_CHARACTERS]!r} is no version of Python's") from error
+        raise Unparsable(f"{text[:MOST_CHARACTERS]!r} is not a Python version") from error
 
 
 def npm(text: str) -> Any:
     """A key by which npm's versions are ordered (semver.org 2.0.0, item 11); Unparsable."""
     match = SEMVER.fullmatch(text) if len(text) <= MOST_CHARACTERS else None
     if not match:
-        raise Unparsable(f"{text[:MOST_CHARACTERS]!r} is no version of npm's")
+        raise Unparsable(f"{text[:MOST_CHARACTERS]!r} is not an npm version")
     *numbers, pre = match.groups()
     words = [
         (0, int(word), "") if word.isdecimal() else (1, 0, word) for word in pre.split(".") if pre

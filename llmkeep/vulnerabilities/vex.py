@@ -84,7 +84,7 @@ def _analysis(finding: Mapping[str, Any]) -> dict[str, Any]:
         }
     notes = [finding["note"]] if finding["note"] else []
     if waiver:
-        notes.append(f"The waiver of {waiver['owner']} has expired on {waiver['until']}.")
+        notes.append(f"The waiver of {waiver['owner']} expired on {waiver['until']}.")
     state = "not_affected" if finding["state"] == UNIMPORTANT else "in_triage"
     if finding["state"] == UNIMPORTANT:
         notes.append("Debian judges that it has no security impact.")

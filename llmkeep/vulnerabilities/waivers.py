@@ -1,4 +1,4 @@
-"""Waivers: vulnerabilities that an owner accepts until a day, in files with a list each.
+"""Waivers: vulnerabilities that an owner accepts until a given day, in files with one list each.
 
 - id: CVE-2026-1234
   package: openssl          # source package, distribution or package of npm
@@ -33,7 +33,7 @@ JUSTIFICATIONS = (
 
 
 class WaiverRefused(LlmkeepError):
-    """A file of waivers cannot be used. The message names file, entry, value and way out."""
+    """A file of waivers cannot be used. The message names file, entry, value and what to do."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Waiver:
     justification: str = ""
 
     def covers(self, host: str, finding: Finding) -> bool:
-        """Whether it is about this finding on this host, whatever the day."""
+        """Whether it applies to this finding on this host, whatever the day."""
         return (
             finding.state in (OPEN, UNDETERMINED)
             and self.package == finding.package
@@ -80,9 +80,9 @@ def _entries(path: Path) -> list[Any]:
 def _waiver(name: str, entry: Any) -> Waiver:
     where = f"{name}: the waiver {entry!r:.200}"
     if not isinstance(entry, dict):
-        raise WaiverRefused(f"{where} is no mapping: write id, package, reason, owner and until")
+        raise WaiverRefused(f"{where} is not a mapping: write id, package, reason, owner and until")
     if unread := sorted(map(str, entry.keys() - {each.name for each in fields(Waiver)})):
-        raise WaiverRefused(f"{where} has {', '.join(unread)}, which nothing reads: take it out")
+        raise WaiverRefused(f"{where} has {', '.join(unread)}, which is unknown: remove it")
     hosts = entry.get("hosts", [])
     if (
         not isinstance(hosts, list)
@@ -107,6 +107,6 @@ def _waiver(name: str, entry: Any) -> Waiver:
 
 
 def waiver_of(waivers: Iterable[Waiver], host: str, finding: Finding, day: datetime.date) -> Waiver | None:
-    """The waiver that covers a finding; one that has expired only where no other does."""
+    """The waiver that covers a finding; an expired one only if no other does."""
     covering = [each for each in waivers if each.covers(host, finding)]
     return max(covering, key=lambda each: (not each.expired(day), each.until), default=None)

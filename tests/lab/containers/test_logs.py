@@ -310,7 +310,7 @@ def test_the_copy_of_the_audit_record_is_what_the_host_signed_and_a_missing_line
         return code == 0 and copy["records"] == copy["last"] >= 2 and copy["heads"] >= 1
 
     # A head a minute, and a look of the witness.
-    within(180, "heads fit the copy", proved)
+    within(180, "heads match the copy", proved)
     line = "event.action:audit_shipped%20AND%20event.sequence:1"
     deleted = logged.on(
         "ops1", f"{REQUEST} POST '/logs-llmkeep.*/_delete_by_query?q={line}&refresh=true' '{{}}'"

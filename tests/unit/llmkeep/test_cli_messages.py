@@ -29,7 +29,7 @@ def test_a_record_of_serials_that_holds_none_is_told_with_its_content(
 ) -> None:
     (tmp_path / "serial").write_text("garbage\n")
     assert verified(bundle, bundle / "keyring.pgp", tmp_path / "serial") == 1
-    assert "holds 'garbage', which is no serial" in capsys.readouterr().err
+    assert "holds 'garbage', which is not a serial" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_keyring_is_told_without_another_programs_backtrace(
@@ -58,7 +58,7 @@ def test_a_reader_that_closes_the_pipe_ends_a_list_quietly(bundle: Path) -> None
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (errno.EACCES, "a user that may read and write it"),
+        (errno.EACCES, "a user with access to it"),
         (errno.ENOSPC, "make room"),
         (errno.ENOENT, "check the path"),
     ],
@@ -90,4 +90,4 @@ def test_a_word_that_is_no_time_is_refused_by_audit_show(
     with pytest.raises(SystemExit) as ended:
         cli.main(["audit", "show", str(tmp_path), "--since", "yesterday"])
     assert ended.value.code == 2
-    assert "'yesterday' is no time as in the record" in capsys.readouterr().err
+    assert "'yesterday' is not a time as in the record" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_tells_a_wrong_passphrase_from_a_wrong_key(offline: Path, tmp_path: Path
     key = offline / "escrow/escrow.key"
     with pytest.raises(passphrase.PassphraseError, match="the passphrase does not open"):
         escrow.decrypt(tmp_path / "sealed", key, wrong)
-    with pytest.raises(EscrowError, match="take the escrow key that the bundle was made with"):
+    with pytest.raises(EscrowError, match="use the escrow key that the bundle was made with"):
         escrow.decrypt(tmp_path / "sealed", key, offline / "passphrase")
 
 
@@ -100,7 +100,7 @@ def test_never_replaces_a_key(offline: Path, capsys: pytest.CaptureFixture[str])
         )
         == 1
     )
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert (offline / "escrow/escrow.key").read_bytes() == before
 
 
@@ -112,7 +112,7 @@ def test_takes_nothing_but_a_certificate(given: str, offline: Path, tmp_path: Pa
     (file := tmp_path / "escrow.pem").write_bytes(contents[given])
     private = given in ("key", "both")
     with pytest.raises(
-        EscrowError, match="holds a private key.*delete it here" if private else "is no certificate"
+        EscrowError, match="holds a private key.*delete it here" if private else "is not a certificate"
     ):
         escrow.load(file)
 

@@ -125,7 +125,7 @@ def test_what_was_cut_off_goes_on(places: Places, monkeypatch: pytest.MonkeyPatc
 
 def test_a_host_that_the_inventory_has_not_and_the_control_node_are_refused() -> None:
     groups = {"_meta": {"hostvars": {"ops1": {}, "llm1": {}}}, "control": {"hosts": ["ops1"]}}
-    with pytest.raises(ReplaceError, match="no host llm2: it has llm1, ops1"):
+    with pytest.raises(ReplaceError, match="no host llm2, only llm1, ops1"):
         replacement.variables("llm2", groups)
     with pytest.raises(ReplaceError, match="restore it from its backup"):
         replacement.variables("ops1", groups)
@@ -166,9 +166,9 @@ def test_a_disks_replacement_that_was_cut_off_leaves_no_recovery_key_behind(
 
 def test_a_disk_that_the_inventory_does_not_name_is_refused() -> None:
     groups = {"_meta": {"hostvars": {"llm1": {"luks_volumes": [{"name": "data", "serial": "OLD"}]}}}}
-    with pytest.raises(ReplaceError, match="has data on OLD: name the new disk there first"):
+    with pytest.raises(ReplaceError, match="has data on OLD: first name the new disk there"):
         replacement.require_declared("llm1", "data", "NEW", groups)
-    with pytest.raises(ReplaceError, match="has the volumes data: name the new disk"):
+    with pytest.raises(ReplaceError, match="has the volumes data: first name the new disk"):
         replacement.require_declared("llm1", "audit", "NEW", groups)
 
 

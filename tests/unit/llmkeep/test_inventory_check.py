@@ -157,7 +157,7 @@ def test_a_rate_class_is_printed_in_pages_with_a_warning_where_a_full_context_is
             "together; 1,500 pages a day"
         ),
         (
-            "warning: a prompt that fills the 131072 tokens of long is refused to clerk: the rate class small has "
+            "warning: a prompt that fills the 131072 tokens of long is refused for clerk: the rate class small has "
             "100000 tokens a minute and 1000000 a day; raise them in llm/rates/data.yaml, or lower the model's context"
         ),
     ]

@@ -84,7 +84,7 @@ def test_an_estate_with_volumes_passes_the_check_and_is_not_overwritten(run: Run
     assert "llm/rates/data.yaml: batch, high, standard;" in text
     code, message = run(HOSTS, *FLAGS)
     assert code == 1
-    assert f"{made} exists, and was left as it is: choose another path with --out" in message
+    assert f"{made} exists, and was not changed: choose another path with --out" in message
     assert made.read_text() == text
 
 
@@ -129,14 +129,14 @@ def test_a_spreadsheets_ways_of_saving_a_table_are_read(encode: Callable[[str], 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("", "hosts.csv is empty: begin with `llmkeep inventory new --template`"),
+        ("", "hosts.csv is empty: start with `llmkeep inventory new --template`"),
         ("# a comment\n\n", "hosts.csv is empty"),
         ("name,address,groups\n", "hosts.csv names no host"),
         ("name,adress,groups\na,b,c\n", "has the column 'adress', which is unknown: did you mean address?"),
         ("name,name,groups\na,b,c\n", "has the column 'name', twice"),
         ("ops1,10.0.0.1,control\n", "has the column 'ops1', which is unknown"),
         ("name,address\na,b\n", "lacks groups in its first line"),
-        ("name,address,groups\na,10.0.0.1,serve,edge\n", "line 2: it has 4 cells and the table 3 columns"),
+        ("name,address,groups\na,10.0.0.1,serve,edge\n", "line 2: it has 4 cells, but the table 3 columns"),
         (
             "name,address,groups\nb\xe4r,10.0.0.1,serve\n".encode("latin-1"),
             "not UTF-8 (byte 0xe4 at offset 21)",
@@ -155,22 +155,22 @@ def test_what_is_no_table_of_hosts_is_refused(
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
-        ("ops1,10.0.0.2,serve", "line 3: ops1 is the name of line 2, too: give each host its own"),
+        ("ops1,10.0.0.2,serve", "line 3: ops1 is also the name of line 2: give each host its own"),
         ("ops1.estate.internal,10.0.0.2,serve", "is the name of line 2, too"),
-        ("llm1,10.0.0.1,serve", "line 3: 10.0.0.1 is the address of line 2, too: give each host its own"),
+        ("llm1,10.0.0.1,serve", "line 3: 10.0.0.1 is also the address of line 2: give each host its own"),
         ("llm1,fd00::1,serve\nllm2,FD00:0::1,serve", "line 4: fd00::1 is the address of line 3, too"),
         ("llm1,10.0.0.2,serv", "line 3: the group serv is unknown: did you mean serve?"),
         ("llm1,10.0.0.2,", "line 3: groups is empty: write one or more of control, "),
         ("llm1,llm1.example.org,serve", "the address is 'llm1.example.org': write the IP address"),
         ("llm1,127.0.0.1,serve", "the address is '127.0.0.1': write the IP address"),
-        ("LLM_1,10.0.0.2,serve", "the name is 'LLM_1': write small letters, digits and dashes"),
-        ("serve,10.0.0.2,serve", "the name is serve, which Ansible has for a group or itself: choose another, such as serve1"),
+        ("LLM_1,10.0.0.2,serve", "the name is 'LLM_1': write lowercase letters, digits and dashes"),
+        ("serve,10.0.0.2,serve", "the name is serve, which is reserved by Ansible or a group: choose another, such as serve1"),
         ("llm1,10.0.0.2,gpu", "it is in gpu, and gpus is empty: write how many GPUs it has, such as 8"),
         ("llm1,10.0.0.2,serve vllm", "it is in vllm, and gpus is empty"),
         ("llm1,10.0.0.2,serve vllm", "gpu_memory is empty: write the memory of each GPU, such as 80G"),
         ("llm1,10.0.0.2,serve,S1:2T", "the disk 'S1:2T' is not SERIAL:SIZE:PURPOSE"),
         ("llm1,10.0.0.2,serve,S1:2T:date", "has the purpose 'date': did you mean data?"),
-        ("llm1,10.0.0.2,train,S1:2T:audit", "is for audit, which hosts in serve have: add the group"),
+        ("llm1,10.0.0.2,train,S1:2T:audit", "is for audit, which only hosts in serve have: add the group"),
         ("llm1,10.0.0.2,serve,S1:big:data", "has the size 'big': write one such as 3.5T"),
         ("llm1,10.0.0.2,serve,{{x}}:2T:data", "which Ansible would evaluate: write plain text"),
     ],
@@ -203,8 +203,8 @@ def test_rules_of_the_check_refuse_an_edge_without_a_gateway(run: Run, tmp_path:
         (["--domain", "{{ x }}"], "--domain is '{{ x }}'"),
         (["--model", "{{ x }}"], "--model is '{{ x }}', which Ansible would evaluate"),
         (["--shared-address", "ask.example.org"], "--shared-address is 'ask.example.org': write an unused IP address"),
-        ([], "a host is in prometheus, and its alerts reach no operator"),
-        ([], "a host is in vllm, and there is no model: give --model NAME and --context TOKENS"),
+        ([], "a host is in prometheus, but its alerts reach no operator"),
+        ([], "a host is in vllm, but there is no model: give --model NAME and --context TOKENS"),
         ([], "disks are encrypted by a key in an HSM: give --hsm-module PATH, or no disks"),
         ([], "llm1's disk for audit has no size: give --requests-per-day, or the size"),
     ],
@@ -328,7 +328,7 @@ def test_answers_on_a_terminal_make_the_same_inventory(
     )
     printed = capsys.readouterr().out
     assert "the group trains is unknown: did you mean train?" in printed
-    assert "'0' is no number above 0" in printed
+    assert "'0' is not a number above 0" in printed
 
 
 def test_answers_that_end_early_leave_no_file(
@@ -336,7 +336,7 @@ def test_answers_that_end_early_leave_no_file(
 ) -> None:
     answer(["", "ops1"])
     assert cli.main(["inventory", "new", "--out", str(tmp_path / "hosts.yml")]) == 1
-    assert "the answers ended early, and nothing was written" in capsys.readouterr().err
+    assert "the input ended early, and nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "hosts.yml").exists()
 
 
@@ -345,10 +345,7 @@ def test_without_a_terminal_a_table_is_asked_for(
 ) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert cli.main(["inventory", "new", "--out", str(tmp_path / "hosts.yml")]) == 1
-    assert (
-        "standard input is no terminal to ask on: give the hosts by --hosts FILE.csv"
-        in capsys.readouterr().err
-    )
+    assert "standard input is not a terminal: give the hosts with --hosts FILE.csv" in capsys.readouterr().err
 
 
 def test_a_fault_that_only_the_check_sees_leaves_no_file(

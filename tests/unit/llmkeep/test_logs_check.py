@@ -158,7 +158,7 @@ def test_a_host_that_was_set_up_anew_is_told_and_no_gap() -> None:
     )
     assert not source.gaps
     [note] = source.notes
-    assert "the journal began anew" in note
+    assert "a new journal began" in note
     assert "after sequence number 50" in note
 
 
@@ -338,7 +338,7 @@ def test_a_count_that_is_none_is_told_of_its_host_and_the_others_are_checked(
     assert [len(found[host].unread) for host in ("llm1", "llm2")] == [1, 0]
     assert [sum(hour.written for hour in found[host].hours.values()) for host in found] == [100, 100]
     assert logs_check.code(found) == logs_check.MISSING
-    assert "llm1: UNREAD: a count of it is none" in "\n".join(logs_check.lines(found))
+    assert "llm1: UNREAD: one of its counts is invalid" in "\n".join(logs_check.lines(found))
 
 
 def test_counters_that_are_none_are_told_and_the_others_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def test_a_host_of_which_nothing_is_there_is_silent(monkeypatch: pytest.MonkeyPa
     found = checked(Server({}, []), monkeypatch)
     assert found["llm1"].silent
     assert logs_check.code(found) == logs_check.SILENT_ONLY
-    assert "llm1: SILENT: no count of it is there" in "\n".join(logs_check.lines(found))
+    assert "llm1: SILENT: it has no count" in "\n".join(logs_check.lines(found))
 
 
 def test_ids_are_counted_by_the_real_server() -> None:

@@ -114,7 +114,7 @@ def test_model_add_converts_nothing_into_a_folder_that_another_user_made(
     small_gguf.write_gguf(tmp_path / "victim.gguf", weights)
     (shared / ".candidate.gguf").symlink_to(victim.parent)
     code, said = model_add.run(capsys, tmp_path / "victim.gguf", shared / "candidate")
-    assert (code, ".candidate.gguf is no folder, or a link" in said) == (1, True), said
+    assert (code, ".candidate.gguf is not a folder, or is a symbolic link" in said) == (1, True), said
     assert [path.name for path in victim.parent.iterdir()] == ["config.json"]
 
 

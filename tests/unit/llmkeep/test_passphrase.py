@@ -32,7 +32,7 @@ def test_takes_a_line_from_a_pipe() -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
 def test_refuses_a_file_that_others_can_open(tmp_path: Path, mode: int) -> None:
-    with pytest.raises(PassphraseError, match=f"mode {mode:04o} .* readable by you alone"):
+    with pytest.raises(PassphraseError, match=f"mode {mode:04o} .* readable only by you:"):
         passphrase.read(written(tmp_path, GOOD.encode(), mode))
 
 

@@ -157,7 +157,7 @@ def test_a_candidate_is_fetched_signed_and_added_by_the_commands_that_are_printe
     for wrong in ("llm1", "train", "train9"):
         assert cli.main(["release", "fetch", wrong, "another", "-i", str(inventory)]) == 1
         assert (
-            f"{wrong} is no host in [train] of {inventory}, which has: train1, train2"
+            f"{wrong} is not a host in [train] of {inventory}, which has: train1, train2"
             in capsys.readouterr().err
         )
 
@@ -192,11 +192,11 @@ def test_words_that_could_be_an_option_or_a_path_are_refused(
 
 
 HOSTILE = {
-    "an absolute path": (member("/etc/cron.d/job", content=b"x"), "'/etc/cron.d/job' has no place"),
+    "an absolute path": (member("/etc/cron.d/job", content=b"x"), "'/etc/cron.d/job' does not belong"),
     "a path that leads out": (member(f"{MODEL}/../../../../x.json"), "has no place"),
-    "another folder": (member("bundle/7/tree/site.yml"), "'bundle/7/tree/site.yml' has no place"),
-    "a file beside the model": (member("models/site.yml"), "'models/site.yml' has no place"),
-    "a program": (member(f"{MODEL}/modeling.py"), "is no file of a model"),
+    "another folder": (member("bundle/7/tree/site.yml"), "'bundle/7/tree/site.yml' does not belong"),
+    "a file beside the model": (member("models/site.yml"), "'models/site.yml' does not belong"),
+    "a program": (member(f"{MODEL}/modeling.py"), "is not a model file"),
     "a name for the terminal": (member(f"{MODEL}/{ESCAPE}.json"), "has no place"),
     "a symbolic link": (member(f"{MODEL}/a.json", tarfile.SYMTYPE, link="/etc/shadow"), "is of type b'2'"),
     "a linked folder": (member("models", tarfile.SYMTYPE, link="/etc"), "is of type b'2'"),
@@ -207,7 +207,7 @@ HOSTILE = {
     "a file as a folder": (member(f"{MODEL}/config.json/a.json"), "Not a directory"),
     "one more file": (member(f"{MODEL}/more.json", content=b"{}"), f"{MODEL}/more.json is not in its manifest"),
     "one more model": (member("models/other/a.json", content=b"{}"), "models/other/a.json is not in its manifest"),
-    "a second manifest": (member("models/other.sha256"), "is no file of a model"),
+    "a second manifest": (member("models/other.sha256"), "is not a model file"),
 }  # fmt: skip
 
 
@@ -253,9 +253,9 @@ def _unpromoted(folder: Path) -> None:
 FORGED = {
     "other digests": (_another_digest, "its manifest says"),
     "a path that leads out": (_path_out, "is missing"),
-    "JSON without end": (_nested, "is no whole candidate"),
-    "a licence that a person accepted elsewhere": (_from_outside, "a host has only models that it trained"),
-    "no promotion": (_unpromoted, "is no whole candidate"),
+    "JSON without end": (_nested, "is not a complete candidate"),
+    "a licence that a person accepted elsewhere": (_from_outside, "hosts have only models that they trained"),
+    "no promotion": (_unpromoted, "is not a complete candidate"),
 }
 
 
@@ -274,8 +274,11 @@ NEGATIVE[124:136] = b"\xff" * 11 + b"\xfe"  # -2, in base 256
 NEGATIVE[148:156] = b"%06o\0 " % (256 + sum(NEGATIVE[:148]) + sum(NEGATIVE[156:]))
 BOMBS = {
     "a sparse file": (header(WEIGHTS, tarfile.GNUTYPE_SPARSE, 1 << 50), "is of type b'S'"),
-    "a file larger than the disk": (header(WEIGHTS, tarfile.REGTYPE, 1 << 60), "more than are taken"),
-    "a text larger than texts are": (header(f"{MODEL}/a.json", tarfile.REGTYPE, 1 << 30), "of such a file"),
+    "a file larger than the disk": (header(WEIGHTS, tarfile.REGTYPE, 1 << 60), "more than fit"),
+    "a text larger than texts are": (
+        header(f"{MODEL}/a.json", tarfile.REGTYPE, 1 << 30),
+        "but such a file may have",
+    ),
     "an extended header larger than memory": (header("x", tarfile.XHDTYPE, 1 << 40), "is of type b'x'"),
     "a global header": (header("x", tarfile.XGLTYPE, 10), "is of type b'g'"),
     "a name larger than memory": (header("x", tarfile.GNUTYPE_LONGNAME, 1 << 40), "is of type b'L'"),
@@ -306,12 +309,12 @@ def test_a_stream_that_is_cut_off_is_refused(length: int, code: int, host: Host)
 @pytest.mark.parametrize("stream", [b"Welcome to train1!\n", b"\xff" * 100_000, b"\0" * 100_000])
 def test_what_is_no_archive_is_refused(stream: bytes, host: Host) -> None:
     host.sends(stream)
-    assert "round-1-candidate of train1 is refused, and nothing of it is here: " in host.refused()
+    assert "round-1-candidate of train1 was refused, and nothing was kept: " in host.refused()
 
 
 def test_what_follows_the_archive_is_refused(host: Host) -> None:
     host.sends(archive(candidate(host.folder / "made")) + b"more" * 10_000)
-    assert "more follows the end of the archive" in host.refused()
+    assert "there is data after the end of the archive" in host.refused()
 
 
 def test_a_tar_that_failed_after_all_is_refused(host: Host) -> None:
@@ -360,5 +363,5 @@ def test_a_host_that_does_not_come_to_an_end_is_refused(
     host_does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "MOST_SECONDS", 1)
-    with pytest.raises(ReleaseError, match="has not ended after 1 s"):
+    with pytest.raises(ReleaseError, match="did not finish within 1 s"):
         fetch.received(["sh", "-c", host_does], tmp_path, 10**9)

@@ -70,7 +70,7 @@ def test_nothing_runs_from_a_control_node_whose_restore_was_cut_off(
     places.restoring.write_text("{}")
     monkeypatch.setattr(playbooks, "PLACES", places)
     assert cli.main(["site", "-i", "inventory"]) == 1
-    assert "a restore of the control node was cut off here; nothing was run" in capfd.readouterr().err
+    assert "a restore of the control node was interrupted; nothing was run" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("tree")

@@ -162,7 +162,7 @@ def _link_a_folder(tree: Path) -> None:
 
 ALTERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a changed file": (_change, "site.yml has sha256 "),
-    "a longer file": (_lengthen, "roles/some/tasks/main.yml has 10 bytes, signed were 3"),
+    "a longer file": (_lengthen, "roles/some/tasks/main.yml has 10 bytes, but 3 were signed"),
     "a missing file": (_remove, "missing: galaxy.yml"),
     "unsigned variables": (_add_variables, "not in the manifest: group_vars/all.yml"),
     "an unsigned plugin": (_add_plugin, "not in the manifest: plugins/filter/core.py"),
@@ -180,7 +180,7 @@ def test_a_tree_that_was_altered_is_refused_with_the_file_and_put_back_by_bootst
     act(node.tree)
     assert not node.site()
     message = capfd.readouterr().err
-    assert f"{node.tree} is not the tree of bundle 7 as it was signed:\n" in message
+    assert f"{node.tree} differs from the signed tree of bundle 7:\n" in message
     assert reason in message
     assert "Nothing was run" in message
     if os.geteuid() != 0:  # which bootstrap needs
@@ -210,7 +210,7 @@ def test_a_manifest_that_is_not_the_builders_is_refused(
     assert "is not signed by a key of" in capfd.readouterr().err
     (node.tree.parent / manifest.SIGNATURE).unlink()
     assert not node.site()
-    assert "what is unsigned is not used" in capfd.readouterr().err
+    assert "unsigned content is not used" in capfd.readouterr().err
 
 
 def test_an_older_bundles_tree_is_refused(node: Node, capfd: pytest.CaptureFixture[str]) -> None:

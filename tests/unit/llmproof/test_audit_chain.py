@@ -39,8 +39,8 @@ def test_a_line_has_its_keys_in_order_and_its_hashes_are_over_its_bytes(tmp_path
 @pytest.mark.parametrize(
     ("bad", "why"),
     [({}, "at least one"), ([1], "JSON object"), ({"a": float("nan")}, "not JSON"), ({"a": object()}, "not JSON"),
-     ({"@timestamp": "1970"}, "record itself writes @timestamp"), ({"llmkeep.audit.hash": ""}, "leave it out"),
-     ({"a": "x" * (1 << 20)}, "are the most")],
+     ({"@timestamp": "1970"}, "record itself writes @timestamp"), ({"llmkeep.audit.hash": ""}, "remove it"),
+     ({"a": "x" * (1 << 20)}, "at most")],
 )  # fmt: skip
 def test_what_is_no_event_is_refused_and_nothing_of_its_group_is_written(
     tmp_path: Path, bad: dict[str, object], why: str
@@ -187,7 +187,7 @@ def test_the_writer_refuses_to_go_on_where_records_under_a_head_are_gone_or_chan
 
 def test_the_writer_refuses_a_removed_file_a_foreign_seed_and_a_lost_verifier(tmp_path: Path) -> None:
     record(tmp_path, 60, head_each=1000, rotate=4000)
-    with pytest.raises(ChainError, match="give the right seed"):
+    with pytest.raises(ChainError, match="give the correct seed"):
         Chain(tmp_path, bytes(32))
     for lost in (files(tmp_path)[0], files(tmp_path)[2]):
         data = lost.read_bytes()
@@ -204,7 +204,7 @@ def test_the_writer_refuses_a_removed_file_a_foreign_seed_and_a_lost_verifier(tm
 
 
 def test_there_is_one_writer(tmp_path: Path) -> None:
-    with Chain(tmp_path, SEED, NAME), pytest.raises(ChainError, match="there is one writer"):
+    with Chain(tmp_path, SEED, NAME), pytest.raises(ChainError, match="since there can be only one writer"):
         Chain(tmp_path, SEED)
     # A second one that is told to wait gets its turn when the first has gone.
     program = ("import sys; from pathlib import Path; from llmproof.chain import Chain\n"
@@ -283,7 +283,7 @@ def test_a_write_that_cannot_be_undone_closes_the_chain(
             patch.setattr(os, "ftruncate", fails)
             with pytest.raises(OSError, match="the disk is broken"):
                 chain.append([event(1)])
-        with pytest.raises(ChainError, match="open it anew"):
+        with pytest.raises(ChainError, match="open it again"):
             chain.append([event(2)])
 
 
@@ -382,7 +382,7 @@ def test_a_line_without_an_end_under_a_head_is_named_and_not_cut(tmp_path: Path)
     (tmp_path / "tree").unlink()
     path = files(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ChainError, match=r"000001\.jsonl, record 20: torn: it has no end\. A power cut"):
+    with pytest.raises(ChainError, match=r"000001\.jsonl, record 20: torn: its end is missing\. A power cut"):
         Chain(tmp_path, SEED)
     assert not list(tmp_path.glob("cut-*"))
 
@@ -408,7 +408,7 @@ def test_a_closed_chain_refuses_and_may_be_closed_again(tmp_path: Path) -> None:
     chain.close()
     chain.close()
     for refused in (lambda: chain.append([event(1)]), chain.sign):
-        with pytest.raises(ChainError, match="open it anew"):
+        with pytest.raises(ChainError, match="open it again"):
             refused()
     assert whole(tmp_path) == []
 
@@ -427,7 +427,7 @@ def test_a_changed_last_line_under_a_head_is_not_taken_for_a_torn_end(tmp_path: 
     path = files(tmp_path)[0]
     before, _, last = path.read_bytes()[:-1].rpartition(b"\n")
     path.write_bytes(before + b"\n" + last.replace(b"alice", b"mally") + b"\n")
-    with pytest.raises(ChainError, match="record 20: changed: its own hash does not fit"):
+    with pytest.raises(ChainError, match="record 20: changed: its own hash does not match"):
         Chain(tmp_path, SEED)
     assert len(whole(tmp_path)) == 20
 
@@ -489,14 +489,14 @@ def test_a_record_is_refused_while_one_has_waited_for_its_head_for_longer_than_p
 ) -> None:
     with Chain(tmp_path, SEED, NAME, unsigned_seconds=0) as chain:
         chain.append([event(1)])
-        with pytest.raises(OSError, match="waited for a signed head for more than 0 s"):
+        with pytest.raises(OSError, match="been without a signed head for more than 0 s"):
             chain.append([event(2)])
         chain.sign()
         chain.append([event(3)])
     assert len(whole(tmp_path)) == 2
     with (
         Chain(tmp_path, SEED, unsigned_seconds=0) as chain,
-        pytest.raises(OSError, match="waited for a signed head"),
+        pytest.raises(OSError, match="been without a signed head"),
     ):
         chain.append([event(4)])  # a restart is no head
 
@@ -545,7 +545,7 @@ def test_a_tail_that_was_forged_torn_or_cut_after_the_witness_saw_it_is_not_sign
             b"".join(part + b"\n\n" for part in notes[: 4 if heads_left is None else 2 * heads_left])
         )
         before = (folder / "heads").read_bytes()
-        with pytest.raises(ChainError, match=r"the witness has seen|torn: it has no end"):
+        with pytest.raises(ChainError, match=r"the witness has seen|torn: its end is missing"):
             Chain(folder, SEED, seen=seen)
         assert (folder / "heads").read_bytes() == before
         assert not list(folder.glob("cut-*"))
@@ -554,7 +554,7 @@ def test_a_tail_that_was_forged_torn_or_cut_after_the_witness_saw_it_is_not_sign
 def test_a_statement_that_is_none_stops_the_writer_and_a_missing_one_does_not(tmp_path: Path) -> None:
     Chain(tmp_path / "record", SEED, NAME, seen=tmp_path / "none").close()
     (tmp_path / "seen").write_bytes(b"")
-    with pytest.raises(ChainError, match="does not say what the witness saw"):
+    with pytest.raises(ChainError, match="cannot be read as the witness's statement"):
         Chain(tmp_path / "record", SEED, seen=tmp_path / "seen")
 
 

@@ -101,7 +101,7 @@ def test_another_keys_or_another_names_head_does_not_open() -> None:
      "Peter Neumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"],
 )  # fmt: skip
 def test_what_is_no_verifier_key_is_told(text: str) -> None:
-    with pytest.raises(HeadError, match="is no verifier key"):
+    with pytest.raises(HeadError, match="is not a verifier key"):
         Verifier(text)
 
 
@@ -125,14 +125,14 @@ def test_a_file_of_heads_is_split_at_any_torn_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "seed"), [("a b", SEED), ("a+b", SEED), ("", SEED), (NAME, SEED[:-1])])
 def test_a_signer_needs_a_name_that_a_note_can_carry_and_a_whole_seed(name: str, seed: bytes) -> None:
-    with pytest.raises(HeadError, match="correct the one that is not right"):
+    with pytest.raises(HeadError, match="correct the wrong one"):
         Signer(name, seed)
 
 
 def test_a_verifier_key_of_another_kind_than_ed25519_is_refused() -> None:
     public = b"\x02" + Signer(NAME, SEED).verifier.public
     key_hash = hashlib.sha256(f"{NAME}\n".encode() + public).digest()[:4]
-    with pytest.raises(HeadError, match="is no verifier key"):
+    with pytest.raises(HeadError, match="is not a verifier key"):
         Verifier(f"{NAME}+{key_hash.hex()}+{base64.b64encode(public).decode()}")
 
 
@@ -141,5 +141,5 @@ def test_a_verifier_key_of_another_kind_than_ed25519_is_refused() -> None:
 )
 def test_a_head_has_one_line_behind_its_root_and_that_is_its_time(more: str) -> None:
     text = Head(5, bytes(32), more).text(NAME)
-    with pytest.raises(ValueError, match="not written as a head"):
+    with pytest.raises(ValueError, match="not have the format of a head:"):
         heads.stated(text)

@@ -61,8 +61,8 @@ def test_what_is_left_verifies_and_the_report_says_what_went_and_by_which_record
     assert declared["event.reason"] == "its records are older than 180 days"
     assert cli.main(["verify", str(shortened)]) == 0
     said = capsys.readouterr().out
-    assert f"records 1 to {first - 1} were removed by declared retention, says record 62 of " in said
-    assert f"proved from record {first} on" in said
+    assert f"records 1 to {first - 1} were removed by declared retention, according to record 62 of " in said
+    assert f"verified from record {first} on" in said
 
 
 @pytest.mark.parametrize("tree", ["kept", "lost"])
@@ -92,7 +92,7 @@ def statement_of_all(folder: Path) -> Path:
 
 def test_a_file_that_is_gone_without_a_declaration_is_a_finding(shortened: Path, folder: Path) -> None:
     files(shortened)[0].unlink()
-    assert "is due here" in checked(shortened).findings[0].what
+    assert "is expected here" in checked(shortened).findings[0].what
     whole_one = record(folder.parent / "whole", 60, rotate=ROTATE)
     files(whole_one)[0].unlink()
     assert not checked(whole_one).ok
@@ -111,7 +111,7 @@ def test_a_declaration_that_no_head_covers_proves_nothing(folder: Path) -> None:
     with opened(folder, statement(folder, 60)) as chain:
         chain.remove_oldest(LATER, 180)
     (folder / "heads").write_bytes(notes)
-    assert "is due here" in checked(folder).findings[0].what
+    assert "is expected here" in checked(folder).findings[0].what
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,10 @@ def test_a_file_that_is_not_as_it_was_written_stays(folder: Path) -> None:
     seen = statement(folder, 60)
     path = files(folder)[0]
     path.write_bytes(path.read_bytes().replace(b"alice", b"mally", 1))
-    with opened(folder, seen) as chain, pytest.raises(ChainError, match="is old enough to go, and stays"):
+    with (
+        opened(folder, seen) as chain,
+        pytest.raises(ChainError, match="is old enough to be removed, but was kept"),
+    ):
         chain.remove_oldest(LATER, 180)
     assert path.exists()
 

@@ -172,7 +172,7 @@ def test_a_second_writer_is_refused_and_the_first_one_goes_on(writer: Writer) ->
     command = [*writer.command(), "--seed-file", str(writer.folder.parent / "seed")]
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 1
-    assert "there is one writer" in second.stderr
+    assert "since there can be only one writer" in second.stderr
     client.send(1, event(1))
     assert client.answer() == "1"
 
@@ -339,7 +339,7 @@ def test_a_full_disk_refuses_and_then_goes_on(writer: Writer) -> None:
     assert client.answer() == "21"
     assert writer.end(signal.SIGTERM) == 0
     assert checked(writer.folder).ok
-    assert "records are not written" in writer.log.read_text()
+    assert "records were not written" in writer.log.read_text()
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_while_no_head_can_be_signed_records_are_refused_and_then_taken_again(wr
 
     until(
         lambda: answered().startswith(
-            f"!{number} the record cannot be written: records have waited for a signed head"
+            f"!{number} the record cannot be written: records have been without a signed head"
         )
     )
     written = len(whole(writer.folder))
@@ -510,7 +510,7 @@ def test_a_refusal_is_one_line_with_the_number_and_the_reason(writer: Writer) ->
 def test_a_member_that_is_there_twice_is_refused(writer: Writer, members: bytes) -> None:
     client = writer.start().client()
     client.socket.sendall(b"{" + members + b"}\n")
-    assert client.answer().endswith(" is there twice: leave one out")
+    assert client.answer().endswith(" is a duplicate: remove one")
     assert whole(writer.folder) == []
 
 
@@ -518,7 +518,7 @@ def test_a_member_that_is_there_twice_is_refused(writer: Writer, members: bytes)
 def test_a_number_that_json_does_not_have_is_refused(writer: Writer, number: bytes) -> None:
     client = writer.start().client()
     client.socket.sendall(b'{"n": 1, "event": {"a": [%b]}}\n' % number)
-    assert client.answer() == f"!1 {number.decode()} is no number of JSON: send a smaller one, or null"
+    assert client.answer() == f"!1 {number.decode()} is not a JSON number: send a smaller one, or null"
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,9 @@ def test_a_line_removed_anywhere_is_found_at_its_place(copy: Path) -> None:
         first = checked(copy).findings[0]
         if number < len(lines) - 1:
             assert (first.file, first.line, first.sequence) == (str(path), number + 1, number + 1)
-            assert first.what == f"removed: record {number + 2} stands here, 1 before it are missing"
+            assert first.what == f"removed: record {number + 2} is here, 1 before it are missing"
     put(path, lines[:-1])
-    assert f"a file records-{len(lines):012d}.jsonl is due here" in checked(copy).findings[0].what
+    assert f"a file records-{len(lines):012d}.jsonl is expected here" in checked(copy).findings[0].what
 
 
 def test_lines_that_changed_places_are_found(copy: Path) -> None:
@@ -131,16 +131,16 @@ def test_lines_that_changed_places_are_found(copy: Path) -> None:
     first = int(path.stem.split("-")[1])
     lines[4], lines[5] = lines[5], lines[4]
     put(path, lines)
-    assert kinds(copy)[:3] == [f"{first + 4} removed", f"{first + 6} moved or put in", f"{first + 5} removed"]
+    assert kinds(copy)[:3] == [f"{first + 4} removed", f"{first + 6} moved or added", f"{first + 5} removed"]
 
 
 def test_a_line_put_in_is_found_whether_copied_or_made_for_its_place(copy: Path) -> None:
     path = files(copy)[0]
     lines = path.read_bytes().split(b"\n")[:-1]
     put(path, [*lines[:10], lines[3], *lines[10:]])
-    assert kinds(copy)[0] == "11 moved or put in"
+    assert kinds(copy)[0] == "11 moved or added"
     put(path, [*lines[:10], forged(lines[10], 11, lines[9], "mallory"), *lines[10:]])
-    assert kinds(copy)[0] == "12 moved or put in"
+    assert kinds(copy)[0] == "12 moved or added"
 
 
 def test_a_record_cut_at_any_line_under_a_head_is_found(copy: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_record_cut_at_any_line_under_a_head_is_found(copy: Path) -> None:
         if records < 900:
             assert (
                 report.findings[-1].what
-                == f"{900 - records} records are gone from the end: a head was signed over 900"
+                == f"{900 - records} records are missing at the end: a head was signed over 900"
             )
     last.unlink()
     assert not checked(copy).ok
@@ -176,7 +176,7 @@ def test_swapped_renamed_missing_and_foreign_files_are_found(copy: Path) -> None
     assert not checked(copy).ok
     one.write_bytes(data[0])
     two.unlink()
-    assert "is due here: a file was removed" in checked(copy).findings[0].what
+    assert "is expected here: a file was removed" in checked(copy).findings[0].what
     two.write_bytes(data[1])
     assert checked(copy).ok
     two.rename(copy / "records-000000000002.jsonl")
@@ -222,7 +222,7 @@ def test_a_chain_rewritten_from_the_middle_is_whole_and_found_by_the_heads(copy:
     rewrite(copy, 450)
     report = checked(copy)
     assert [(found.sequence, found.what.split(":")[0]) for found in report.findings] == [(500, "rewritten")]
-    assert report.findings[0].what.endswith("; something in records 401 to 500 is not what was signed")
+    assert report.findings[0].what.endswith("; something in records 401 to 500 differs from what was signed")
     (copy / "heads").unlink()
     assert checked(copy).ok, "the chain alone cannot tell"
 
@@ -244,7 +244,7 @@ def test_a_record_rewritten_and_signed_anew_is_found_by_heads_kept_elsewhere(
     assert checked(copy).ok, "who has the key and the folder can make a good record"
     found = checked(copy, kept).findings
     assert found[0].what == (
-        f"7 of the 7 heads kept in {kept} are not in it: heads were removed, or the record was signed anew"
+        f"7 of the 7 heads kept in {kept} are not in it: heads were removed, or the record was signed again"
     )
     assert (found[1].sequence, found[1].what.split(":")[0]) == (700, "rewritten")
     assert str(kept) in found[1].what
@@ -264,7 +264,7 @@ def test_an_end_cut_off_together_with_its_heads_is_found_by_heads_kept_elsewhere
     assert checked(copy).ok
     what = [found.what for found in checked(copy, kept).findings]
     assert what[0].startswith("1 of the 9 heads kept")
-    assert what[1] == "100 records are gone from the end: a head was signed over 900"
+    assert what[1] == "100 records are missing at the end: a head was signed over 900"
     shutil.rmtree(copy)
     with pytest.raises(FileNotFoundError):
         checked(copy, kept)
@@ -282,12 +282,10 @@ def test_heads_removed_changed_moved_and_torn_are_found(copy: Path, tmp_path: Pa
     kept = Path(shutil.copy(path, tmp_path / "kept"))
     assert found([notes[0], notes[2]]) == []
     assert checked(copy, kept).findings[0].what.startswith("7 of the 9 heads kept")
-    assert found([notes[1], notes[0]])[0].startswith(
-        "8: head 2 is over 100 records, the one before it over 200"
-    )
+    assert found([notes[1], notes[0]])[0].startswith("8: head 2 covers 100 records, the one before it 200")
     assert found([notes[0], notes[0]])[0].startswith("8: head 2 is over 100")
     assert found([notes[0], notes[1].replace(b"200", b"201")])[0].startswith(
-        "8: head 2: the signature does not fit"
+        "8: head 2: the signature does not match"
     )
     path.write_bytes(data[:-30])
     assert "the last head is torn" in checked(copy).findings[0].what
@@ -352,7 +350,7 @@ def test_the_command_verify_has_its_exit_codes(
     key = (copy / "verifier").read_text().strip()
     code, said = run(capsys, "verify", copy, "--verifier", key, "--heads", copy / "heads")
     assert (code, "nothing was altered" in said) == (0, True)
-    assert "the last 100 records are behind the last head" in said
+    assert "the last 100 records come after the last head" in said
     code, said = run(capsys, "verify", copy, "--json")
     assert json.loads(said) == {
         **json.loads(said),
@@ -502,7 +500,7 @@ def test_a_whole_line_that_is_no_json_is_found_although_its_hashes_fit(tmp_path:
     line = body + b',"llmkeep.audit.hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
     put(files(folder)[0], [*whole(folder), line])
     assert [str(found).split(": ", 1)[1] for found in checked(folder).findings] == [
-        "record 2: no JSON, although its hashes fit: not written by this writer"
+        "record 2: not JSON, although its hashes match: not written by this writer"
     ]
 
 
@@ -545,7 +543,7 @@ def test_a_head_that_does_not_fit_is_found_once_with_each_place_that_has_it(
     path = max(each for each in files(copy) if int(each.stem.split("-")[1]) <= 500)
     line = 500 - int(path.stem.split("-")[1]) + 1
     assert [(found.file, found.line, found.sequence) for found in report.findings] == [(str(path), line, 500)]
-    assert f"in {kept} and {copy / 'heads'} does not fit" in report.findings[0].what
+    assert f"in {kept} and {copy / 'heads'} does not match" in report.findings[0].what
 
 
 def test_a_hash_that_is_no_text_after_a_damage_is_a_finding(copy: Path) -> None:
@@ -563,7 +561,7 @@ def test_a_line_with_the_right_number_in_another_form_is_not_told_as_a_gap(tmp_p
     body = lines[1].split(b',"llmkeep.audit.hash"')[0].replace(b'"@timestamp"', b'"a":1,"@timestamp"')
     lines[1] = body + b',"llmkeep.audit.hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
     put(files(folder)[0], lines)
-    assert kinds(folder) == ["2 moved or put in"]
+    assert kinds(folder) == ["2 moved or added"]
 
 
 def test_a_report_names_the_key_that_it_was_made_with(good: Path) -> None:

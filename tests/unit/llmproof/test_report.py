@@ -172,7 +172,7 @@ def test_a_report_whose_summary_hides_a_component_is_refused() -> None:
     assert "sbom.json does not follow from hosts/llm1.cdx.json" in refusal(archive(with_sbom([])))
     lacking = with_sbom(["miner"])
     del lacking["hosts/llm1.cdx.json"]
-    assert "its documents are not those of the hosts" in refusal(archive(lacking))
+    assert "its documents do not match the hosts" in refusal(archive(lacking))
 
 
 def members(packed_: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -253,13 +253,13 @@ def test_a_file_after_the_signature_is_refused() -> None:
 
 def test_a_file_that_is_there_twice_is_refused() -> None:
     parts = members(archive())
-    assert "is there twice" in refusal(again([parts[0], *parts]))
+    assert "is a duplicate" in refusal(again([parts[0], *parts]))
 
 
 def test_a_link_is_refused() -> None:
     link = tarfile.TarInfo("report.zh.html")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    assert "no plain file" in refusal(again([(link, b""), *members(archive())]))
+    assert "not a plain file" in refusal(again([(link, b""), *members(archive())]))
 
 
 def test_a_sparse_file_is_refused_before_its_holes_are_read() -> None:
@@ -269,7 +269,7 @@ def test_a_sparse_file_is_refused_before_its_holes_are_read() -> None:
     header[483:495] = b"77777777777\0"  # its size with holes: 8 GiB
     header[148:156] = b" " * 8
     header[148:156] = f"{sum(header):06o}\0 ".encode()
-    assert "'holes' is there twice, or is no plain file" in refusal(bytes(header) + archive())
+    assert "'holes' is a duplicate, or is not a plain file" in refusal(bytes(header) + archive())
 
 
 def test_other_metadata_of_a_file_is_refused() -> None:
@@ -285,7 +285,7 @@ def test_a_report_of_another_key_is_refused() -> None:
 
 def test_the_signature_of_another_report_is_refused() -> None:
     other = members(archive(files() | {"report.en.html": b"other"}))
-    assert "files is not what was signed" in refusal(again([*members(archive())[:-1], other[-1]]))
+    assert "files differs from what was signed" in refusal(again([*members(archive())[:-1], other[-1]]))
 
 
 def test_a_head_of_the_record_signs_no_report() -> None:
@@ -315,7 +315,7 @@ def test_what_is_signed_and_no_report_is_refused(content: bytes) -> None:
 
 
 def test_a_report_of_a_newer_format_is_refused() -> None:
-    assert "it has format 2, and this program reads 1" in refusal(
+    assert "it has format 2, but this program reads 1" in refusal(
         archive(files(results(BOTH) | {"format": 2}))
     )
 

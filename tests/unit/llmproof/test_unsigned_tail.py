@@ -31,7 +31,7 @@ def test_hosts_and_replicas_promise_the_same() -> None:
     ("page", "sentence"),
     [
         ("audit-record.md", "after `llm_serving_unsigned_seconds` ({:.0f}) the writer refuses"),
-        ("audit-record.md", "waited for its head for `llm_serving_unsigned_seconds` ({:.0f})"),
+        ("audit-record.md", "been without a head for `llm_serving_unsigned_seconds` ({:.0f})"),
         ("threat-model.md", "forge a tail of up to {:.0f} s"),
     ],
 )

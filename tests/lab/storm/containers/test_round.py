@@ -268,7 +268,7 @@ def test_a_model_learns_from_ratings_and_is_promoted_by_the_users_of_its_first_s
     # At temperature 0 most answers come out of the cache, which each arm has for itself.
     users.all_talk(list(zip(islice(others, 60), asked, strict=False)), temperature=0)
     early = " ".join(["llmkeep experiment promote /root/short.yml --reason early", *hosts])
-    assert "not yet, since" in lab.run("exec", "ops1", "--", "sh", "-c", early, check=False).stderr
+    assert "refused, since" in lab.run("exec", "ops1", "--", "sh", "-c", early, check=False).stderr
     while (rated := outcomes(lab))["candidate"] < EXPERIMENT["minimum"]:
         more = list(zip(islice(others, 300), asked, strict=False))
         assert more, f"of {SUBJECTS} users too few have the candidate: {rated}"

@@ -233,7 +233,7 @@ def test_a_secret_that_does_not_open_under_its_own_name_is_named(
         raise SealError(f"`systemd-creds decrypt` exited 1: {name}")
 
     monkeypatch.setattr(contents, "unseal", unseal)
-    with pytest.raises(BackupError, match="does not open on this host under its own name"):
+    with pytest.raises(BackupError, match="cannot be unsealed on this host under its own name"):
         contents.keep_secrets(node, node.escrow_certificate)
 
 
@@ -293,12 +293,12 @@ def test_a_repository_of_another_estate_is_refused(node: Places, tmp_path: Path)
         env={"PATH": os.environ["PATH"], "RESTIC_PASSWORD": "another estate's"}, check=True, capture_output=True,
     )  # fmt: skip
     node.backup_settings.write_text(json.dumps({"repository": str(tmp_path / "another")}))
-    with pytest.raises(BackupError, match="of another estate"):
+    with pytest.raises(BackupError, match="belongs to another estate"):
         commands.create(node)
 
 
 def test_two_operators_do_not_work_in_it_at_once(node: Places) -> None:
-    with commands.standing(node), pytest.raises(Exception, match="another llmkeep is at work"):
+    with commands.standing(node), pytest.raises(Exception, match="another llmkeep is using"):
         commands.create(node)
 
 
@@ -313,7 +313,7 @@ def test_another_escrow_key_opens_nothing(machine: Places, tmp_path: Path) -> No
         ["openssl", "req", "-x509", "-newkey", "rsa:3072", "-noenc", "-subj", "/CN=escrow",
          "-keyout", tmp_path / "escrow.key", "-out", tmp_path / "escrow.pem"], check=True, capture_output=True,
     )  # fmt: skip
-    with pytest.raises(BackupError, match="bring the key of its estate"):
+    with pytest.raises(BackupError, match="use the escrow key of its estate"):
         restored(machine, tmp_path)
     assert not machine.root_certificate.exists()
 
@@ -321,7 +321,7 @@ def test_another_escrow_key_opens_nothing(machine: Places, tmp_path: Path) -> No
 def test_a_machine_with_an_authority_of_its_own_is_left_alone(machine: Places, bundle: Path) -> None:
     pki.init(machine, DOMAIN, bundle / "escrow.pem", list(pki.NETWORKS))
     before = machine.root_certificate.read_bytes()
-    with pytest.raises(BackupError, match="authority already"):
+    with pytest.raises(BackupError, match="already has a certificate authority"):
         restored(machine, bundle)
     assert machine.root_certificate.read_bytes() == before
 
@@ -337,7 +337,7 @@ def test_a_machine_from_another_estates_bundle_is_refused(
 
 def test_a_machine_from_an_older_bundle_is_refused(machine: Places, bundle: Path) -> None:
     machine.bundle_serial.write_text("2\n")
-    with pytest.raises(BackupError, match="bundle serial 3, and this machine has 2"):
+    with pytest.raises(BackupError, match="bundle serial 3, but this machine has 2"):
         restored(machine, bundle)
 
 
@@ -378,5 +378,5 @@ def test_a_restore_that_was_cut_off_is_not_mixed_with_another_snapshot(machine: 
     "place", ["backup", "sftp:host:/x", "sftp:-oProxyCommand=x@h:/f", "rest:http://h/", "/a b", "/a\n"]
 )
 def test_no_place_but_a_folder_or_sftp_is_taken(place: str) -> None:
-    with pytest.raises(BackupError, match="is no place for a backup"):
+    with pytest.raises(BackupError, match="is not a backup location"):
         Repository(place)

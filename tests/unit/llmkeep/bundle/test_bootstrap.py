@@ -127,7 +127,7 @@ def test_refuses_a_manifest_that_the_same_key_signed_as_something_else(
     small_bundle.sign(machine.stick, keys, 7, 30, kind)
     run = machine.bootstrap()
     assert run.returncode == manifest.UNSIGNED
-    assert f"is signed as '{kind}', and 'bundle' is needed" in run.stderr
+    assert f"is signed as '{kind}', but 'bundle' is needed" in run.stderr
     assert machine.accepted == []
 
 

@@ -137,7 +137,7 @@ def test_a_medium_of_another_bundle_is_refused_and_what_is_half_here_is_kept(
     before = small_bundle.snapshot(machine.store / ".incoming")
     run = machine.bootstrap(delta)
     assert run.returncode == manifest.FOREIGN
-    assert "this medium is of serial 8, and serial 7, created" in run.stderr
+    assert "this medium belongs to serial 8, but serial 7, created" in run.stderr
     assert small_bundle.snapshot(machine.store / ".incoming") == before
     for part in parts[1:]:
         machine.bootstrap(part)
@@ -221,7 +221,7 @@ def test_a_copy_that_stops_half_way_goes_on(machine: Machine, whole: Path, tmp_p
     run = machine.bootstrap(stick)
     assert (run.returncode, machine.accepted) == (1, [])
     assert "copying stopped (cp: " in run.stderr
-    assert "plug the medium in" in run.stderr
+    assert "reconnect the medium" in run.stderr
     (tmp_path / "gone").rename(stick / "models")
     machine.meanwhile = ""
     copied = inodes(machine.store / ".incoming")
@@ -246,7 +246,7 @@ def test_a_disk_that_is_full_half_way_is_named_and_the_copy_goes_on(
     machine: Machine, whole: Path, small_disk: Path
 ) -> None:
     run = machine.bootstrap(whole)
-    assert (run.returncode, "give it more room" in run.stderr) == (1, True)
+    assert (run.returncode, "make room" in run.stderr) == (1, True)
     assert list(small_disk.iterdir()) == []
     honest = machine.script
     text = honest().read_text()
@@ -336,7 +336,7 @@ def test_a_delta_from_another_bundle_than_the_one_here_is_refused(machine: Machi
     run = machine.bootstrap(delta)
     assert run.returncode == manifest.FOREIGN
     assert (
-        "It adds to lab serial 7, in use here is serial 0: bring a delta from that, or a whole bundle"
+        "It is a delta from lab serial 7, but serial 0 is in use here: use a delta from that, or a full bundle"
         in run.stderr
     )
     assert (machine.accepted, (machine.store / ".incoming").exists()) == ([], False)
@@ -393,7 +393,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a file of the host": (rewritten(with_row("../../../etc/passwd")), "1 files that were not signed"),
     "that a file is on no medium": (
         rewritten(without("models/small/shard-3")),
-        "are on no medium of it and not here",
+        "are neither on its media nor here",
     ),
     "that it does not have its file": (
         rewritten(without("models/small/shard-1")),
@@ -405,7 +405,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "to be of another bundle": (
         rewritten(lambda document: document.update(manifest="0" * 64)),
-        "is of another bundle",
+        "belongs to another bundle",
     ),
     "a number that is none": (
         rewritten(lambda document: document.update(medium="1; rm -rf /")),

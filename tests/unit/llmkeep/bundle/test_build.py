@@ -78,7 +78,7 @@ def test_an_estate_gets_what_it_runs_and_no_test_of_it() -> None:
 
 
 def test_a_tree_that_is_no_checkout_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LlmkeepError, match="no git checkout"):
+    with pytest.raises(LlmkeepError, match="not a git checkout"):
         tracked(tmp_path, [])
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_cached_file_is_thrown_away(tmp_path: Path, monkeypatch: pytes
     cache.blob(digest).chmod(0o644)
     cache.blob(digest).write_text("evil")
     deb = Artifact("a.deb", "1", digest, 4, "MIT", "pkg:deb/debian/a@1")
-    with pytest.raises(LlmkeepError, match="was removed; run it again"):
+    with pytest.raises(LlmkeepError, match="has been removed; run it again"):
         build._entries(tmp_path / "bundle", {"a.deb": deb})
     assert not cache.has(digest, 4)
 
@@ -124,7 +124,7 @@ def test_a_model_that_was_changed_in_the_cache_is_made_anew(tmp_path: Path, mode
 def test_a_model_s_wheel_that_was_changed_in_the_cache_is_not_opened(tmp_path: Path, model: Model) -> None:
     cache.blob(model.sha256).chmod(0o644)
     cache.blob(model.sha256).write_bytes(bytes(model.size))
-    with pytest.raises(LlmkeepError, match="was damaged, and was removed; run it again"):
+    with pytest.raises(LlmkeepError, match="was damaged and has been removed; run it again"):
         build._model(tmp_path / "bundle", "small", {"folder": "m"}, model)
     assert not cache.blob(model.sha256).exists()
 

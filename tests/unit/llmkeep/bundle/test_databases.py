@@ -62,8 +62,9 @@ def test_a_source_that_is_not_reached_leaves_the_lock_as_it_was(
 
 def test_a_build_names_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert databases.find(WANTED, {}, None) == {}
-    said = "bundle: WITHOUT the database of vulnerabilities debian: the lock has none: run `llmkeep lock update --only databases`"
+    said = "WITHOUT the database of vulnerabilities debian: it is not in the lock: run `llmkeep lock update --only databases`"
     assert said in capsys.readouterr().out
+    said = "WITHOUT the database of vulnerabilities debian: it is not in the lock: run `llmkeep lock update --only databases`"
 
 
 def test_a_newer_database_is_not_taken_for_the_locked_one(
@@ -75,7 +76,7 @@ def test_a_newer_database_is_not_taken_for_the_locked_one(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     mirrored(mirror, advisories.tracker({"zlib": {}}))
     assert databases.find(WANTED, locked, mirror) == {}
-    assert "its source has another one by now" in capsys.readouterr().out
+    assert "its source now has another one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"<html>Sign in</html>", b"[]", b"", advisories.tracker()[:-9]])
@@ -84,12 +85,12 @@ def test_what_is_no_database_is_not_locked(
 ) -> None:
     monkeypatch.setenv("LLMKEEP_MIRROR", str(mirrored(tmp_path / "mirror", content)))
     assert databases.resolve(WANTED, {}) == {}
-    assert "served no database (" in capsys.readouterr().out
+    assert "did not serve a database (" in capsys.readouterr().out
 
 
 def test_an_address_without_tls_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert databases.resolve({"debian": {"uri": "http://127.0.0.1/", "licence": ""}}, {}) == {}
-    assert "http://127.0.0.1/ is no https address" in capsys.readouterr().out
+    assert "http://127.0.0.1/ is not an https address" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -33,38 +33,39 @@ def test_a_driver_with_wheels_of_its_cuda_is_taken() -> None:
 def test_wheels_of_cuda_13_are_refused_with_driver_550() -> None:
     (fault,) = faults(CUDA_13)
     assert (
-        "vllm of profile ours has CUDA 13.0, and its set debian-550 is driver 550.163.01, CUDA from" in fault
+        "vllm of profile ours has CUDA 13.0, but its set debian-550 supports driver 550.163.01, CUDA from"
+        in fault
     )
-    assert "name wheels of that CUDA under environments, as profile gpu-debian does" in fault
+    assert "choose wheels for that CUDA version under environments, as profile gpu-debian does" in fault
 
 
 def test_wheels_of_two_cudas_are_refused() -> None:
     (fault,) = faults({"vllm": CUDA_12["vllm"] + CUDA_13["vllm"]})
-    assert "the environment vllm of profile ours mixes wheels of CUDA 12 and 13" in fault
+    assert "the environment vllm of profile ours mixes wheels for CUDA 12 and 13" in fault
 
 
 def test_a_set_whose_packages_have_two_versions_is_refused() -> None:
     (fault,) = faults(CUDA_12, [*PACKAGES[:2], "nvidia-smi=1:560.35-1"])
-    assert "the set debian-550 is driver 550.163.01, and its source has nvidia-smi 1:560.35-1" in fault
+    assert "the set debian-550 needs driver 550.163.01, but its source has nvidia-smi 1:560.35-1" in fault
 
 
 def test_wheels_of_another_python_are_refused() -> None:
     good = ["torch-2.10.0-cp313-cp313-manylinux_2_28_x86_64.whl", "vllm-0.19.1-cp38-abi3-linux_x86_64.whl"]
     assert list(drivers.wheel_faults([*good, "six-1-py2.py3-none-any.whl"], "3.13")) == []
     (fault,) = drivers.wheel_faults([*good, "torch-2.10.0-cp312-cp312-manylinux_2_28_x86_64.whl"], "3.13")
-    assert fault.startswith("torch-2.10.0-cp312-cp312-manylinux_2_28_x86_64.whl are not of Python 3.13")
+    assert fault.startswith("torch-2.10.0-cp312-cp312-manylinux_2_28_x86_64.whl are not for Python 3.13")
 
 
 def test_a_bundle_without_a_sets_driver_names_set_packages_and_what_to_do() -> None:
     (sentence,) = drivers.absent(WANTED["profiles"], "gpu")
     assert sentence.startswith("WITHOUT the driver of set nvidia-580-open (nvidia-kernel-open-dkms, ")
-    assert "profile gpu has not the source nvidia. Add it in artifacts.d" in sentence
+    assert "profile gpu lacks the source nvidia. Add it in artifacts.d" in sentence
     assert not list(drivers.absent(WANTED["profiles"], "gpu-debian"))
 
 
 def test_a_set_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(
-        LlmkeepError, match="names the driver sets nvidia-510, and roles/gpu has only nvidia-5"
+        LlmkeepError, match="names the driver sets nvidia-510, but roles/gpu has only nvidia-5"
     ):
         drivers.chosen(profiles(driver_sets=["nvidia-510"]), "ours")
 

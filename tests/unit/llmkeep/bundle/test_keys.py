@@ -142,12 +142,12 @@ def test_an_existing_key_without_a_passphrase_gets_one(
 ) -> None:
     folder = tmp_path / "keys"
     assert cli.main(["keys", "init", str(folder), "--escrow", str(escrow), "--without-passphrase"]) == 0
-    assert "only for throw-away labs" in capsys.readouterr().err
+    assert "only for disposable labs" in capsys.readouterr().err
     shutil.copy(escrow.with_name("escrow.key"), folder / "escrow.key")
     keys.warn(folder)
     said = capsys.readouterr().err
     assert f"`llmkeep keys passphrase {folder}`" in said
-    assert "take the escrow key to a machine that stays offline" in said
+    assert "move the escrow key to a machine that stays offline" in said
     signer = signing.fingerprint(folder / "keyring.pgp")
     new = written(tmp_path, "new", WORD)
     assert cli.main(["keys", "passphrase", str(folder), "--new-passphrase-file", str(new)]) == 0
@@ -200,7 +200,7 @@ def test_the_builder_takes_the_escrow_certificate_and_keeps_it(
 def test_a_file_that_is_no_private_key_is_named(made: Path) -> None:
     shutil.copy(made / "keyring.pgp", made / "signing.key")
     with (
-        pytest.raises(LlmkeepError, match=r"signing\.key is no private OpenPGP key"),
+        pytest.raises(LlmkeepError, match=r"signing\.key is not a private OpenPGP key"),
         signing.unlocked(made / "signing.key", None),
     ):
         pass

@@ -60,7 +60,7 @@ def faults(stated: dict[str, str], *accepted: str) -> list[str]:
 def test_a_denied_licence_is_refused_even_where_the_profile_names_it() -> None:
     (fault,) = faults({"mongodb=7": "Expat AND SSPL-1.0"}, "SSPL-1.0")
     assert fault.startswith(
-        "the licence 'SSPL-1.0' of mongodb=7 is denied by licences of artifacts.yml: take "
+        "the licence 'SSPL-1.0' of mongodb=7 is denied by licences of artifacts.yml: remove "
     )
 
 

@@ -108,7 +108,7 @@ def test_a_lock_of_another_python_is_refused() -> None:
     wheel = DEBIAN.wheels[torch]
     other = replace(wheel, file=wheel.file.replace("cp313", "cp312"))
     with pytest.raises(
-        LlmkeepError, match=r"nothing was changed:\n  torch-\S+-cp312-\S+ are not of Python 3\.13"
+        LlmkeepError, match=r"nothing was changed:\n  torch-\S+-cp312-\S+ are not for Python 3\.13"
     ):
         lock.require_fit(WANTED, "gpu-debian", replace(DEBIAN, wheels={**DEBIAN.wheels, torch: other}))
 

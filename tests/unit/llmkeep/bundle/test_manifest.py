@@ -46,7 +46,7 @@ def test_refuses_a_manifest_that_the_same_key_signed_as_something_else(
     small_bundle.sign(folder, keys, 7, 30, kind)
     command = ["bundle", "verify", str(folder), "--keyring", str(keys / "keyring.pgp")]
     assert cli.main(command) == manifest.UNSIGNED
-    assert f"is signed as '{kind}', and 'bundle' is needed" in capsys.readouterr().err
+    assert f"is signed as '{kind}', but 'bundle' is needed" in capsys.readouterr().err
 
 
 def test_lists_the_files_of_a_bundle_of_before_there_were_types(folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_command_tells_each_refusal_by_its_exit_code(
     assert cli.main(command) == 0
     seen.write_text("8\n")
     assert cli.main(command) == manifest.REPLAYED
-    assert "carry one of that serial or a later one" in capsys.readouterr().err
+    assert "use one with that serial or a later one" in capsys.readouterr().err
     assert cli.main([*command[:-4], "--keyring", "/nowhere"]) == 1
     assert "--keyring" in capsys.readouterr().err
     assert bundle.__doc__ is not None

@@ -101,14 +101,14 @@ def test_a_size_is_in_powers_of_1000_unless_it_says_otherwise(text: str, bytes_:
 @pytest.mark.parametrize("text", ["", "G", "-4G", "4,7G", "900 gigabytes", "1e9", "4.7.1G"])
 def test_what_is_no_size_is_refused_as_that(text: str, llmkeep: Callable[..., tuple[int, str]]) -> None:
     code, said = llmkeep("bundle", "split", "x", f"--size={text}", "--out", "y")
-    assert (code, "is no size: write it as 900G" in said) == (1, True)
+    assert (code, "is not a size: write it as 900G" in said) == (1, True)
 
 
 def test_a_size_that_is_too_small_is_refused_with_the_one_that_is_enough(
     candidate: Path, tmp_path: Path, llmkeep: Callable[..., tuple[int, str]]
 ) -> None:
     code, said = llmkeep("bundle", "split", candidate, "--size", "80K", "--out", tmp_path / "out")
-    assert (code, SHARDS[0] in said, "in all, --size is 80000" in said) == (1, True, True), said
+    assert (code, SHARDS[0] in said, "in total, but --size is 80000" in said) == (1, True, True), said
     assert not (tmp_path / "out").exists()
     enough = said.split("at least ")[1].split(",")[0]
     assert llmkeep("bundle", "split", candidate, "--size", enough, "--out", tmp_path / "out")[0] == 0
@@ -142,7 +142,7 @@ def test_a_candidate_over_two_media_is_signed_by_the_digest_on_paper(
     assert (code, f"candidate {NAME}, medium 2 of 2, " in said) == (0, True), said
     joined = tmp_path / "joined"
     code, said = llmkeep("bundle", "join", parts[1], "--into", joined)
-    assert (code, "bring medium 1 of 2 (" in said, joined.exists()) == (manifest.INCOMPLETE, True, False), (
+    assert (code, "insert medium 1 of 2 (" in said, joined.exists()) == (manifest.INCOMPLETE, True, False), (
         said
     )
     assert llmkeep("bundle", "join", parts[1], "--into", joined)[0] == manifest.INCOMPLETE
@@ -151,7 +151,7 @@ def test_a_candidate_over_two_media_is_signed_by_the_digest_on_paper(
     assert model_add.contents(joined) == model_add.contents(candidate)
     assert llmkeep("bundle", "join", parts[0], "--into", joined) == (
         0,
-        f"{joined}: candidate {NAME} is whole already\n",
+        f"{joined}: candidate {NAME} is already complete\n",
     )
     release.sign(places, joined, expected=digest)
     release.add(places, joined, places.publish_public)
@@ -232,7 +232,7 @@ def test_a_medium_of_another_model_is_refused_and_the_begun_one_is_kept(
     (candidate / SHARDS[2]).rename(candidate / f"models/{NAME}/other.safetensors")
     media.split(candidate, tmp_path / "foreign", SIZE)
     code, said = llmkeep("bundle", "join", tmp_path / "foreign/1", "--into", joined)
-    assert (code, f"or remove {aside} to give it up" in said) == (manifest.FOREIGN, True), said
+    assert (code, f"or remove {aside} to abandon it" in said) == (manifest.FOREIGN, True), said
     assert small_bundle.snapshot(aside) == before
     assert llmkeep("bundle", "join", parts[1], "--into", joined)[0] == 0
     code, said = llmkeep("bundle", "join", tmp_path / "foreign/1", "--into", joined)
@@ -254,7 +254,7 @@ def test_a_manifest_cannot_name_a_file_outside(candidate: Path, tmp_path: Path) 
         small_bundle.write(tmp_path / "hostile", small_bundle.signing_keys(tmp_path / "keys"))
         listing = tmp_path / "hostile" / manifest.NAME
         listing.write_text(listing.read_text().replace('"path": "models/small/weights"', f'"path": "{path}"'))
-        with pytest.raises(BundleRefused, match="has no safe path"):
+        with pytest.raises(BundleRefused, match="has no valid path"):
             join.join(tmp_path / "hostile", tmp_path / "deep/into/joined", [])
         shutil.rmtree(tmp_path / "hostile")
     assert not (tmp_path / "deep").exists()
@@ -320,7 +320,7 @@ def test_a_medium_that_is_pulled_out_is_continued_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", pulled)
         code, said = llmkeep("bundle", "join", parts[0], "--into", joined)
-    assert (code, "Input/output error: plug the medium in again" in said) == (1, True), said
+    assert (code, "Input/output error: reconnect the medium" in said) == (1, True), said
     assert not joined.exists()
     assert [llmkeep("bundle", "join", part, "--into", joined)[0] for part in parts] == [
         manifest.INCOMPLETE,
@@ -338,7 +338,7 @@ def test_the_space_for_all_media_is_checked_before_the_first_is_copied_and_a_ful
 ) -> None:
     joined = small_disk / "joined"
     code, said = llmkeep("bundle", "join", parts[0], "--into", joined)
-    assert (code, "GB are new: make room" in said) == (1, True), said
+    assert (code, "GB are needed: make room" in said) == (1, True), said
     assert list(small_disk.iterdir()) == []
     monkeypatch.setattr(join, "MARGIN", -(10**9))
     codes = [llmkeep("bundle", "join", part, "--into", joined) for part in parts]
@@ -357,7 +357,7 @@ def test_a_split_on_its_own_disk_takes_no_space_and_another_one_is_not_mixed_in(
     (part,) = out.glob(f"*/{SHARDS[0]}")
     assert part.samefile(candidate / SHARDS[0])
     before = small_bundle.snapshot(out)
-    with pytest.raises(LlmkeepError, match="or of another --size: remove"):
+    with pytest.raises(LlmkeepError, match="or to another --size: remove"):
         media.split(candidate, out, 2 * SIZE)
     assert small_bundle.snapshot(out) == before
 

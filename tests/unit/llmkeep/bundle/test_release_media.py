@@ -60,7 +60,7 @@ def test_each_medium_of_a_release_is_verified_by_its_signature(
     assert f"release {NAME} serial 1, medium 1 of 2, " in said
     assert "all as signed by " in said
     assert cli.main(["bundle", "verify", str(tmp_path / "out/1"), "--keyring", key]) == manifest.UNSIGNED
-    assert "is signed as 'release', and 'bundle' is needed" in capsys.readouterr().err
+    assert "is signed as 'release', but 'bundle' is needed" in capsys.readouterr().err
     lose_a_shard(next(path.parents[2] for path in tmp_path.glob("out/*/models/*/model-00002*")))
     codes = {
         cli.main(["release", "verify", str(part), "--keyring", key]) for part in (tmp_path / "out").iterdir()
@@ -82,7 +82,8 @@ def test_a_delta_of_a_release_carries_what_changed_and_links_the_rest(
         manifest.SIGNATURE,
     }
     with pytest.raises(
-        BundleRefused, match=rf"it adds to release {NAME} serial 1 \(manifest [0-9a-f]{{64}}\); name that"
+        BundleRefused,
+        match=rf"it is a delta from release {NAME} serial 1 \(manifest [0-9a-f]{{64}}\); name that",
     ) as refusal:
         join.join(delta, joined, [])
     assert (refusal.value.code, joined.parent.exists()) == (manifest.FOREIGN, True)
@@ -102,7 +103,7 @@ def test_what_is_damaged_in_the_release_in_use_is_not_taken_from_it(
     media.split(newer(signed, places, tmp_path / "newer"), tmp_path / "delta", None, signed)
     victim = places.releases / NAME / SHARDS[0]
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    with pytest.raises(BundleRefused, match="1 files were here and are damaged: bring a whole one"):
+    with pytest.raises(BundleRefused, match="1 files on this host are damaged: use a full one"):
         join.join(tmp_path / "delta/1", tmp_path / "joined", join.here(places))
     join.join(tmp_path / "newer", tmp_path / "joined", join.here(places))
     assert model_add.contents(tmp_path / "joined") == model_add.contents(tmp_path / "newer")

@@ -35,7 +35,7 @@ def test_what_apt_chose_is_looked_up_whatever_the_pins_say() -> None:
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
-        ({"uri": "https://a.example", "suites": ["/"], "licence": "x"}, "may provide everything"),
+        ({"uri": "https://a.example", "suites": ["/"], "licence": "x"}, "lists no packages"),
         ({"uri": "https://a.example", "directory": "a", "licence": "x"}, "both a uri and a directory"),
         ({"uri": "https://a.example", "suites": ["/"], "packages": ["a"]}, "states no licence"),
         ({"directory": "a", "licence": "x"}, "names no files"),
@@ -73,7 +73,7 @@ def test_the_names_of_fields_have_no_case() -> None:
 
 
 def test_a_source_s_name_is_no_path() -> None:
-    with pytest.raises(LlmkeepError, match=r"apt.sources has \.\./a, which is no name of a source"):
+    with pytest.raises(LlmkeepError, match=r"apt.sources has \.\./a, which is not a valid source name"):
         aptsources.parse("../a", {"suites": ["trixie"]})
 
 
@@ -83,8 +83,8 @@ def test_every_source_of_artifacts_yml_reads_and_one_without_a_known_fingerprint
     entries = lock.catalogue()["apt"]["sources"]
     sources = {name: aptsources.parse(name, entry) for name, entry in entries.items()}
     with pytest.raises(
-        PackagesRefused, match=r"nvidia .* has the fingerprint '', which llmkeep does not know"
+        PackagesRefused, match=r"nvidia .* has the fingerprint '', which is not a key fingerprint"
     ):
         aptsources.keyring(sources["nvidia"], tmp_path)
-    with pytest.raises(PackagesRefused, match=r"the key of the source elastic .* is not there: put"):
+    with pytest.raises(PackagesRefused, match=r"the key of the source elastic .* is missing: put"):
         aptsources.keyring(sources["elastic"], tmp_path)

@@ -113,7 +113,7 @@ def test_another_key_in_the_tokens_place_signs_nothing(keys: Path, tmp_path: Pat
     form = serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
     settings.write_text(json.dumps({**told, "public": other.public_bytes(*form).hex()}))
     with (
-        pytest.raises(LlmkeepError, match="another one than hosts trust"),
+        pytest.raises(LlmkeepError, match="not the one that hosts trust"),
         signing.signer(settings, tmp_path / "user-pin"),
     ):
         pass

@@ -56,7 +56,7 @@ def test_an_experiment_says_what_each_rung_finds(tmp_path: Path, capsys: pytest.
         ({"tenants": []}, "tenants is []"),
         ({"minimum": 10}, "minimum is 10: write a whole number of 30 or more"),
         ({"days": 1.5}, "days is 1.5"),
-        ({"metrics": [THUMB]}, "fix two in advance"),
+        ({"metrics": [THUMB]}, "define exactly two"),
         ({"metrics": [THUMB] * 2}, "both metrics are 'thumb'"),
         ({"metrics": [THUMB, CORRECTED | {"better": "more"}]}, "better of corrected is 'more'"),
         ({"metrics": [THUMB, CORRECTED | {"difference": float("nan")}]}, "difference of corrected is nan"),
@@ -66,8 +66,8 @@ def test_an_experiment_says_what_each_rung_finds(tmp_path: Path, capsys: pytest.
         ({"expects": EXPECTS | {"alike": 2}}, "alike is 2"),
         ({"expects": EXPECTS | {"ratings": 0}}, "ratings is 0"),
         ({"expects": None}, "expects is None: write subjects"),
-        ({"weight": 3}, "the file has 'weight', which is not known"),
-        ({"guardrails": {"errors": 0.1}}, "guardrails has 'errors', which is not known: take slow_seconds"),
+        ({"weight": 3}, "the file has 'weight', which is unknown"),
+        ({"guardrails": {"errors": 0.1}}, "guardrails has 'errors', which is unknown: use one of slow_seconds"),
         ({"guardrails": {"failed": 0}}, "failed is 0: write a share of answers"),
         ({"guardrails": {"slow": 0.7}}, "slow is 0.7"),
         ({"guardrails": {"slow_seconds": 301}}, "slow_seconds is 301: write seconds to the first byte"),
@@ -167,7 +167,7 @@ def test_an_experiment_starts_at_its_first_step_with_all_that_a_host_needs_and_i
         5,
     ]
     assert acted(policy, "start", *WHY) == 1
-    assert "support-12 runs at 5 %: step or stop it" in capsys.readouterr().err
+    assert "support-12 is already running at 5 %: step or stop it" in capsys.readouterr().err
 
 
 def test_an_experiment_may_start_in_the_shadow_and_then_at_its_first_step(policy: Path) -> None:
@@ -178,7 +178,7 @@ def test_an_experiment_may_start_in_the_shadow_and_then_at_its_first_step(policy
     assert acted(policy, "start", *WHY) == 0
     assert (entry_of(policy)["percent"], entry_of(policy)["shadow"]) == (5, 0)
     assert acted(policy, "stop", *WHY) == 0
-    assert acted(policy, "start", "--shadow", "101", *WHY) == 1, "policy would not take it"
+    assert acted(policy, "start", "--shadow", "101", *WHY) == 1, "the policy would be invalid"
 
 
 def outcomes_in(policy: Path, likes: float, percent: int, candidates: int = 1000) -> list[str]:
@@ -201,7 +201,7 @@ def test_a_step_keeps_the_salt_and_is_the_next_one_alone(
         assert (entry_of(policy)["percent"], entry_of(policy)["salt"]) == (after, salt)
     capsys.readouterr()
     assert acted(policy, "step", *WHY, *outcomes_in(policy, 0.6, 50)) == 1
-    assert "at 50 %, its last step that compares" in capsys.readouterr().err
+    assert "at 50 %, its last step with a control group" in capsys.readouterr().err
     assert [event["event.action"] for event in on_record(policy)] == [
         "experiment start support-12", "experiment step support-12", "experiment step support-12"
     ]  # fmt: skip
@@ -210,9 +210,9 @@ def test_a_step_keeps_the_salt_and_is_the_next_one_alone(
 @pytest.mark.parametrize(
     ("likes", "percent", "candidates", "told"),
     [
-        (0.6, 5, 40, "thumb of the candidate has 40 subjects that rate at 5 %, and minimum is 50"),
+        (0.6, 5, 40, "thumb of the candidate has 40 subjects that rate at 5 %, but minimum is 50"),
         (0.4, 5, 400, "thumb is worse at 5 %"),
-        (0.6, 25, 400, "there is no outcome at 5 %, where the experiment is"),
+        (0.6, 25, 400, "there is no outcome at 5 %, the experiment's present step"),
     ],
 )
 def test_a_step_that_outcomes_speak_against_needs_a_reason_which_is_on_record(
@@ -248,7 +248,7 @@ def test_what_judges_an_experiment_is_not_exchanged_once_it_runs(
     [name] = changed
     for verb in ("step", "promote"):
         assert acted(policy, verb, "--despite", "so", **changed) == 1
-        assert f"{name} of support-12 is not what policy has" in capsys.readouterr().err
+        assert f"{name} of support-12 differs from the policy" in capsys.readouterr().err
 
 
 def test_only_a_candidate_that_is_better_is_promoted(
@@ -270,7 +270,7 @@ def test_only_a_candidate_that_is_better_is_promoted(
     [
         ({"name": "support-8", "driver": "naive", "release": "r8"}, "  - {name: support, driver: naive, release: r8}"),
         ({"name": "base", "driver": "naive", "adapters": {"support-8": "s8"}}, "  support: s8, in the adapters of base"),
-        ({"name": "support-8", "driver": "remote"}, "  - {name: support, driver: remote}  # its servers have to have it as"),
+        ({"name": "support-8", "driver": "remote"}, "  - {name: support, driver: remote}  # its servers must also have it as"),
         ({"name": "base", "driver": "naive"}, "  nothing yet: there is no support-8"),
     ],
     ids=["model", "adapter", "remote", "absent"],
@@ -288,7 +288,7 @@ def test_stop_gives_all_units_the_control_and_a_new_start_another_salt(
     after = entry_of(policy)
     assert (after["percent"], after["salt"], after["changed"]["what"]) == (0, before["salt"], "stop at 5 %")
     assert acted(policy, "step", "--despite", "so") == 1
-    assert "does not run by this policy" in capsys.readouterr().err
+    assert "is not running in this policy" in capsys.readouterr().err
     assert acted(policy, "start", *WHY) == 0
     assert entry_of(policy)["salt"] != before["salt"]
     assert acted(policy, "stop", "--remove", *WHY) == 0
@@ -303,7 +303,7 @@ def test_what_changed_meanwhile_is_not_undone(
     acted(policy, "start", *WHY)
     with durable.alone(policy):
         assert acted(policy, "stop", *WHY) == 1
-    assert "another llmkeep is at work" in capsys.readouterr().err
+    assert "another llmkeep is using" in capsys.readouterr().err
     path = policy / "llm/experiments/data.yaml"
     by_hand = path.read_text().replace("percent: 5\n", "percent: 0\n")
     against = ladder.against
@@ -314,7 +314,7 @@ def test_what_changed_meanwhile_is_not_undone(
 
     monkeypatch.setattr(ladder, "against", meanwhile)
     assert acted(policy, "step", "--despite", "so") == 1
-    assert "was changed meanwhile; nothing was changed: try again" in capsys.readouterr().err
+    assert "was changed by another process; nothing was changed: try again" in capsys.readouterr().err
     assert path.read_text() == by_hand
 
 
@@ -324,7 +324,7 @@ def test_nothing_is_changed_that_is_not_on_record_or_that_policy_or_gateways_wou
     path = policy / "llm/experiments/data.yaml"
     before = path.read_text()
     assert acted(policy, "start", *WHY, unit="conversation") == 1
-    assert "which no request names: take subject or request" in capsys.readouterr().err
+    assert "which no request names: use one of subject or request" in capsys.readouterr().err
     monkeypatch.setattr(runs, "FOLDER", path / "record")
     assert acted(policy, "start", *WHY) == 1
     assert "the audit record" in capsys.readouterr().err
@@ -333,16 +333,16 @@ def test_nothing_is_changed_that_is_not_on_record_or_that_policy_or_gateways_wou
     acted(policy, "start", *WHY)
     other = {"experiment": "support-13"}
     assert acted(policy, "start", *WHY, **other) == 1
-    assert "policy would not take it; nothing was changed" in capsys.readouterr().err
+    assert "the policy would be invalid; nothing was changed" in capsys.readouterr().err
     assert acted(policy, "step", "--despite", "so", candidate="support-9") == 1
-    assert "candidate of support-12 is not what policy has" in capsys.readouterr().err
+    assert "candidate of support-12 differs from the policy" in capsys.readouterr().err
 
 
 def test_without_a_source_of_its_own_a_verb_says_how_to_make_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert acted(tmp_path / "none", "start", *WHY) == 1
-    assert "make the estate's own source by `cp -r " in capsys.readouterr().err
+    assert "exist: create the estate's own source with `cp -r " in capsys.readouterr().err
 
 
 def outcomes(

@@ -176,13 +176,13 @@ def test_without_all_hosts_there_is_no_verdict(estate: Estate, capsys: pytest.Ca
     (estate.folder / "llm4/feedback/assigned-20261127T08.jsonl").symlink_to(secret)
     assert estate.collected("show") == 1
     said = capsys.readouterr().err
-    assert "there is no verdict on support-12, since not all serving hosts told their outcomes" in said
+    assert "there is no verdict on support-12, since not all serving hosts delivered their outcomes" in said
     assert re.search("- llm1: .*No route to host", said)
-    assert re.search("- llm3 did not tell to the end; the last line is .*no folder", said)
-    assert re.search("- llm4 did not tell to the end; the last line is .*Permission denied", said)
+    assert re.search("- llm3 returned an incomplete answer; its last line is .*no folder", said)
+    assert re.search("- llm4 returned an incomplete answer; its last line is .*Permission denied", said)
     assert "root's" not in said
     assert "llm2" not in said
-    assert "take a host that is gone for good out of [serve]" in said
+    assert "remove a permanently lost host from [serve]" in said
 
 
 def test_a_volume_that_is_shut_is_no_empty_journal(
@@ -194,14 +194,17 @@ def test_a_volume_that_is_shut_is_no_empty_journal(
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{estate.folder}:{os.environ['PATH']}")
     assert estate.collected("show") == 1
-    assert "llm1 did not tell to the end; the last line is b'its volume is shut: " in capsys.readouterr().err
+    assert (
+        "llm1 returned an incomplete answer; its last line is b'its volume is shut: "
+        in capsys.readouterr().err
+    )
 
 
 STRANGE = {
-    "rubbish": ("echo rubbish", "did not tell to the end; the last line is b'rubbish'"),
-    "silent": ("", "did not tell to the end; the last line is b''"),
+    "rubbish": ("echo rubbish", "returned an incomplete answer; its last line is b'rubbish'"),
+    "silent": ("", "returned an incomplete answer; its last line is b''"),
     "other": ("""echo '{"unit": 7}'; echo '{"lines":1}'""", "line 1: KeyError('arm')"),
-    "torn": ("""yes '[]' | head -n 10000; echo '{"lines":9999}'""", "did not tell to the end"),
+    "torn": ("""yes '[]' | head -n 10000; echo '{"lines":9999}'""", "returned an incomplete answer; its"),
     "endless": ("yes", "prints 1 MiB or more, which is too much to judge"),
     "wailing": ("yes >&2", "prints 1 MiB or more, which is too much to judge"),
 }
@@ -241,17 +244,14 @@ def test_an_experiment_without_outcomes_or_without_entry_says_so(
     estate: Estate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert estate.collected("show") == 0
-    assert "support-12 has no outcome yet, of this run" in capsys.readouterr().out
+    assert "support-12 has no outcome in this run" in capsys.readouterr().out
     assert (
         main(["experiment", "stop", NAME, "--source", str(estate.folder / "source"), "--remove", *WHY]) == 0
     )
     assert estate.collected("show") == 1
-    assert (
-        "has no experiment 'support-12', so which of its runs is meant is not known"
-        in capsys.readouterr().err
-    )
+    assert "has no experiment 'support-12', so its run is unknown" in capsys.readouterr().err
     assert estate.acted("show", "--outcomes", "x", "--publish") == 1
-    assert "--publish is for what all hosts tell: give -i" in capsys.readouterr().err
+    assert "--publish needs the outcomes of all hosts: give -i" in capsys.readouterr().err
 
 
 def test_lines_for_the_inventory_name_hosts_in_order_whichever_answered_first(tmp_path: Path) -> None:
@@ -281,11 +281,13 @@ def test_a_verdict_is_published_to_the_pages_by_a_run_on_record(
     """The run of role operator_page, which needs hosts, is left out: its words are kept."""
     played: list[list[str]] = []
 
-    def play(playbook: Path, *given: Any, **named: Any) -> tuple[int, playbooks.Heard]:
+    def play(playbook: Path, *given: Any, **named: Any) -> tuple[int, playbooks.RunResults]:
         if playbook.name != "site.yml":
             return playbooks.play(playbook, *given, **named)
         played.append(given[1])
-        return len(played) - 1, playbooks.Heard(failures=["edge1: Preflight: is away"] * (len(played) - 1))
+        return len(played) - 1, playbooks.RunResults(
+            failures=["edge1: Preflight: is away"] * (len(played) - 1)
+        )
 
     monkeypatch.setattr(hosts, "play", play)
     monkeypatch.setattr(Places, "verdicts", property(lambda _: estate.folder / "verdicts"))

@@ -61,6 +61,6 @@ def test_names_the_roles_whose_packages_a_bundle_lacks(bundle: Path, keys: Keys,
 def test_leaves_a_folder_of_other_things_alone(bundle: Path, keys: Keys, tmp_path: Path) -> None:
     (tmp_path / "image").mkdir()
     (tmp_path / "image/thesis.txt").write_text("mine")
-    with pytest.raises(LlmkeepError, match="holds something else than an image"):
+    with pytest.raises(LlmkeepError, match="has other content than an image"):
         build(bundle, tmp_path / "image", "cpu", keys)
     assert (tmp_path / "image/thesis.txt").read_text() == "mine"

@@ -67,5 +67,5 @@ def test_what_two_environments_share_is_one_component(two_environments: Source) 
 def test_refuses_a_version_that_only_the_other_environment_has(two_environments: Source) -> None:
     tree = two_environments.bundle / "tree"
     (tree / contents.VENVS["vllm"] / "lib/python3/site-packages/torch-2.dist-info").mkdir()
-    with pytest.raises(LlmkeepError, match=r"torch-2\.dist-info, which is no wheel of"):
+    with pytest.raises(LlmkeepError, match=r"torch-2\.dist-info, which is not a wheel of"):
         sbom.document(two_environments, [tree], DIGEST, TIME)

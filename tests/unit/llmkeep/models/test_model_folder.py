@@ -94,7 +94,7 @@ def test_the_digest_on_paper_is_compared_before_signing(
     model: Path, into: Path, places: Places, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model_add.run(capsys, model, into)
-    with pytest.raises(ReleaseError, match="this is not what was written down"):
+    with pytest.raises(ReleaseError, match="this is not the candidate that was noted"):
         release.sign(places, into, expected="0" * 64)
     assert not places.publish_serial.exists()
 
@@ -103,8 +103,8 @@ def test_the_digest_on_paper_is_compared_before_signing(
     ("change", "words"),
     [
         (lambda told: told["files"].update({SHARD: "0" * 64}), "add it again"),
-        (lambda told: told["licence"].update(accepted_by=""), "no licence that a person accepted"),
-        (lambda told: told.pop("source"), "no whole candidate"),
+        (lambda told: told["licence"].update(accepted_by=""), "no accepted licence"),
+        (lambda told: told.pop("source"), "not a complete candidate"),
     ],
     ids=["other files", "no person", "no source"],
 )
@@ -174,12 +174,12 @@ def remote_tokenizer(model: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], int, str]] = {
-    "a truncated shard": (truncated, 4, f"{SHARD} has 62984 bytes, its header says 63984"),
+    "a truncated shard": (truncated, 4, f"{SHARD} has 62984 bytes, but its header says 63984"),
     "a shard with more than its tensors": (longer, 4, "its header says"),
-    "a header as long as a disk": (huge_header, 4, "is no safetensors file"),
+    "a header as long as a disk": (huge_header, 4, "is not a safetensors file"),
     "pickles only": (pickles_only, 1, "only pytorch_model.bin, which can run code"),
     "a link": (link, 1, "a link can lead anywhere"),
-    "a pipe": (lambda model: os.mkfifo(model / "LICENSE"), 1, "is no plain file"),
+    "a pipe": (lambda model: os.mkfifo(model / "LICENSE"), 1, "is not a plain file"),
     "a shard that the index does not name": (
         lambda model: shutil.copy(model / SHARD, model / "model-00004-of-00004.safetensors"),
         4,
@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "a config that is a list": (
         lambda model: (model / "config.json").write_text("[1]"),
         4,
-        "config.json is '[1]', and no JSON object",
+        "config.json is '[1]', not a JSON object",
     ),
     "a config that is no JSON": (lambda model: (model / "config.json").write_text("{"), 4, "is not JSON"),
     "a config as deep as a well": (
@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], int, str]] = {
         "config.json has 17825792 bytes",
     ),
     "no config": (lambda model: (model / "config.json").unlink(), 1, "no config.json"),
-    "a class of its own": (
+    "a custom class": (
         lambda model: edit(model, "config.json", architectures=["MyModel"]),
         1,
         "'MyModel' for model_type 'deepseek_v2'",
@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], int, str]] = {
         1,
         "model_type 'mine'",
     ),
-    "a tokenizer of its own": (remote_tokenizer, 1, "its tokenizer is code of the repository"),
+    "a tokenizer of its own": (remote_tokenizer, 1, "its tokenizer is code in the repository"),
 }
 
 
@@ -383,7 +383,7 @@ def test_a_licence_file_does_not_replace_the_models_own(
 ) -> None:
     (text := tmp_path / "other.txt").write_text("Other\n")
     code, said = model_add.run(capsys, model, into, "--licence-file", text)
-    assert (code, "it has LICENSE-MODEL of its own" in said) == (5, True), said
+    assert (code, "it has its own LICENSE-MODEL" in said) == (5, True), said
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_two_runs_do_not_share_a_folder(
 
     monkeypatch.setattr(intake, "_without_code", meanwhile)
     assert model_add.run(capsys, model, into)[0] == 0
-    assert [(code, "another llmkeep is at work" in words) for code, words in said] == [(1, True)]
+    assert [(code, "another llmkeep is using" in words) for code, words in said] == [(1, True)]
 
 
 # ---------------------------------------------------------------- the payload

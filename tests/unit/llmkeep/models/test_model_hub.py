@@ -74,7 +74,7 @@ def test_a_branch_is_refused_with_the_commit_that_it_is_now(
     revision: str, hub: HubStandIn, into: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, said = model_add.run(capsys, f"hub:{hub.repository}{revision}", into)
-    assert (code, f"which now is {hub.source}" in said) == (1, True), said
+    assert (code, f"at present {hub.source}" in said) == (1, True), said
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_the_token_reaches_the_hub_and_neither_its_cdn_nor_any_output(
 
 # ---------------------------------------------------------------- refusals
 FAULTS: dict[str, tuple[dict[str, tuple[int, dict[str, str]]], str]] = {
-    "401": ({"/api/": (401, {})}, "private, gated or not there, and no token was sent"),
+    "401": ({"/api/": (401, {})}, "private, gated or missing, and no token was sent"),
     "403": ({"/api/": (403, {"X-Error-Code": "GatedRepo"})}, "accept its terms on the hub's page"),
     "404": ({"/api/": (404, {"X-Error-Code": "RevisionNotFound"})}, "no such repository, commit or file"),
     "429": ({"/api/": (429, {"Retry-After": "77"})}, "run it again after 77 s"),
     "503": ({"/api/": (503, {})}, "answered 503"),
     "429 on a shard": ({SHARD: (429, {"Retry-After": "77"})}, "run it again after 77 s"),
     "404 on a shard": ({SHARD: (404, {"X-Error-Code": "EntryNotFound"})}, "answered 404"),
-    "another server's page": ({"/api/": (200, {})}, "gave what is no hub's answer"),
+    "another server's page": ({"/api/": (200, {})}, "returned an invalid answer"),
 }
 
 
@@ -159,7 +159,7 @@ def test_a_hub_that_sends_other_bytes_is_refused_and_they_are_not_used(
 ) -> None:
     hub.wrong = {file}
     code, said = model_add.run(capsys, hub.source, into)
-    assert (code, f"{file} came with the digest" in said, into.exists()) == (4, True, False), said
+    assert (code, f"{file} arrived with the digest" in said, into.exists()) == (4, True, False), said
     hub.wrong = set()
     assert model_add.run(capsys, hub.source, into)[0] == 0
     assert (into / f"models/{NAME}/{SHARD}").read_bytes() == (hub.folder / SHARD).read_bytes()
@@ -319,4 +319,4 @@ def test_a_link_in_the_place_of_the_working_folder_is_not_followed(
     working.rename(tmp_path / "moved")
     working.symlink_to(tmp_path / "moved")
     code, said = model_add.run(capsys, hub.source, into)
-    assert (code, "is no folder, or a link" in said) == (1, True), said
+    assert (code, "is not a folder, or is a symbolic link" in said) == (1, True), said

@@ -83,8 +83,8 @@ def test_a_host_name_that_leads_elsewhere_is_refused(
 @pytest.mark.parametrize(
     ("request_pem", "reason"),
     [
-        (b"x" * 20_000, "has 20000 bytes, and may have 16384"),
-        (b"\0garbage", "is no certificate request"),
+        (b"x" * 20_000, "has 20000 bytes, more than 16384"),
+        (b"\0garbage", "did not send a certificate request"),
         (request_for([*NAMES, "ops1.estate.internal"]), "asks for the names .*ops1.estate.internal"),
         (request_for(NAMES[:1]), "asks for the names"),
         (request_for(NAMES, rsa.generate_private_key(65537, 2048)), "only EC keys"),
@@ -101,7 +101,7 @@ def test_a_request_that_is_not_what_the_inventory_says_is_refused(
 
 @pytest.mark.parametrize("name", ["*.example.org", "10.0.0.1/8", "LLM.example.org", "llm", "a_b.example.org"])
 def test_a_public_name_that_no_certificate_should_have_is_refused(places: Places, name: str) -> None:
-    with pytest.raises(PkiError, match="lower-case DNS names without wildcards"):
+    with pytest.raises(PkiError, match="lowercase DNS names without wildcards"):
         edges.accept(places, "edge1", [name], b"")
 
 
@@ -169,7 +169,7 @@ BAD: dict[str, tuple[Make, str]] = {
     ),
     "few days": (
         lambda ca, key: leaf_of(ca, key, NAMES, end=NOW + timedelta(days=6)),
-        "at least 7 days have to be left",
+        "at least 7 more days",
     ),
     "not yet valid": (
         lambda ca, key: leaf_of(ca, key, NAMES, begin=NOW + timedelta(days=1)),
@@ -180,13 +180,13 @@ BAD: dict[str, tuple[Make, str]] = {
         r"is not for ask\.example\.org: it names llm\.example\.org",
     ),
     "no names": (lambda ca, key: leaf_of(ca, key, []), "it names nothing"),
-    "a CA": (lambda ca, key: leaf_of(ca, key, NAMES, ca=True), "is a CA's"),
+    "a CA": (lambda ca, key: leaf_of(ca, key, NAMES, ca=True), "is a CA certificate"),
     "clientAuth": (
         lambda ca, key: leaf_of(ca, key, NAMES, usages=[ExtendedKeyUsageOID.CLIENT_AUTH]),
         r"usages 1\.3\.6\.1\.5\.5\.7\.3\.2: .*serverAuth",
     ),
     "no usage": (lambda ca, key: leaf_of(ca, key, NAMES, usages=[]), "usages none"),
-    "forged": (lambda ca, key: leaf_of(replace(ca, key=STRANGER), key, NAMES), "does not verify up to"),
+    "forged": (lambda ca, key: leaf_of(replace(ca, key=STRANGER), key, NAMES), "does not verify against"),
 }
 
 
@@ -214,20 +214,20 @@ def test_a_chain_without_a_root_is_refused_until_one_is_given(
     places: Places, key: ec.EllipticCurvePrivateKey, issuing: Authority
 ) -> None:
     said = refusal(places, pem(leaf_of(issuing, key.public_key(), NAMES), issuing.certificate))
-    assert "'CN=example root': give the root of that CA by --root" in said
+    assert "'CN=example root': give the root of that CA with --root" in said
 
 
 def test_another_root_is_refused(places: Places, key: ec.EllipticCurvePrivateKey, issuing: Authority) -> None:
     chain = pem(leaf_of(issuing, key.public_key(), NAMES), issuing.certificate)
     assert "is missing in CHAIN" in refusal(places, chain, pem(root_of("stranger").certificate))
-    assert "does not verify up to" in refusal(places, chain, pem(root_of("example").certificate))
+    assert "does not verify against" in refusal(places, chain, pem(root_of("example").certificate))
 
 
 def test_a_weak_intermediate_is_refused(places: Places, key: ec.EllipticCurvePrivateKey) -> None:
     top = root_of("example")
     below = top.below("example weak", rsa.generate_private_key(65537, 1024))  # noqa: S505 the weak one
     chain = pem(leaf_of(below, key.public_key(), NAMES), below.certificate, top.certificate)
-    assert "does not verify up to" in refusal(places, chain)
+    assert "does not verify against" in refusal(places, chain)
 
 
 def test_a_certificate_signed_with_sha_1_is_refused(
@@ -250,18 +250,18 @@ def test_a_certificate_signed_with_sha_1_is_refused(
 def test_a_self_signed_certificate_is_refused(places: Places, key: ec.EllipticCurvePrivateKey) -> None:
     own = Authority.of("CN=llm.example.org", key)
     said = refusal(places, pem(leaf_of(own, key.public_key(), NAMES, subject=own.name)))
-    assert "is signed by itself" in said
+    assert "is self-signed" in said
 
 
 @pytest.mark.parametrize(
     ("chain", "reason"),
     [
         (b"", "holds no certificates in PEM"),
-        (b"\0\1garbage", "give what the CA sent"),
+        (b"\0\1garbage", "give the file that the CA sent"),
         (root_of("x").certificate.public_bytes(serialization.Encoding.DER), "it is DER or PKCS #7; convert it with openssl x509"),
-        (b"-----BEGIN CERTIFICATE-----\n" * 4000, "bytes, and may have 65536"),
-        (pem(root_of("x").certificate) * 11, "has 11 certificates, and may have 10"),
-        (b"-----BEGIN PRIVATE KEY-----\n" + pem(root_of("x").certificate), "has a private key in it"),
+        (b"-----BEGIN CERTIFICATE-----\n" * 4000, "bytes, more than 65536"),
+        (pem(root_of("x").certificate) * 11, "has 11 certificates, more than 10"),
+        (b"-----BEGIN PRIVATE KEY-----\n" + pem(root_of("x").certificate), "contains a private key"),
     ],
     ids=["empty", "garbage", "DER", "huge", "many", "a key"],
 )  # fmt: skip
@@ -285,7 +285,7 @@ def test_a_new_key_leaves_the_certificate_of_the_retired_one_in_force(
 ) -> None:
     installed(places, key, issuing, root)
     edges.retire(places, "edge1").write(places, "edge1")
-    with pytest.raises(PkiError, match="`--new-key` has retired"):
+    with pytest.raises(PkiError, match="`--new-key` retired"):
         edges.accept(places, "edge1", NAMES, request_for(NAMES, key))
     edges.accept(places, "edge1", NAMES, request_for(NAMES))
     edge = Edge.read(places, "edge1")
@@ -324,7 +324,7 @@ def test_install_is_on_record_and_again_changes_nothing(
     assert cli.main(["pki", "install", "--host", "edge1", str(file)]) == 0
     kept = places.edge("edge1").read_bytes()
     assert cli.main(["pki", "install", "--host", "edge1", str(file)]) == 0
-    assert "has this certificate already" in capsys.readouterr().out
+    assert "already has this certificate" in capsys.readouterr().out
     assert places.edge("edge1").read_bytes() == kept
     (event,) = events
     assert event["event.action"] == "pki install edge1"

@@ -166,17 +166,17 @@ def test_an_older_revision_and_an_expired_bundle_are_refused(places: Places) -> 
 
 
 ODD: dict[str, tuple[Callable[[Files], Files], str]] = {
-    "a file of another kind": (lambda files: files | {"llm/roles/data.yaml": b"{}"}, "no file that a policy has"),
-    "a path that leads out": (lambda files: files | {"../llm/a/data.json": b"{}"}, "no file that a policy has"),
-    "a second word on the same data": (lambda files: files | {"llm/roles/analyst/data.json": b"{}"}, "says anew"),
+    "a file of another kind": (lambda files: files | {"llm/roles/data.yaml": b"{}"}, "does not belong in a policy"),
+    "a path that leads out": (lambda files: files | {"../llm/a/data.json": b"{}"}, "does not belong in a policy"),
+    "a second word on the same data": (lambda files: files | {"llm/roles/analyst/data.json": b"{}"}, "repeats content of"),
     "a manifest of another revision": (
         lambda files: files | {".manifest": b'{"revision": "2", "roots": ["llm"]}'}, "do not agree",
     ),
     "roots that claim everything": (
         lambda files: files | {".manifest": b'{"revision": "1", "roots": [""]}'}, "do not agree",
     ),
-    "no date": (lambda files: files | {"llm/meta/data.json": b'{"revision": 1}'}, "no policy of llmkeep"),
-    "data that is no JSON": (lambda files: files | {"llm/roles/data.json": b"{"}, "no policy of llmkeep"),
+    "no date": (lambda files: files | {"llm/meta/data.json": b'{"revision": 1}'}, "not a policy of llmkeep"),
+    "data that is no JSON": (lambda files: files | {"llm/roles/data.json": b"{"}, "not a policy of llmkeep"),
 }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_a_name_that_is_there_twice_or_is_no_file_is_refused(places: Places, kin
         member = tarfile.TarInfo("llm/roles/data.json")
         member.type, member.linkname = kind, "llm/rates/data.json"
         tar.addfile(member, io.BytesIO())
-    with pytest.raises(PolicyRefused, match="is there twice, or no plain file"):
+    with pytest.raises(PolicyRefused, match="is a duplicate, or not a plain file"):
         policy_bundle.judged(gzip.compress(content.getvalue()), places.policy_public.read_bytes())
 
 
@@ -210,7 +210,7 @@ def test_a_torn_file_is_refused(places: Places, cut: int) -> None:
 def test_a_file_that_unpacks_to_too_much_is_refused(places: Places) -> None:
     bomb = policy_source.packed({"llm/zeros/data.json": bytes(policy_bundle.LIMIT)})
     assert len(bomb) < 100_000
-    with pytest.raises(PolicyRefused, match="no policy is that long"):
+    with pytest.raises(PolicyRefused, match="unpacked, which is too large for a policy"):
         policy_bundle.judged(bomb, places.policy_public.read_bytes())
 
 
@@ -303,7 +303,7 @@ def test_a_bundle_may_be_exactly_as_long_as_the_limit(places: Places) -> None:
     tar = gzip.decompress(places.policy_bundle.read_bytes())
     longest = tar + bytes(policy_bundle.LIMIT - len(tar))
     assert policy_bundle.unpacked(gzip.compress(longest)) == policy_bundle.unpacked(gzip.compress(tar))
-    with pytest.raises(PolicyRefused, match="no policy is that long"):
+    with pytest.raises(PolicyRefused, match="unpacked, which is too large for a policy"):
         policy_bundle.unpacked(gzip.compress(longest + b"\0"))
 
 
@@ -311,7 +311,7 @@ def test_no_more_is_unpacked_than_a_policy_may_have() -> None:
     bomb = gzip.compress(bytes(8 * policy_bundle.LIMIT))
     tracemalloc.start()
     try:
-        with pytest.raises(PolicyRefused, match="no policy is that long"):
+        with pytest.raises(PolicyRefused, match="unpacked, which is too large for a policy"):
             policy_bundle.unpacked(bomb)
         assert tracemalloc.get_traced_memory()[1] < 4 * policy_bundle.LIMIT
     finally:

@@ -66,7 +66,7 @@ def test_the_key_is_kept_sealed_under_a_name_of_its_own_and_nowhere_else(places:
 
 def test_init_again_changes_nothing(places: Places) -> None:
     before = places.policy_public.read_bytes(), places.policy_key.read_bytes()
-    assert "stands" in policy.init(places)
+    assert "already exists" in policy.init(places)
     assert (places.policy_public.read_bytes(), places.policy_key.read_bytes()) == before
 
 
@@ -123,7 +123,7 @@ def test_what_was_signed_is_signed_anew_before_it_expires_and_not_what_is_being_
     changed(places, "max_tokens: 256", "max_tokens: 128")
     for number, day in enumerate((61, 130, 200), 2):
         moment = NOW + timedelta(days=day)
-        assert f"revision {number}, holds until" in policy.renew(places, places.policy_bundle, moment)
+        assert f"revision {number}, valid until" in policy.renew(places, places.policy_bundle, moment)
         after = policy_bundle.judged(
             places.policy_bundle.read_bytes(), places.policy_public.read_bytes(), now=moment
         )
@@ -133,7 +133,7 @@ def test_what_was_signed_is_signed_anew_before_it_expires_and_not_what_is_being_
 
 
 def test_nothing_is_signed_anew_where_nothing_of_this_estate_was_signed(places: Places) -> None:
-    with pytest.raises(PolicyError, match="is no policy of this estate"):
+    with pytest.raises(PolicyError, match="is not a policy of this estate"):
         policy.renew(places, places.policy_bundle, NOW)
 
 
@@ -237,7 +237,7 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     "an unknown rate class": ("rate_class: batch", "rate_class: turbo", "roles/data.yaml", "has no class turbo"),
     "a limit of the wrong kind": ("max_tokens: 256", "max_tokens: many", "roles/data.yaml", "analyst.max_tokens"),
     "an unknown action": ("[GET /generate]", "[GET /v2]", "roles/data.yaml", "analyst.actions"),
-    "a role that is there twice": ("developer:\n", "analyst:\n", "roles/data.yaml", "'analyst' is there twice"),
+    "a role that is a duplicate": ("developer:\n", "analyst:\n", "roles/data.yaml", "'analyst' is a duplicate"),
     "YAML that does not parse": ("analyst:\n", "analyst: [\n", "roles/data.yaml", "cannot be read"),
     "a circle of aliases": (
         "{}", "{a: {model: b}, b: {model: a}}", "aliases/data.yaml", "llm/aliases: a leads to b, an alias: name a model",
@@ -245,7 +245,7 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     "an alias with a day that there is not": (
         "{}", "{a: {model: b, deprecated: 2026-02-30}}", "aliases/data.yaml", "llm/aliases: a.deprecated: ",
     ),
-    "an alias that is there twice": ("{}", "{a: {model: b}, a: {model: c}}", "aliases/data.yaml", "'a' is there twice"),
+    "an alias that is a duplicate": ("{}", "{a: {model: b}, a: {model: c}}", "aliases/data.yaml", "'a' is a duplicate"),
     "a group with a role that there is not": ("{}", "{staff: [root]}", "groups/data.yaml", "staff: llm/roles has no role root"),
     "a group whose roles are no list": ("{}", "{staff: analyst}", "groups/data.yaml", "llm/groups: staff: "),
     "a test that fails": (
@@ -264,7 +264,7 @@ def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: Plac
     build(places)
     old, new, file, said = FAULTS[fault]
     changed(places, old, new, file)
-    with pytest.raises(LlmkeepError, match=r"is not to be signed|cannot be read") as refused:
+    with pytest.raises(LlmkeepError, match=r"cannot be signed|cannot be read") as refused:
         build(places)
     assert said in str(refused.value)
     assert revision(places) == 1
@@ -275,7 +275,7 @@ def test_a_decision_that_allows_a_request_which_says_nothing_is_not_signed(place
     for test in places.policy_source.rglob("*_test.rego"):
         test.unlink()
     (places.policy_source / "llm/authz/authz.rego").write_text(rego)
-    with pytest.raises(PolicyError, match="does not deny a request that says nothing"):
+    with pytest.raises(PolicyError, match="does not deny an empty request"):
         build(places)
 
 
@@ -301,7 +301,7 @@ def test_the_estates_own_source_goes_before_the_trees(
     shutil.rmtree(places.policy_source)
     assert llmkeep("build") == 0
     assert llmkeep("build") == 0
-    assert f"revision 1 is what {policies.SOURCE} says, kept" in capsys.readouterr().out
+    assert f"revision 1 already has the content of {policies.SOURCE}, kept" in capsys.readouterr().out
 
 
 def test_verify_tells_its_refusals_apart(
@@ -352,9 +352,9 @@ def test_diff_of_the_same_says_so_whatever_the_revision_and_the_date(
 ) -> None:
     policy.build(places, places.policy_source, tmp_path / "expired.tar.gz", 1, NOW - timedelta(days=900))
     assert llmkeep("diff", tmp_path / "expired.tar.gz", places.policy_source) == 0
-    assert capsys.readouterr().out == "the two decide alike\n"
+    assert capsys.readouterr().out == "no difference in decisions\n"
     assert llmkeep("diff", tmp_path / "nowhere", places.policy_source) == 1
-    assert "cannot be compared" in capsys.readouterr().err
+    assert "cannot compare these two" in capsys.readouterr().err
 
 
 def test_a_role_that_is_new_is_a_difference(
@@ -434,7 +434,7 @@ def test_break_glass_prints_a_token_that_the_policys_key_signed_and_records_it(
         (["--hours", "1", "--reason", " "], "is empty"),
         (
             ["--hours", "1", "--reason", "x", "--action", "POST /everything"],
-            "'POST /everything' is none of the gateway's",
+            "'POST /everything' is not an action of the gateway",
         ),
     ],
 )

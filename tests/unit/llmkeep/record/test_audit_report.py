@@ -428,7 +428,7 @@ def test_an_auditor_reads_what_is_open_and_who_accepted_what(
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"hosts": 3}', b'{"hosts": {"a": {"findings": [{}]}}}'])
 def test_a_scan_that_is_none_is_refused(content: bytes) -> None:
-    with pytest.raises(ArchiveRefused, match="is signed, and no scan"):
+    with pytest.raises(ArchiveRefused, match="is signed, but is not a scan"):
         vulnerabilities.lines(content)
 
 

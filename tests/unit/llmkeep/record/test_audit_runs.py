@@ -157,7 +157,7 @@ def test_a_bare_ansible_playbook_that_cannot_be_recorded_is_refused(
     monkeypatch.setattr(sys, "argv", ["ansible-playbook", "-i", "hosts.yml", "site.yml"])
     assert cli.main() == 1
     told = capfd.readouterr()
-    assert "A run without a record is refused" in told.err
+    assert "Runs without a record are refused" in told.err
     assert "PLAY" not in told.out
 
 
@@ -245,7 +245,7 @@ def test_what_cannot_be_recorded_does_not_run_and_break_glass_is_loud(
     (record.FOLDER / "verifier").write_text("not a key")
     assert cli.main(["site", "-i", "hosts.yml"]) == 1
     said = capfd.readouterr().err
-    assert "is refused; nothing was changed" in said
+    assert "are refused; nothing was changed" in said
     assert "--unrecorded REASON" in said
     assert not (node / "mark").exists()
     assert journal == []
@@ -312,7 +312,7 @@ def test_init_repeats_harmlessly_and_never_makes_a_second_key(
     assert key.strip() in capsys.readouterr().out
     record.SEALED_SEED.unlink()
     assert cli.main(["audit", "init"]) == 1
-    assert "restore that" in capsys.readouterr().err
+    assert "restore the seed" in capsys.readouterr().err
     assert not record.SEALED_SEED.exists()
     assert node.exists()
 

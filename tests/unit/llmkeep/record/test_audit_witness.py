@@ -176,7 +176,7 @@ def test_a_record_that_is_gone_is_no_host_without_one(estate: Estate) -> None:
     assert estate.collect() == 0
     shutil.rmtree(estate.record)
     assert estate.collect() == 3
-    assert "llm1 has no verifier any more" in estate.journal[0]
+    assert "llm1 lost its verifier, formerly" in estate.journal[0]
 
 
 def findings(capfd: pytest.CaptureFixture[str], minutes: int = 0) -> tuple[int, list[str]]:
@@ -224,10 +224,10 @@ def test_a_finding_ends_by_an_acknowledgement_that_is_on_record(
     estate.kept.rename(estate.root / "evidence")
     assert estate.collect() == 3, "put right, and not acknowledged"
     number = findings(capfd)[1][0].split()[0]
-    assert cli.main(["audit", "acknowledge", number, "--reason", "llm1 was set up anew"]) == 0
+    assert cli.main(["audit", "acknowledge", number, "--reason", "llm1 was reinstalled"]) == 0
     said = json.loads(whole(estate.root / "own")[-1])
     assert (said["event.action"], said["user.name"]) == ("acknowledge", "alice")
-    assert (said["event.reason"], said["llmkeep.witness.id"]) == ("llm1 was set up anew", number)
+    assert (said["event.reason"], said["llmkeep.witness.id"]) == ("llm1 was reinstalled", number)
     assert "the heads on llm1 do not begin with" in said["llmkeep.witness.finding"]
     assert estate.collect() == 0
     assert findings(capfd) == (0, [])

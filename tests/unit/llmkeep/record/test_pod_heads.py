@@ -129,8 +129,8 @@ def test_a_replica_that_is_not_there_is_named_and_the_others_are_kept(
 ) -> None:
     shutil.rmtree(estate.root / "pods/llm-0")
     assert estate.collect() == 1
-    assert 'main.llm-0, pod llmkeep/llm-0, did not say what its record is: Error from server (NotFound): pods "llm-0" not found' \
-        in capfd.readouterr().err  # fmt: skip
+    reason = "main.llm-0, pod llmkeep/llm-0, did not return the state of its record: Error from server (NotFound): "
+    assert f'{reason}pods "llm-0" not found' in capfd.readouterr().err
     assert (estate.kept("llm-1") / "heads").exists()
 
 
@@ -143,7 +143,7 @@ def test_a_replica_that_keeps_no_record_is_named(estate: Estate, capfd: pytest.C
 def test_a_pod_that_talks_without_end_is_not_heard(estate: Estate, capfd: pytest.CaptureFixture[str]) -> None:
     (estate.root / "pods/llm-0/endless").touch()
     assert estate.collect() == 1
-    assert "main.llm-0 did not end its answer within 1 MiB" in capfd.readouterr().err
+    assert "main.llm-0 returned more than 1 MiB" in capfd.readouterr().err
 
 
 def test_a_pod_that_complains_without_end_is_cut_off(
@@ -153,7 +153,7 @@ def test_a_pod_that_complains_without_end_is_cut_off(
     (estate.root / "pods/llm-0/endless-errors").touch()
     assert estate.collect() == 1
     told = capfd.readouterr().err
-    assert "main.llm-0, pod llmkeep/llm-0, did not say what its record is: " in told
+    assert "main.llm-0, pod llmkeep/llm-0, did not return the state of its record: " in told
     assert len(told) < 1000
 
 

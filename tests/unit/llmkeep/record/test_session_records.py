@@ -94,7 +94,7 @@ def test_a_session_comes_to_be_on_record_and_a_rewritten_ledger_is_a_finding(est
     known = findings.load(witness.KEPT)
     assert known is not None
     (finding,) = known.altered.values()
-    assert "the ledger of sessions on llm1 has no line 1 as it was taken" in finding.what
+    assert "the ledger of sessions on llm1 has no line 1 as it was copied" in finding.what
     assert cli.main(["audit", "verify", str(runs.FOLDER)]) == 0
 
 
@@ -228,7 +228,7 @@ def test_a_ledger_that_does_not_go_on_is_named_with_the_way_out(
     estate.look()
     alter(estate)
     (problem,) = estate.look()
-    assert "the ledger of sessions on llm1 has no line 2 as it was taken. Save " in problem
+    assert "the ledger of sessions on llm1 has no line 2 as it was copied. Save " in problem
     assert estate.look() == [problem], "a finding is one, however often it is seen"
     assert estate.numbers() == [1, 2]
 
@@ -327,5 +327,5 @@ def test_a_damaged_line_here_stops_no_look_at_heads(estate: Estate) -> None:
     (witness.KEPT / "llm1/sessions").write_text("damaged\n")
     estate.session(1)
     assert sessions.numbers(witness.KEPT) == {}
-    with pytest.raises(RecordError, match="is not what the witness wrote"):
+    with pytest.raises(RecordError, match="was not written by the witness"):
         estate.look()

@@ -113,15 +113,15 @@ def test_a_line_that_was_changed_is_named_also_where_its_leaf_was_changed_with_i
     assert whole
     changed = whole.replace(b"event", b"evenT", 1)
     alone = [*lines[:4], dataclasses.replace(lines[4], whole=changed), *lines[5:]]
-    assert "record 5 does not fit its leaf: it was changed" in verify(alone, heads, NOW).findings
+    assert "record 5 does not match its leaf: it was changed" in verify(alone, heads, NOW).findings
     leaf = hashlib.sha256(b"\0" + changed).digest()
     both = [*lines[:4], Line(5, leaf, changed), *lines[5:]]
     found = verify(both, heads, NOW).findings
-    assert "record 5: changed: its own hash does not fit" in found
-    assert any("the witness's head over the first 10 records does not fit" in each for each in found)
+    assert "record 5: changed: its own hash does not match" in found
+    assert any("the witness's head over the first 10 records does not match" in each for each in found)
     withheld = [*lines[:4], Line(5, leaf, None), *lines[5:]]
     assert any(
-        "head over the first 10 records does not fit" in each
+        "head over the first 10 records does not match" in each
         for each in verify(withheld, heads, NOW).findings
     )
 
@@ -136,7 +136,9 @@ def test_an_end_that_does_not_come_is_named_once_its_head_is_old(
 
 def test_two_different_lines_of_one_number_are_a_forgery(lines: list[Line], heads: list[Head]) -> None:
     twice = [*lines[:7], dataclasses.replace(lines[6], leaf=bytes(32)), *lines[7:]]
-    assert verify(twice, heads, NOW).findings == ["record 7 is there twice, and not the same: one was forged"]
+    assert verify(twice, heads, NOW).findings == [
+        "record 7 exists twice with different content: one was forged"
+    ]
 
 
 def test_without_its_first_lines_a_copy_is_proved_by_links_alone_and_wants_a_declaration(
@@ -165,7 +167,7 @@ def test_first_lines_that_elasticsearch_removed_by_age_are_said_and_no_finding(
     found = verify(lines[15:], old + young, NOW)
     assert found.findings == []
     [note] = found.notes
-    assert note.startswith("records 1 to 15 are not there: they were signed more than 180 days ago")
+    assert note.startswith("records 1 to 15 are absent: they were signed more than 180 days ago")
     # Records 21 to 25 are too young for that.
     found = verify(lines[25:], old + young, NOW)
     assert found.findings == [
@@ -198,10 +200,10 @@ def test_a_line_that_is_none_is_a_finding_of_its_host_and_the_others_are_checked
     kept = ((folder / "heads").read_bytes(), (folder / "verifier").read_text())
     found = check(Server(), {"llm1": kept, "llm2": kept, "llm3": (b"x" + kept[0][1:], kept[1])})
     [finding] = found["llm1"].findings
-    assert finding.startswith("a line of the record is none (")
+    assert finding.startswith("a line of the record is invalid (")
     assert [each.records for each in found.values()] == [60, 60, 0]
     assert found["llm2"].findings == []
-    assert "the witness's copy does not hold" in found["llm3"].findings[0]
+    assert "the witness's copy is invalid" in found["llm3"].findings[0]
 
 
 def test_a_declaration_that_is_no_number_declares_nothing() -> None:

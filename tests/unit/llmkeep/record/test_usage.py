@@ -233,7 +233,7 @@ def without_a_segment(folder: Path) -> str:
 def without_a_head(folder: Path) -> str:
     notes, _ = heads.read(folder / "heads")
     (folder / "heads").write_bytes(b"".join(note + b"\n" for note in notes[1:]))
-    return f"{folder / 'heads'}: its heads are not those that the witness keeps of llm1"
+    return f"{folder / 'heads'}: its heads differ from those that the witness keeps of llm1"
 
 
 def with_a_foreign_signature(folder: Path) -> str:
@@ -259,7 +259,7 @@ def test_a_record_that_was_signed_anew_with_the_hosts_own_key_is_refused(
     shutil.rmtree(estate.folder("llm2"))
     estate.write("llm2", "2026-12-01T00:00:00", *exchange(16, "carol", "lab", "large", (1, 0)))
     assert estate.usage() == 3
-    assert "its heads are not those that the witness keeps of llm2" in capsys.readouterr().err
+    assert "its heads differ from those that the witness keeps of llm2" in capsys.readouterr().err
 
 
 def test_an_empty_record_is_named(estate: Estate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +272,7 @@ def test_an_empty_record_is_named(estate: Estate, capsys: pytest.CaptureFixture[
 
 def test_a_folder_without_a_record_is_refused(estate: Estate, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["usage", *NOVEMBER, "--record", str(estate.root)]) == 1
-    assert f"{estate.root} is no copy of a record" in capsys.readouterr().err
+    assert f"{estate.root} is not a copy of a record" in capsys.readouterr().err
 
 
 def test_a_host_that_the_witness_does_not_know_is_refused(
@@ -287,7 +287,7 @@ def test_a_host_that_the_witness_does_not_know_is_refused(
 
 def test_a_record_that_is_given_twice_is_refused(estate: Estate, capsys: pytest.CaptureFixture[str]) -> None:
     assert estate.usage(hosts=("llm1", "llm1")) == 1
-    assert "two records of llm1" in capsys.readouterr().err
+    assert "both records of llm1" in capsys.readouterr().err
 
 
 def test_without_a_record_it_says_how_to_copy_one(estate: Estate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,8 +298,8 @@ def test_without_a_record_it_says_how_to_copy_one(estate: Estate, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--from", "2026-11-31"], "'2026-11-31' is no day"),
-        (["--from", "yesterday"], "'yesterday' is no day"),
+        (["--from", "2026-11-31"], "'2026-11-31' is not a day"),
+        (["--from", "yesterday"], "'yesterday' is not a day"),
         (["--by", "tenant,colour"], "'colour' is none of tenant, subject, model, day, host, action"),
         (["--csv", "--json"], "not allowed with"),
     ],
@@ -335,7 +335,7 @@ def test_a_price_list_adds_costs_and_models_without_a_price_have_none(
     said = json.loads(capsys.readouterr().out)
     assert {row["model"]: row["cost"] for row in said["rows"]} == {"small": "0.0000385", "large": None}
     assert said["currency"] == "EUR"
-    assert said["notes"] == ["no price is listed for large: what used it has no cost here"]
+    assert said["notes"] == ["no price is listed for large: rows with it have no cost"]
     assert [line.partition(":")[0] for line in said["incomplete"]] == ["llm3"]
 
 
@@ -347,7 +347,7 @@ def test_a_price_list_adds_costs_and_models_without_a_price_have_none(
         ({"small": SMALL | {"output": -1}}, "prices of small"),
         ({"small": SMALL | {"output": True}}, "prices of small"),
         ({"small": SMALL, "large": SMALL | {"currency": "USD"}}, "EUR, USD"),
-        ([SMALL], "not one list"),
+        ([SMALL], "differs between hosts:"),
     ],
 )
 def test_a_price_list_that_cannot_be_used_is_refused(listed: object, complaint: str) -> None:
@@ -356,7 +356,7 @@ def test_a_price_list_that_cannot_be_used_is_refused(listed: object, complaint: 
 
 
 def test_two_price_lists_are_refused() -> None:
-    with pytest.raises(LlmkeepError, match="not one list"):
+    with pytest.raises(LlmkeepError, match="differs between hosts:"):
         usage.prices({"llm1": {"prices": {"small": SMALL}}, "llm2": {"prices": {}}})
 
 

@@ -17,7 +17,7 @@ from llmkeep.bundle import bill, manifest
 from llmkeep.bundle.manifest import Entry, Manifest
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
-from llmkeep.playbooks import Heard
+from llmkeep.playbooks import RunResults
 from llmkeep.record import commands as audit
 from llmkeep.record import report, report_html, report_sboms, runs, witness
 from llmkeep.sbom import answers, catalogue, commands, hosts
@@ -51,7 +51,7 @@ class Node:
 
     def __init__(self, root: Path) -> None:
         self.places = Places(root)
-        self.heard = Heard()
+        self.results = RunResults()
         self.answers: dict[str, Any] = {}
         self.content = b""
         folder = self.places.bundles / "7"
@@ -76,13 +76,13 @@ class Node:
         manifest.write(folder, Manifest(manifest.BUNDLE, 7, "lab", "", "", "", "", "", entries))
         (self.places.bundles / "current").symlink_to("7")
 
-    def play(self, *_: object, **__: object) -> tuple[int, Heard]:
+    def play(self, *_: object, **__: object) -> tuple[int, RunResults]:
         said = {
             (hosts.READ, name): json.dumps(text) for name, text in self.answers.items() if text is not None
         }
         roles = {(hosts.ROLES, name): json.dumps(["base"]) for name in self.answers}
-        self.heard.said = {**said, **roles}
-        return int(len(said) < len(self.answers)), self.heard
+        self.results.outputs = {**said, **roles}
+        return int(len(said) < len(self.answers)), self.results
 
     def make(self, **given: Any) -> sbom.Sbom:
         self.answers = given
@@ -187,14 +187,14 @@ def test_what_a_host_lacks_is_named_with_where_it_belongs(node: Node) -> None:
     made = node.make(llm1=answer(python=[["small", "1.0", f"{node.home}{SITE}", DIGEST]]))
     assert made.summary["hosts"]["llm1"]["missing"] == [
         "chrony 4.6, of role base: the host has none",
-        f"pkg:generic/ours@2.0, of wheels/serving: {node.home} has not this version",
+        f"pkg:generic/ours@2.0, of wheels/serving: {node.home} lacks this version",
     ]
 
 
 def test_a_host_that_does_not_answer_is_never_counted_as_complete(
     node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    node.heard.failures = ["llm2: Read what is installed: cannot be reached"]
+    node.results.failures = ["llm2: Read what is installed: cannot be reached"]
     made = node.make(llm1=answer(), llm2=None)
     assert not made.complete
     assert made.summary["hosts"]["llm2"]["problem"] == "Read what is installed: cannot be reached"
@@ -225,7 +225,7 @@ def test_an_inventory_without_hosts_is_not_complete(node: Node) -> None:
 )
 def test_an_answer_that_is_no_list_of_components_is_no_answer(node: Node, text: dict[str, Any]) -> None:
     made = node.make(llm1=answer(**text), llm2=answer())
-    assert made.summary["hosts"]["llm1"]["problem"].startswith("its answer is no list of components (")
+    assert made.summary["hosts"]["llm1"]["problem"].startswith("its answer is not a list of components (")
     assert (made.complete, list(made.documents)) == (False, ["llm2"])
 
 
@@ -274,7 +274,7 @@ def test_a_summary_that_says_less_than_the_documents_is_refused(node: Node) -> N
     del summary["hosts"]["llm1"]
     files[sbom.SUMMARY] = json.dumps(summary).encode()
     forged = hosts.archive(files, report.own_verifier(), runs.seed(), datetime.now(UTC))
-    with pytest.raises(ArchiveRefused, match="are not those of the hosts that answered"):
+    with pytest.raises(ArchiveRefused, match="do not match the hosts that answered"):
         sbom.verified(forged, report.own_verifier())
 
 
@@ -305,7 +305,7 @@ def test_one_hosts_document_is_shown(node: Node, tmp_path: Path, capsys: pytest.
     digest = hashlib.sha256((tmp_path / "llm1.json").read_bytes()).hexdigest()
     assert digest == made.summary["hosts"]["llm1"]["sha256"]
     assert cli.main(["sbom", "show", "--host", "llm9"]) == 1
-    assert "it has no components of llm9: take one of llm1" in capsys.readouterr().err
+    assert "it has no components of llm9, only of llm1" in capsys.readouterr().err
 
 
 def test_diff_names_what_hosts_got_lost_and_changed(node: Node) -> None:

@@ -87,7 +87,7 @@ def test_lines_name_severity_hosts_units_waivers_and_what_covers_nothing(
         "No such client.  on llm1 (nginx.service), llm2 (nginx.service)\n"
     ) in printed
     assert "no fix  WAIVER EXPIRED on 2001-01-01 by ops@example.org: Local only." in printed
-    assert "the waiver of CVE-2099-0009 in zlib by ops@example.org covers nothing: take it out" in printed
+    assert "the waiver of CVE-2099-0009 in zlib by ops@example.org matches no finding: remove it" in printed
     assert (
         "critical  CVE-2099-0010  Jinja2 3.1.4  fixed in 3.1.5  on llm1 (unseen), llm2 (unseen)\n" in printed
     )
@@ -104,7 +104,7 @@ def test_a_waiver_is_called_idle_only_where_all_hosts_were_asked_and_answered(
     main(words)
     hosts(monkeypatch, llm1=scanned_estate.text())
     main([*words, "--host", "llm1"])
-    assert "covers nothing" not in capsys.readouterr().out
+    assert "matches no finding" not in capsys.readouterr().out
 
 
 def test_a_waiver_that_cannot_be_read_is_refused_before_hosts_are_asked(
@@ -128,7 +128,7 @@ def test_a_bundle_of_another_signer_is_refused(
     keyring.touch()
     monkeypatch.setattr(cve, "PLACES", Places(tmp_path))
     assert main(words) == 3
-    assert "lacks MANIFEST.json.sig: what is unsigned is not used" in capsys.readouterr().err
+    assert "lacks MANIFEST.json.sig: unsigned content is not used" in capsys.readouterr().err
 
 
 def test_a_plan_names_what_the_bundles_packages_close(
@@ -143,12 +143,12 @@ def test_a_plan_names_what_the_bundles_packages_close(
     monkeypatch.setattr(software, "PLACES", Places(tmp_path))
     hosts(monkeypatch, llm1=scanned_estate.text(scripts=[]), llm2=None)
     assert list(software.plan(tmp_path, [], argparse.Namespace())) == [
-        "llm1: its packages close 1 of 2 open vulnerabilities: CVE-2099-0001 (openssl, high); 1 unknown, see `llmkeep cve`",
-        "llm2: its packages close 0 of 0 open vulnerabilities; 1 unknown, see `llmkeep cve`",
+        "llm1: its packages fix 1 of 2 open vulnerabilities: CVE-2099-0001 (openssl, high); 1 unknown, see `llmkeep cve`",
+        "llm2: its packages fix 0 of 0 open vulnerabilities; 1 unknown, see `llmkeep cve`",
     ]
 
 
 def test_without_a_bundle_a_plan_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "PLACES", Places(tmp_path))
     (line,) = software.plan(tmp_path, [], argparse.Namespace())
-    assert line.startswith("which vulnerabilities that closes is not known: there is no bundle at ")
+    assert line.startswith("it is unknown which vulnerabilities that fixes: there is no bundle at ")

@@ -63,7 +63,7 @@ def test_without_a_bundle_everything_is_unknown(tmp_path: Path, place: str | Non
     (host,) = document["hosts"].values()
     assert not host["findings"]
     assert len(host["unknown"]) == 2
-    assert "so no database: name one by --database" in host["unknown"][0]
+    assert "so there is no database: name one with --database" in host["unknown"][0]
 
 
 def test_without_one_database_what_it_is_for_is_unknown(tmp_path: Path) -> None:
@@ -101,9 +101,7 @@ def test_a_database_without_a_date_is_not_relied_on(bundle: Path) -> None:
 
 def test_units_that_run_replaced_files_leave_unknown_what_they_run(bundle: Path) -> None:
     (host,) = scan(bundle, llm1=text(replaced=["nginx.service"]))["hosts"].values()
-    assert host["unknown"] == [
-        "nginx.service runs replaced files, so what it runs is not what is installed: restart it"
-    ]
+    assert host["unknown"] == ["nginx.service runs files that were replaced since: restart it"]
 
 
 def test_a_script_that_the_bundle_does_not_have_is_not_covered(bundle: Path) -> None:
@@ -133,8 +131,8 @@ def test_a_script_that_the_bundle_does_not_have_is_not_covered(bundle: Path) -> 
 def test_an_answer_that_is_no_list_of_software_is_unknown(bundle: Path, changed: dict[str, object]) -> None:
     (host,) = scan(bundle, llm1=text(**changed))["hosts"].values()
     (sentence,) = host["unknown"]
-    assert sentence.startswith("its answer is no list of software (")
-    assert sentence.endswith("): look at that host")
+    assert sentence.startswith("its answer is not a list of software (")
+    assert sentence.endswith("): examine that host")
     assert not host["findings"]
 
 

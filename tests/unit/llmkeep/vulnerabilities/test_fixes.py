@@ -69,5 +69,5 @@ def test_an_index_that_is_not_as_signed_is_refused(tmp_path: Path) -> None:
     bundle = newer(tmp_path / "new", "\n")
     (bundle / INDEX).write_text(PACKAGES)
     assert hashlib.sha256(PACKAGES.encode()).hexdigest() not in (bundle / "MANIFEST.json").read_text()
-    with pytest.raises(LlmkeepError, match="is not as it was signed"):
+    with pytest.raises(LlmkeepError, match="differs from what was signed"):
         fixes.offered(bundle)

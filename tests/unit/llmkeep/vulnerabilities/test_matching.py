@@ -61,12 +61,12 @@ def test_why_debian_made_no_advisory_is_told() -> None:
 def test_a_version_that_is_none_is_unknown_and_not_clean() -> None:
     found = scan(deb("openssl", "openssl", "3.5.1_1"))
     assert states(found.findings)["CVE-2099-0001"] == "unknown"
-    assert found.unknown == ["openssl 3.5.1_1, CVE-2099-0001: '3.5.1_1' is no version of Debian's"]
+    assert found.unknown == ["openssl 3.5.1_1, CVE-2099-0001: '3.5.1_1' is not a Debian version"]
 
 
 def test_a_package_that_the_release_does_not_have_is_unknown() -> None:
     found = scan(deb("oldpackage", "oldpackage", "1.0-1"))
-    assert found.unknown == ["oldpackage 1.0-1, CVE-2099-0006: the database has no state of it in trixie"]
+    assert found.unknown == ["oldpackage 1.0-1, CVE-2099-0006: the database has no status for it in trixie"]
 
 
 @pytest.mark.parametrize("release", ["debian forky", "ubuntu trixie", "debian", ""])
@@ -74,7 +74,7 @@ def test_the_database_of_another_distribution_says_nothing(release: str) -> None
     found = scan(deb("openssl", "openssl", "3.5.1-1"), release=release)
     assert not found.findings
     assert found.unknown == [
-        f"the database of debian has no release {release!r}: it is of another distribution, or of another time"
+        f"the database of debian has no release {release!r}: it is for another distribution or period"
     ]
 
 
@@ -140,7 +140,7 @@ def test_the_last_affected_version_is_affected(version: str, hit: bool) -> None:
 
 def test_a_distribution_whose_version_is_none_is_unknown() -> None:
     found = matching.host([Component("pypi", "jinja2", "main")], pypi(advisories.JINJA), {}, TRIXIE)
-    assert found.unknown == ["jinja2 main, CVE-2099-0010: 'main' is no version of Python's"]
+    assert found.unknown == ["jinja2 main, CVE-2099-0010: 'main' is not a Python version"]
 
 
 def test_a_withdrawn_record_counts_no_more() -> None:

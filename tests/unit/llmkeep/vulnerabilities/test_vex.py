@@ -55,7 +55,7 @@ def test_a_host_that_is_not_affected_says_why(tmp_path: Path) -> None:
 def test_an_expired_waiver_leaves_it_in_triage_and_is_named(tmp_path: Path) -> None:
     found = analysis(exported(tmp_path, waiver("2099-01-31")), "CVE-2099-0001")
     assert found["state"] == "in_triage"
-    assert found["detail"] == "The waiver of ops@example.org has expired on 2099-01-31."
+    assert found["detail"] == "The waiver of ops@example.org expired on 2099-01-31."
 
 
 def test_the_same_scan_gives_the_same_bytes(tmp_path: Path) -> None:
