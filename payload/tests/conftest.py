@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import forks
 import httpx2 as httpx
 import pytest
 from nvml_standin import Gpus, compiled
@@ -34,6 +35,13 @@ def logging_as_before() -> Iterator[None]:
     yield
     logging.root.setLevel(level)
     logging.root.handlers[:] = [each for each in logging.root.handlers if not isinstance(each, Batched)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_programs() -> Iterator[None]:
+    """Ends the processes of `forks` after all tests, so that their CPU seconds are counted."""
+    yield
+    forks.end_origins()
 
 
 @pytest.fixture(scope="session")

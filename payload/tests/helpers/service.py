@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,11 +16,13 @@ from typing import Any
 import httpx2 as httpx
 import yaml
 from authority import PUBLIC_KEY, signed_bundle
+from forks import Fork
 
 from llmserve.access.api_keys import edited, new_key
 
 PEPPER = b"a pepper for tests, 32 bytes long"
 START_SECONDS = 90.0  # on a busy machine
+NO_FORK = {"PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD"}  # variables that are read when a program starts
 PATIENCE = 30.0  # with what comes at once on an idle one
 
 
@@ -55,8 +58,9 @@ class Process:
         arguments: list[str],
         environment: dict[str, str],
         module: str = "llmserve",
+        torch: bool = False,
     ) -> None:
-        """Start it; `await_ready` waits for READY=1."""
+        """Start it, `torch` says that it needs that; `await_ready` waits for READY=1."""
         self.log = folder / f"{name}.log"
         self.notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         address = folder / f"{name}.notify"
@@ -64,13 +68,14 @@ class Process:
         self.notifications.bind(str(address))
         self.notifications.settimeout(0.1)
         self.states: list[str] = []
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(address), **environment},
-            )
+        whole = {**os.environ, "NOTIFY_SOCKET": str(address), **environment}
+        self.process: subprocess.Popen[bytes] | Fork
+        if environment.keys() & NO_FORK:
+            command = [sys.executable, "-m", module, *arguments]
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, env=whole)
+        else:
+            self.process = Fork(module, arguments, whole, self.log, self.log, torch)
 
     def await_ready(self) -> "Process":
         """Wait for READY=1; fails with the log if the process exits before."""
@@ -192,8 +197,10 @@ class Service:
         named = {"name": name} if number else {}  # as in the role's units
         file.write_text(yaml.safe_dump(config | named | self.engine_options))
         arguments = ["engine", "--name", instance, "--config", str(file)]
-        environment = self.engine_environment
-        self.engines[instance] = Process(self.folder, f"engine-{instance}", arguments, environment)
+        torch = self.engine_models[name]["driver"] in ("naive", "continuous", "embed")
+        self.engines[instance] = Process(
+            self.folder, f"engine-{instance}", arguments, self.engine_environment, torch=torch
+        )
         if wait:
             self.engines[instance].await_ready()
 
@@ -266,13 +273,11 @@ class Service:
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `llm-serve` with this service's pepper."""
-        return subprocess.run(
-            [sys.executable, "-m", "llmserve", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "CREDENTIALS_DIRECTORY": str(self.folder / "credentials")},
-        )
+        environment = {**os.environ, "CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
+        with tempfile.TemporaryDirectory() as folder:
+            output, errors = Path(folder) / "output", Path(folder) / "errors"
+            code = Fork("llmserve", arguments, environment, output, errors).wait()
+            return subprocess.CompletedProcess(arguments, code, output.read_text(), errors.read_text())
 
     def add_key(self, subject: str = "ada", tenant: str = "research", *more: str) -> dict[str, Any]:
         """Create a key with the CLI."""

@@ -151,7 +151,9 @@ def test_prompts_of_ten_megabytes_are_refused_and_not_retained(echo: Service) ->
 
 def test_a_gateway_is_small_starts_quickly_and_does_not_import_torch(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")  # the embedded policy engine maps another 20 MB of OPA's library
-    with running(tmp_path, policy={"engine": "server", "socket": str(opa.socket)}) as service:
+    policy = {"engine": "server", "socket": str(opa.socket)}
+    no_fork = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    with running(tmp_path, policy=policy, gateway_environment=no_fork) as service:
         assert service.gateway
         process = Path(f"/proc/{service.gateway.process.pid}")
         assert "libtorch" not in (process / "maps").read_text()
