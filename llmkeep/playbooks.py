@@ -129,7 +129,7 @@ class RunResults:
 
     `accepted`: untested systems and older images that the inventory accepts. `faults`: of the inventory.
     `complaints`: Ansible's messages outside of tasks. `asked`: tasks whose standard output or message is kept, in
-    `said` by task and host.
+    `outputs` by task and host.
     """
 
     failures: list[str] = field(default_factory=list)

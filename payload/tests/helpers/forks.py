@@ -29,7 +29,7 @@ ORIGINS: dict[tuple[str, ...], subprocess.Popen[str]] = {}
 def origin(imports: tuple[str, ...]) -> subprocess.Popen[str]:
     """The process that forks; it ends with this one."""
     if imports not in ORIGINS:
-        command = [sys.executable, Path(__file__).with_name("forked_programs.py"), *imports]
+        command = [sys.executable, str(Path(__file__).with_name("forked_programs.py")), *imports]
         ORIGINS[imports] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     return ORIGINS[imports]
 
