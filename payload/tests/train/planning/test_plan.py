@@ -178,10 +178,10 @@ def test_four_bits_are_refused_where_they_would_hardly_change_a_weight(known: Kn
 @pytest.mark.parametrize(
     ("scale", "gpus", "way"),
     [
-        ({"tokens_per_step": 500_000}, 8, "take 491520 or 524288"),
-        ({}, 3, "take 516096 or 528384"),
-        ({"tokens_per_step": 4096}, 8, "take 32768"),
-        ({"micro_batch": 3}, 8, "take 491520 or 589824"),
+        ({"tokens_per_step": 500_000}, 8, "use 491520 or 524288"),
+        ({}, 3, "use 516096 or 528384"),
+        ({"tokens_per_step": 4096}, 8, "use 32768"),
+        ({"micro_batch": 3}, 8, "use 491520 or 589824"),
     ],
 )
 def test_a_step_that_cannot_be_divided_is_refused_with_what_can(
