@@ -136,7 +136,10 @@ def test_a_spreadsheets_ways_of_saving_a_table_are_read(encode: Callable[[str], 
         ("name,name,groups\na,b,c\n", "has the column 'name', twice"),
         ("ops1,10.0.0.1,control\n", "has the column 'ops1', which is unknown"),
         ("name,address\na,b\n", "lacks groups in its first line"),
-        ("name,address,groups\na,10.0.0.1,serve,edge\n", "line 2: it has 4 cells, but the table 3 columns"),
+        (
+            "name,address,groups\na,10.0.0.1,serve,edge\n",
+            "line 2: it has 4 cells, but the table has 3 columns",
+        ),
         (
             "name,address,groups\nb\xe4r,10.0.0.1,serve\n".encode("latin-1"),
             "not UTF-8 (byte 0xe4 at offset 21)",
@@ -156,9 +159,9 @@ def test_what_is_no_table_of_hosts_is_refused(
     ("rows", "fault"),
     [
         ("ops1,10.0.0.2,serve", "line 3: ops1 is also the name of line 2: give each host its own"),
-        ("ops1.estate.internal,10.0.0.2,serve", "is the name of line 2, too"),
+        ("ops1.estate.internal,10.0.0.2,serve", "is also the name of line 2"),
         ("llm1,10.0.0.1,serve", "line 3: 10.0.0.1 is also the address of line 2: give each host its own"),
-        ("llm1,fd00::1,serve\nllm2,FD00:0::1,serve", "line 4: fd00::1 is the address of line 3, too"),
+        ("llm1,fd00::1,serve\nllm2,FD00:0::1,serve", "line 4: fd00::1 is also the address of line 3"),
         ("llm1,10.0.0.2,serv", "line 3: the group serv is unknown: did you mean serve?"),
         ("llm1,10.0.0.2,", "line 3: groups is empty: write one or more of control, "),
         ("llm1,llm1.example.org,serve", "the address is 'llm1.example.org': write the IP address"),

@@ -59,7 +59,7 @@ def test_a_folder_that_another_user_may_change_is_refused(name: str, change: str
     else:
         (shared / name).chmod(0o777)
     with (
-        pytest.raises(LlmkeepError, match=f"{name} is (owned by user|open to others)"),
+        pytest.raises(LlmkeepError, match=f"{name} is (owned by user|accessible to others)"),
         durable.own(shared / "work"),
     ):
         pass

@@ -193,11 +193,11 @@ def test_words_that_could_be_an_option_or_a_path_are_refused(
 
 HOSTILE = {
     "an absolute path": (member("/etc/cron.d/job", content=b"x"), "'/etc/cron.d/job' does not belong"),
-    "a path that leads out": (member(f"{MODEL}/../../../../x.json"), "has no place"),
+    "a path that leads out": (member(f"{MODEL}/../../../../x.json"), "does not belong"),
     "another folder": (member("bundle/7/tree/site.yml"), "'bundle/7/tree/site.yml' does not belong"),
     "a file beside the model": (member("models/site.yml"), "'models/site.yml' does not belong"),
     "a program": (member(f"{MODEL}/modeling.py"), "is not a model file"),
-    "a name for the terminal": (member(f"{MODEL}/{ESCAPE}.json"), "has no place"),
+    "a name for the terminal": (member(f"{MODEL}/{ESCAPE}.json"), "does not belong"),
     "a symbolic link": (member(f"{MODEL}/a.json", tarfile.SYMTYPE, link="/etc/shadow"), "is of type b'2'"),
     "a linked folder": (member("models", tarfile.SYMTYPE, link="/etc"), "is of type b'2'"),
     "a hard link": (member(f"{MODEL}/a.json", tarfile.LNKTYPE, link=f"{MODEL}/config.json"), "is of type b'1'"),
@@ -284,7 +284,7 @@ BOMBS = {
     "a name larger than memory": (header("x", tarfile.GNUTYPE_LONGNAME, 1 << 40), "is of type b'L'"),
     "names without end": ((header("x", tarfile.GNUTYPE_LONGNAME, 1) + b"x" * 512) * 5000, "more than 4096"),
     "members without end": (header("models", tarfile.DIRTYPE, 0) * 5000, "more than 4096"),
-    "a folder with content": (header("models", tarfile.DIRTYPE, 1 << 50), "has no place"),
+    "a folder with content": (header("models", tarfile.DIRTYPE, 1 << 50), "does not belong"),
     "a size below nothing": (bytes(NEGATIVE), "with -2 bytes"),
 }
 

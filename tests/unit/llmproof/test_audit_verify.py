@@ -283,7 +283,7 @@ def test_heads_removed_changed_moved_and_torn_are_found(copy: Path, tmp_path: Pa
     assert found([notes[0], notes[2]]) == []
     assert checked(copy, kept).findings[0].what.startswith("7 of the 9 heads kept")
     assert found([notes[1], notes[0]])[0].startswith("8: head 2 covers 100 records, the one before it 200")
-    assert found([notes[0], notes[0]])[0].startswith("8: head 2 is over 100")
+    assert found([notes[0], notes[0]])[0].startswith("8: head 2 covers 100")
     assert found([notes[0], notes[1].replace(b"200", b"201")])[0].startswith(
         "8: head 2: the signature does not match"
     )

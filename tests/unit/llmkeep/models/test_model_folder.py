@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "a config as deep as a well": (
         lambda model: (model / "config.json").write_text('{"a": ' + "[" * 900 + "]" * 900 + "}"),
         1,
-        "nested more than 100 deep",
+        "nested more than 100 levels deep",
     ),
     "a config as large as weights": (
         lambda model: os.truncate(model / "config.json", 17 << 20),
@@ -313,7 +313,7 @@ def test_a_gguf_file_becomes_a_candidate_with_its_own_digest_and_licence(
 
 @pytest.mark.parametrize(
     ("tokenizer", "size", "wanted", "words"),
-    [("smollm", 100, 4, "is no GGUF file"), ("qwen2", None, 1, "a llama model with a qwen2 tokenizer")],
+    [("smollm", 100, 4, "is not a GGUF file"), ("qwen2", None, 1, "a llama model with a qwen2 tokenizer")],
     ids=["truncated", "another kind"],
 )
 def test_refuses_a_gguf_file_that_is(

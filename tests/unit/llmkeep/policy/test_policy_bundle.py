@@ -319,5 +319,5 @@ def test_no_more_is_unpacked_than_a_policy_may_have() -> None:
 
 
 def test_a_bundle_that_is_compressed_twice_is_refused(places: Places) -> None:
-    with pytest.raises(PolicyRefused, match="it is no bundle"):
+    with pytest.raises(PolicyRefused, match="it is not a bundle"):
         policy_bundle.unpacked(gzip.compress(places.policy_bundle.read_bytes()))

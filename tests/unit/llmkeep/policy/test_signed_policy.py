@@ -86,7 +86,7 @@ def test_init_that_lost_power_at_any_write_is_made_whole_by_the_next(
 def test_a_lost_key_is_told_and_not_made_anew(places: Places) -> None:
     places.policy_key.unlink()
     for verb in (policy.init, build):
-        with pytest.raises(PolicyError, match="is not there"):
+        with pytest.raises(PolicyError, match="is missing"):
             verb(places)
     assert not places.policy_key.exists()
 

@@ -438,7 +438,7 @@ def test_a_host_whose_volume_is_still_shut_is_asked_again_and_not_accused(
     estate.record.rename(shut)
     estate.record.mkdir()
     assert estate.collect() == 1
-    assert "llm1 is shut" in capfd.readouterr().err
+    assert "llm1 is locked" in capfd.readouterr().err
     assert estate.journal == []
     estate.record.rmdir()
     shut.rename(estate.record)
@@ -513,6 +513,6 @@ def test_only_one_collects_at_a_time(estate: Estate, capfd: pytest.CaptureFixtur
     witness.KEPT.mkdir()
     with witness.alone():
         assert estate.collect() == 1
-    assert "is at work" in capfd.readouterr().err
+    assert "is running" in capfd.readouterr().err
     assert files(estate.record)
     assert verifier(estate.record).name == NAME

@@ -27,7 +27,7 @@ def test_the_standards_are_these() -> None:
 
 
 def test_an_unknown_standard_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(LlmkeepError, match=r"no standard '\.\./meta/features': take one of anssi-bp-028, "):
+    with pytest.raises(LlmkeepError, match=r"no standard '\.\./meta/features': choose one of anssi-bp-028, "):
         standards.read(ROOT, "../meta/features")
 
 

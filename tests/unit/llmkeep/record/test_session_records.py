@@ -276,7 +276,7 @@ def test_a_line_with_another_value_is_a_finding_that_quotes_none_of_it(
     estate.host.ledger.write_text(json.dumps(entry) + "\n")
     (problem,) = estate.look()
     reason = "its form" if field == "more" else field
-    assert f"line 1 of the ledger of sessions on llm1 does not fit: {reason}. " in problem
+    assert f"line 1 of the ledger of sessions on llm1 is invalid: {reason}. " in problem
     assert estate.events() == []
 
 
@@ -286,7 +286,7 @@ def test_a_line_with_another_value_is_a_finding_that_quotes_none_of_it(
 def test_a_line_that_is_no_session_is_a_finding(estate: Estate, line: bytes) -> None:
     answer = f"sessions\r\n{base64.b64encode(line + b'\n').decode()}"
     (problem,) = estate.look(answer)
-    assert "line 1 of the ledger of sessions on llm1 does not fit: its " in problem
+    assert "line 1 of the ledger of sessions on llm1 is invalid: its " in problem
 
 
 @pytest.mark.parametrize("answer", ["", "sessions\n", "sessions\n%%%", "none", "sessions\nnone\nmore"])
@@ -303,7 +303,7 @@ def test_breakglass_with_arguments_is_refused(estate: Estate) -> None:
     estate.host.ledger.write_text(
         estate.host.ledger.read_text().replace('"arguments":null', '"arguments":["x"]')
     )
-    assert "does not fit: arguments" in estate.look()[0]
+    assert "is invalid: arguments" in estate.look()[0]
 
 
 def test_lines_before_one_that_does_not_follow_are_taken(estate: Estate) -> None:

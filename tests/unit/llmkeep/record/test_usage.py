@@ -282,7 +282,7 @@ def test_a_host_that_the_witness_does_not_know_is_refused(
     assert estate.usage() == 1
     said = capsys.readouterr().err
     assert "llm-audit/llm2" in said
-    assert "the witness knows llm1" in said
+    assert "the witness knows only llm1" in said
 
 
 def test_a_record_that_is_given_twice_is_refused(estate: Estate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,7 +300,7 @@ def test_without_a_record_it_says_how_to_copy_one(estate: Estate, capsys: pytest
     [
         (["--from", "2026-11-31"], "'2026-11-31' is not a day"),
         (["--from", "yesterday"], "'yesterday' is not a day"),
-        (["--by", "tenant,colour"], "'colour' is none of tenant, subject, model, day, host, action"),
+        (["--by", "tenant,colour"], "'colour' is not one of tenant, subject, model, day, host, action"),
         (["--csv", "--json"], "not allowed with"),
     ],
 )
