@@ -83,7 +83,7 @@ def test_a_delta_of_a_release_carries_what_changed_and_links_the_rest(
     }
     with pytest.raises(
         BundleRefused,
-        match=rf"it is a delta from release {NAME} serial 1 \(manifest [0-9a-f]{{64}}\); name that",
+        match=rf"it is a delta from release {NAME} serial 1 \(manifest [0-9a-f]{{64}}\): name that",
     ) as refusal:
         join.join(delta, joined, [])
     assert (refusal.value.code, joined.parent.exists()) == (manifest.FOREIGN, True)
