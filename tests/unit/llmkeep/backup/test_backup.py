@@ -169,10 +169,10 @@ def test_numbers_that_were_issued_after_the_backup_are_not_issued_again(
     restored(machine, bundle)
     assert "serial 1002," in release.sign(machine, candidate(tmp_path / "next", name="next"))
     before = machine.policy_bundle.read_bytes()
-    assert "revision 1 is what" in policy.renew(machine, machine.policy_bundle)
+    assert "revision 1 already has" in policy.renew(machine, machine.policy_bundle)
     assert machine.policy_bundle.read_bytes() == before
     assert "revision 1002," in policy.build(machine, policies.SOURCE, machine.policy_bundle, 90)
-    assert "revision 1002 is what" in policy.build(machine, policies.SOURCE, machine.policy_bundle, 90)
+    assert "revision 1002 already has" in policy.build(machine, policies.SOURCE, machine.policy_bundle, 90)
 
 
 def unseal(path: Path) -> bytes:
