@@ -383,7 +383,7 @@ def test_an_index_in_the_place_of_the_alias_is_refused(client: "Elasticsearch") 
 
 
 def test_without_an_index_there_is_nothing_to_make_anew(client: "Elasticsearch") -> None:
-    with pytest.raises(CollectionError, match="there is no index test-none yet"):
+    with pytest.raises(CollectionError, match="there is no index test-none to rebuild"):
         Reindexing(client, "test-none", Model("new"), lambda *_: None)
 
 
