@@ -15,7 +15,7 @@ from llmkeep.places import Places
 
 
 def test_a_host_that_is_no_control_node_of_an_estate_with_logs_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(LlmkeepError, match=r"etc/llmkeep/logs\.url is not there: .* in the group search"):
+    with pytest.raises(LlmkeepError, match=r"etc/llmkeep/logs\.url does not exist: .* in the group search"):
         logs.find(Places(tmp_path), "r-1")
 
 

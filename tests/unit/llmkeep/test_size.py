@@ -63,8 +63,8 @@ def test_an_index_ends_after_30_days_or_when_it_is_full() -> None:
 def test_what_does_not_suffice_is_named_with_what_is_needed() -> None:
     found = predicted(requests=100.0, hosts=40)
     data, snapshots, shards = size.shortcomings(found, SETTINGS)
-    assert data.startswith("elasticsearch_data_gb is 100, and ")
-    assert snapshots.startswith("elasticsearch_snapshot_gb is 100, and ")
+    assert data.startswith("elasticsearch_data_gb is 100, but ")
+    assert snapshots.startswith("elasticsearch_snapshot_gb is 100, but ")
     # Of 40 hosts, each 8 indices of auth, system and the edge, and 14 of the services, which are full after 17 days.
     assert shards.startswith("there would be 1520 shards")
     assert not size.shortcomings(predicted(requests=0.1), SETTINGS)
@@ -79,7 +79,7 @@ def test_budgets_are_read_from_the_inventory(
     assert found["settings"] == SETTINGS | {"elasticsearch_data_gb": 2, "elasticsearch_snapshot_gb": 2}
     assert found["hosts"] == 2
     assert main(["size", *LOGS, "--requests", "50"]) == 1
-    assert "- elasticsearch_data_gb is 2, and " in capsys.readouterr().out
+    assert "- elasticsearch_data_gb is 2, but " in capsys.readouterr().out
 
 
 def test_an_estate_that_keeps_no_logs_is_told_what_is_missing(
@@ -87,7 +87,7 @@ def test_an_estate_that_keeps_no_logs_is_told_what_is_missing(
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert main(["size", "-i", "inventory/lab", "--requests", "1"]) == 1
-    assert "the group search has 0 hosts and logs 0" in capsys.readouterr().err
+    assert "the group search has 0 hosts and the group logs 0" in capsys.readouterr().err
 
 
 def test_each_number_was_measured() -> None:
