@@ -178,7 +178,7 @@ def test_without_all_hosts_there_is_no_verdict(estate: Estate, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "there is no verdict on support-12, since not all serving hosts delivered their outcomes" in said
     assert re.search("- llm1: .*No route to host", said)
-    assert re.search("- llm3 returned an incomplete answer; its last line is .*no folder", said)
+    assert re.search("- llm3 returned an incomplete answer; its last line is .*not a folder", said)
     assert re.search("- llm4 returned an incomplete answer; its last line is .*Permission denied", said)
     assert "root's" not in said
     assert "llm2" not in said
