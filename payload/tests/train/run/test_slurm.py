@@ -88,7 +88,7 @@ def test_a_node_takes_the_place_that_slurm_gives_it(
     for name, value in {"SLURM_STEP_ID": "0", "SLURM_NODEID": "2", "SLURM_NNODES": "2"}.items():
         monkeypatch.setenv(name, value)
     assert main(["run", str(job), "--launcher", "slurm", "--rendezvous", "train1:29400"]) == USAGE
-    assert "--node-rank is 2, of 2 node(s)" in capsys.readouterr().err
+    assert "--node-rank is 2, but there are 2 node(s)" in capsys.readouterr().err
 
 
 def test_refuses_to_submit_what_does_not_say_how_its_traffic_is_protected(
