@@ -275,7 +275,6 @@ class Chain:
 
         It may where it is closed, signed and witnessed, and its records are older than KEEP_DAYS by NOW and by the
         witness's clock: a clock that is wrong for an hour removes nothing.
-
         """
         self._must_be_open()
         there = files(self.folder)

@@ -94,7 +94,6 @@ def verify(
     `kept_heads`: a copy of `heads` from another host; `tips` beside it, where the witness has one, is compared too.
     `unsigned_seconds`: what the writer promised. `live`: it is at work, so that the tail is as old as it is now.
     `each`: gets each valid record that a head in the folder covers, while it is read; they are proved once the report is ok.
-
     """
     if kept_heads and not kept_heads.exists():
         raise FileNotFoundError(f"there are no kept heads {kept_heads}: give the file that the witness wrote")

@@ -82,7 +82,6 @@ def build(
 
     Builds of one user share the cache, so a second one waits for the first. A program that is available neither from
     `mirror` (a folder; None: the environment's) nor from its source is left out and printed.
-
     """
     with cache.alone(), ExitStack() as unlocked:
         return _build(profile, out, keys, resolve_apt, refresh, mirror, passphrase_file, unlocked)

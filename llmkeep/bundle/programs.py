@@ -29,7 +29,6 @@ def find(name: str, mirror: Path | None = None) -> Path | None:
     """Path in the cache of the executable that the lock names; None if it is unavailable, with the reasons printed.
 
     MIRROR: a folder of compressed programs; None: the one that LLMKEEP_MIRROR names, if any.
-
     """
     pinned, entries = lock.load().programs, lock.catalogue()["programs"]
     if name not in pinned:

@@ -61,7 +61,6 @@ def init(places: Places, word: str | None) -> str:
     """Generate the key if there is none; returns its fingerprint. Idempotent. `word`: its passphrase, None for a lab's.
 
     The public part is written last and marks completion: without it, no host can have trusted the key.
-
     """
     if not places.publish_public.exists():
         with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:

@@ -167,7 +167,6 @@ def verify(keyring: Path, file: Path, content: bytes, signature: bytes) -> str:
     """Fingerprint of the signer of `content`, whose key must be in `keyring`. Needs only `sqv`.
 
     `file` names the content in messages. It is not read, since it may have changed in the meantime.
-
     """
     with tempfile.TemporaryDirectory() as aside:
         copies = Path(aside, "signature"), Path(aside, "content")

@@ -74,7 +74,6 @@ def place(folder: Path) -> dict[str, Artifact]:
     """Put the site of this checkout into a bundle; returns its third-party files by path in the bundle.
 
     The cache has the latest site. Warnings are printed: `make docs` and the test suite refuse them.
-
     """
     names = tracked(TREE, [])
     digest = hashlib.sha256(cache.sha256(TREE / TOOLS).encode())

@@ -42,7 +42,6 @@ def outdated(tree: Path, names: list[str]) -> dict[Translation, list[str]]:
     """Translations in a tree whose originals have changed since, with the newer commits, newest first.
 
     Empty for a checkout without git's history or without the original commit.
-
     """
     commits = {}
     for page in sorted(name for name in names if name.endswith(ENDING)):

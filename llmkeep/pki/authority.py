@@ -146,7 +146,6 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
 
     root.pem is written last and marks completion: without it, no host can have trusted the rest, which is then
     created again. Each step is on disk before the next begins.
-
     """
     if places.root_certificate.exists():
         return _standing(places, domain)
@@ -188,7 +187,6 @@ def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePriv
     """The issuing certificate and its key, decrypted in memory, checked to match each other and the root.
 
     A key in the HSM is not used here: a mismatch shows when it signs.
-
     """
     certificate = load(places.issuing_certificate)
     try:

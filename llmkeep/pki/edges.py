@@ -91,7 +91,6 @@ def accept(places: Places, host: str, names: list[str], csr_pem: bytes, in_hsm: 
     """Store HOST's request for exactly NAMES, and hand it out; returns a message.
 
     A certificate for another key is dropped unless that key was retired: the host has lost its key and cannot serve it.
-
     """
     if len(csr_pem) > LARGEST_REQUEST:
         raise PkiError(
@@ -128,7 +127,6 @@ def retire(places: Places, host: str) -> Edge:
     """The data with which the next `site` makes a new key and request; PkiError if that is impossible.
 
     Nothing is written. The present certificate is served until the one for the new key is installed.
-
     """
     edge = _standing(places, host)
     if edge.hsm:

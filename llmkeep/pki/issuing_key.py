@@ -27,7 +27,6 @@ def _use(
     """The public key in the token, and its signature of DATA in the encoding of certificates.
 
     A run signs for many hosts at once, but the library's PIN rules admit one login at a time.
-
     """
     signatures = hsm.pkcs11_signatures()
     try:

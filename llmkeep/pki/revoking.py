@@ -50,7 +50,6 @@ def revoke(places: Places, name: str, reason: str, by: str, with_host: bool = Fa
     """Revoke all certificates of a name, and refuse new ones; returns a message. Idempotent.
 
     WITH_HOST: only those whose keys were on the host and not in an HSM.
-
     """
     if not reason.strip():
         raise PkiError("--reason is empty: say why, for the readers of the record")

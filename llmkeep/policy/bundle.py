@@ -47,7 +47,6 @@ def init(places: Places) -> str:
 
     policy.pem is written last and marks completion: without it, no host can have trusted the key, which is then
     generated again.
-
     """
     if places.policy_public.exists():
         signing_key(places)
@@ -117,7 +116,6 @@ def renew(places: Places, out: Path, now: datetime | None = None) -> str:
     """Sign OUT's content again if it expires soon. Idempotent.
 
     Called by the timer that renews certificates. A source that is being edited is not used.
-
     """
     standing = _standing(out, places)
     if standing is None:
@@ -241,7 +239,6 @@ def break_glass(
     """A token that permits SUBJECT of TENANT to do ACTIONS for HOURS while a host's policy engine does not answer.
 
     `models`: the permitted models, all if empty. The token is on record before it is returned.
-
     """
     if not 0 < hours <= HOURS:
         raise PolicyError(

@@ -119,7 +119,6 @@ def read(folder: Path, notes: Path, ledger: Ledger) -> int:
     """Verify a copy of a record, and count it; returns how many records are declared removed. Refused where it does not verify.
 
     `notes`: the witness's folder. Heads only grow, so either of the two files must be the beginning of the other.
-
     """
     size = sum(path.stat().st_size for path in files(folder)) / (1 << 20)
     print(f"verifying the record of {ledger.host} in {folder}: {size:,.0f} MiB", file=sys.stderr)

@@ -19,7 +19,6 @@ def run(
     """Run playbooks/verify.yml with WORDS for Ansible; returns its exit code and results.
 
     REPORT is written if the checks completed, and does not exist otherwise.
-
     """
     report.unlink(missing_ok=True)
     playbook = tree / "playbooks/verify.yml"

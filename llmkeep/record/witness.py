@@ -87,7 +87,6 @@ class Kept:
         """SHA-256 of what `split --bytes=4M --filter=sha256sum` prints of the heads, a line for each block.
 
         Lines of full blocks are stored for a day, so that a look reads one block at most, however many heads are kept.
-
         """
         stored, full = self.folder / BLOCKS, self.end()[0] // BLOCK_BYTES
         fresh = stored.exists() and time.time() - stored.stat().st_mtime < BLOCKS_SECONDS
@@ -122,7 +121,6 @@ class Kept:
         """Append the new heads; returns their number. Raises Altered, and appends none, unless they extend the kept ones.
 
         `prefix`: `digest` of the host's file up to the length kept here.
-
         """
         host, known, (kept, last) = self.folder.name, self.folder / "verifier", self.end()
         way_out = f"Examine {host} before anything else; the kept heads stay in {self.folder}"
@@ -176,13 +174,13 @@ def collect(inventories: list[str], clusters: Path | None = None) -> int:
     with alone():
         known = findings.load(KEPT) or Findings()
         altered: list[str] = []
-        results, said = _of_hosts(places)
+        results, reports = _of_hosts(places)
         unheard = _by_source(results.failures)
         try:
-            said += _of_replicas(pods.replicas(clusters))
+            reports += _of_replicas(pods.replicas(clusters))
         except RecordError as error:
             unheard["clusters"] = str(error)
-        for folder, answer in said:
+        for folder, answer in reports:
             try:
                 if problem := _keep(folder, answer):
                     unheard[folder.name] = problem
@@ -190,11 +188,11 @@ def collect(inventories: list[str], clusters: Path | None = None) -> int:
                 altered.append(str(error))
         try:
             altered += sessions.collect(
-                KEPT, {host: said for (task, host), said in results.outputs.items() if task == sessions.READ}
+                KEPT, {host: text for (task, host), text in results.outputs.items() if task == sessions.READ}
             )
         except RecordError as error:
             unheard["sessions"] = str(error)
-        compared = [(host, said) for (task, host), said in results.outputs.items() if task == COMPARE]
+        compared = [(host, text) for (task, host), text in results.outputs.items() if task == COMPARE]
         try:
             if compared or len(results.hosts) > 1:
                 unheard |= _give(places, compared)
@@ -232,13 +230,13 @@ def _of_hosts(places: list[Path]) -> tuple[playbooks.RunResults, list[tuple[Path
         "read",
         {"witness_kept": lengths, "witness_seen_head": encoded, "witness_sessions": sessions.numbers(KEPT)},
     )
-    return results, [(KEPT / host, said) for (task, host), said in results.outputs.items() if task == READ]
+    return results, [(KEPT / host, text) for (task, host), text in results.outputs.items() if task == READ]
 
 
 def _of_replicas(replicas: list[pods.Replica]) -> Iterator[tuple[Path, str | pods.Unheard]]:
     """Each replica's report on its record, by the folder of its copy."""
-    for name, said in pods.ask(replicas, *_all_kept(KEPT_OF_PODS)):
-        yield KEPT_OF_PODS / name, said
+    for name, report in pods.ask(replicas, *_all_kept(KEPT_OF_PODS)):
+        yield KEPT_OF_PODS / name, report
 
 
 def acknowledge(number: str, reason: str) -> str:
@@ -293,11 +291,11 @@ def _by_source(failures: list[str]) -> dict[str, str]:
     return {failure.partition(":")[0]: pods.one_line(failure) for failure in failures}
 
 
-def _keep(folder: Path, said: str | pods.Unheard) -> str:
+def _keep(folder: Path, report: str | pods.Unheard) -> str:
     """Process one answer: verifier, hash of the kept heads, new heads, tip. Returns why it could not be used, or ""."""
-    if isinstance(said, pods.Unheard):
-        return str(said)
-    lines = said.splitlines()  # a terminal on the way writes \r\n
+    if isinstance(report, pods.Unheard):
+        return str(report)
+    lines = report.splitlines()  # a terminal on the way writes \r\n
     answer = lines[lines.index(BEGINS) + 1 :] if BEGINS in lines else []
     verifier, prefix, new, tip = (*answer, "", "", "", "")[:4]
     host = folder.name
@@ -323,7 +321,6 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
     """Give our heads to the first other host if it has fewer; Altered if ours do not extend its copy.
 
     Returns problems by source.
-
     """
     own = record.FOLDER / heads.NAME
     if not own.exists():
@@ -335,8 +332,8 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
         return {
             "this node": "no other host keeps this node's heads: there is no other host, or it did not answer"
         }
-    ours, ((host, said), *_) = own.read_bytes(), compared
-    size, prefix = ("", "", *said.split())[-2:]  # a shell may print something before
+    ours, ((host, text), *_) = own.read_bytes(), compared
+    size, prefix = ("", "", *text.split())[-2:]  # a shell may print something before
     if (
         not re.fullmatch("[0-9]{1,15}", size)
         or prefix != hashlib.sha256(ours[: int(size)]).hexdigest()

@@ -53,7 +53,6 @@ def _distribution(each: Distribution, catalogue: Catalogue, package: Carried | N
     """Distributions are known by name, version and record: a wheel of that name with other modules is not the bundle's.
 
     `package`: the bundle's package from whose wheel it was unpacked.
-
     """
     wheels = catalogue.wheels.get((canonical(each.name), each.version), [])
     carried = next(

@@ -48,7 +48,6 @@ def host(
     """Findings of one host, whose os-release names RELEASE (`debian trixie`).
 
     PROBLEMS: reasons by ecosystem why its database must not be relied on. VENDORS: binary packages that are not Debian's.
-
     """
     scan, by_ecosystem = Host(), {name: list[Component]() for name in KEYS}
     for component in components:

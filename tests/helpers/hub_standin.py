@@ -38,7 +38,6 @@ class HubStandIn:
 
     `wrong`: files of which other bytes are sent. `cut`: file to bytes after which the connection ends, once. `sending`: called
     before each block with the file and the bytes that were sent. `ranges`: whether ranges are honoured.
-
     """
 
     repository: str

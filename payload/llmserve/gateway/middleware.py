@@ -244,11 +244,11 @@ def refuse_larger(size: int, limit: int) -> None:
 
 
 class BodyDrain:
-    """Sends the response to a request below `path` once its body is here, or MOST_UPLOAD_BYTES of it, or as much as has come in
-    DRAIN_SECONDS, and closes the connection of an unfinished one.
+    """Delays the response to a request below `path` until its body has arrived. Reading stops after MOST_UPLOAD_BYTES,
+    DRAIN_SECONDS, or STALL_SECONDS without data; the response then closes the connection.
 
-    The edge passes such a body on as it comes. Were the response to overtake it, the edge would take no further request on the
-    client's connection, although its head says so, and lose a response that closes the gateway's.
+    The edge forwards such bodies unbuffered. If a response overtakes its body, the edge ignores the next request on the client's
+    connection, although it announced keep-alive, and can lose the response if the gateway closes its own connection.
     """
 
     def __init__(self, app: App, path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2 as httpx
 import yaml
 from authority import PUBLIC_KEY, signed_bundle
-from forks import Fork
+from forks import WITH_TORCH, Fork
 
 from llmserve.access.api_keys import edited, new_key
 
@@ -60,7 +60,7 @@ class Process:
         module: str = "llmserve",
         torch: bool = False,
     ) -> None:
-        """Start it, `torch` says that it needs that; `await_ready` waits for READY=1."""
+        """Start it; `await_ready` waits for READY=1. `torch`: whether it needs torch."""
         self.log = folder / f"{name}.log"
         self.notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         address = folder / f"{name}.notify"
@@ -197,7 +197,7 @@ class Service:
         named = {"name": name} if number else {}  # as in the role's units
         file.write_text(yaml.safe_dump(config | named | self.engine_options))
         arguments = ["engine", "--name", instance, "--config", str(file)]
-        torch = self.engine_models[name]["driver"] in ("naive", "continuous", "embed")
+        torch = f"llmserve.engine.{self.engine_models[name]['driver']}" in WITH_TORCH
         self.engines[instance] = Process(
             self.folder, f"engine-{instance}", arguments, self.engine_environment, torch=torch
         )

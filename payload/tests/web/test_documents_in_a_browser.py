@@ -301,6 +301,17 @@ def test_another_site_or_a_form_adds_and_removes_nothing(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+def test_a_large_file_that_the_page_refuses_gets_the_refusal_and_its_connection_takes_more(
+    chat: ChatPage,
+) -> None:
+    with chat.signed_in() as client:
+        for _ in range(5):
+            answer = client.post(
+                f"{DOCUMENTS}?name=a.md", content=b"x" * LIMIT, headers={"x-csrf-token": "forged"}
+            )
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "csrf")
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -160,7 +160,6 @@ def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Run checks, given as in OPTIONS; returns their results as roles and reports show them.
 
     Named findings of one program come from a single run of it.
-
     """
     answers: dict[tuple[str, ...], str | tuple[int, str, str]] = {}
     results = []

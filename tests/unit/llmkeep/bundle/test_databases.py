@@ -62,9 +62,9 @@ def test_a_source_that_is_not_reached_leaves_the_lock_as_it_was(
 
 def test_a_build_names_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert databases.find(WANTED, {}, None) == {}
-    said = "WITHOUT the database of vulnerabilities debian: it is not in the lock: run `llmkeep lock update --only databases`"
-    assert said in capsys.readouterr().out
-    said = "WITHOUT the database of vulnerabilities debian: it is not in the lock: run `llmkeep lock update --only databases`"
+    warning = "WITHOUT the database of vulnerabilities debian: it is not in the lock: run `llmkeep lock update --only databases`"
+    assert warning in capsys.readouterr().out
+    warning = "WITHOUT the database of vulnerabilities debian: it is not in the lock: run `llmkeep lock update --only databases`"
 
 
 def test_a_newer_database_is_not_taken_for_the_locked_one(
