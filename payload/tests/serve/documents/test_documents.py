@@ -182,16 +182,19 @@ def test_a_passage_of_a_pdf_has_its_page(service: Service) -> None:
 
 
 def test_the_status_of_a_collection_counts_what_it_has(service: Service) -> None:
-    result = documents(service, "status", "plans", "--json")
-    assert result.returncode == 0, result.stderr
-    status = json.loads(result.stdout)
+    def status() -> dict[str, Any]:
+        result = documents(service, "status", "plans", "--json")
+        assert result.returncode == 0, result.stderr
+        values: dict[str, Any] = json.loads(result.stdout)
+        return values
+
     text = TEXT.format(*[MARKERS["plans"]] * 2)
-    assert (status["documents"], status["passages"], status["letters"]) == (1, 1, len(text))
-    assert (status["dimensions"], status["model"], status["failed_shards"]) == (32, "tiny", 0)
-    assert status["bytes"] > 32 * 4
+    plans = status()
+    assert (plans["documents"], plans["passages"], plans["letters"]) == (1, 1, len(text))
+    assert (plans["dimensions"], plans["model"], plans["failed_shards"]) == (32, "tiny", 0)
+    eventually("Elasticsearch has measured the index", lambda: status()["bytes"] > 32 * 4)
     assert (
-        status["revision"]
-        != json.loads(documents(service, "status", "handbook", "--json").stdout)["revision"]
+        plans["revision"] != json.loads(documents(service, "status", "handbook", "--json").stdout)["revision"]
     )
 
 
