@@ -50,8 +50,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 reason = "; ".join([*completed, answer["stderr"].strip()])
                 result.update(
                     failed=True,
-                    msg=f"An installation was interrupted and could not be completed: {reason}. Put that right on the host "
-                    "(dpkg --audit says what is half done, apt-get install --fix-broken mends it) and run it again.",
+                    msg=f"An installation was interrupted and could not be completed: {reason}. Fix that on the host (dpkg "
+                    "--audit lists what is half done, apt-get install --fix-broken repairs it) and run it again.",
                 )
                 return result
             if completed and self._task.check_mode:

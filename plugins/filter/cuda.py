@@ -52,7 +52,7 @@ def mixed_set_fault(driver_set: Mapping[str, Any]) -> str:
         if branch < oldest and runs_cuda(driver_set, f"{major}.0"):
             return (
                 f"the set {driver_set['name']} ({stated_range(driver_set)}) is mixed: CUDA {major} needs driver {oldest} or"
-                f" later. Set its cuda below {major}.0, or take a driver of {oldest}"
+                f" later. Set its cuda below {major}.0, or use driver {oldest}"
             )
     return ""
 
@@ -80,7 +80,7 @@ def needed_driver(lock: dict[str, Any], environment: str) -> tuple[int, str]:
     if oldest is None:
         built = f"CUDA {cuda}" if cuda else "no CUDA"
         return 0, (
-            f"artifacts.lock.d/gpu.yml has {built} for {environment}, and which driver that needs is not known: take a bundle of "
+            f"artifacts.lock.d/gpu.yml has {built} for {environment}, but the driver it needs is unknown: use a bundle of "
             "profile gpu or gpu-debian, or add the version to plugins/filter/cuda.py"
         )
     return oldest, f"{environment} has CUDA {cuda}, which needs NVIDIA's driver {oldest} or later"
@@ -123,7 +123,7 @@ def cuda_set_fault(
     observed = f"gpu_set is {name} ({stated_range(sets[name])})"
     way_out = f"take {' or '.join(fitting)}, or " if fitting else ""
     if version.split(".")[0] != "12" and runs_cuda(sets[name], "12.0"):
-        way_out += "build a bundle of profile gpu-debian, whose wheels are of CUDA 12, or "
+        way_out += "build a bundle of profile gpu-debian, whose wheels are for CUDA 12, or "
     return f"{observed}, but the bundle's {needs}: {way_out}install such a driver yourself and set gpu_set to provided"
 
 

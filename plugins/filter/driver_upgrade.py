@@ -19,7 +19,7 @@ TITLE = "upgrade"
 
 
 def driver_set(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The set of a host's inventory, by name; empty if there is none of that name."""
+    """The set of that name in a host's inventory; empty if there is none."""
     name, sets = values.get("gpu_set", defaults["gpu_set"]), values.get("gpu_sets", defaults["gpu_sets"])
     return next((each for each in sets if each["name"] == name), {})
 
@@ -75,7 +75,7 @@ def driver_wave(
                 "why": f"{trouble(host, survey, TITLE)}, and gpu_set is not one of gpu_sets: name the set that it was brought to",
             }
         elif not target and hostvars[host].get("gpu_set") == "provided":
-            plan[host] = {"do": "skip", "why": "its operator brings the driver"}
+            plan[host] = {"do": "skip", "why": "its operator installs the driver"}
         elif not target:
             plan[host] = {"do": "refuse", "why": "gpu_set is not one of gpu_sets"}
         elif not wears(survey, target):

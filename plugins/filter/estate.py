@@ -79,7 +79,7 @@ def mount_unit(path: str) -> str:
     words = path.strip("/")
     if not words or words != posixpath.normpath(words):
         raise ValueError(
-            f"{path!r} is no path to mount on: name it from the root, without dots and double slashes"
+            f"{path!r} is not a valid mount point: give an absolute path without dots and double slashes"
         )
     escaped = re.sub(
         r"[^A-Za-z0-9:_./]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), words

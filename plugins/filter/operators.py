@@ -75,7 +75,7 @@ def account_faults(account: dict[str, Any], plain: bool, today: date) -> list[st
     verbs, units = account.get("verbs") or [], account.get("units") or []
     faults = []
     if not NAME.fullmatch(name):
-        faults.append(f"{name!r} is no name of an account: take a-z, 0-9 and -, a letter first, at most 31")
+        faults.append(f"{name!r} is not a valid account name: use a-z, 0-9 and -, a letter first, at most 31")
     elif SYSTEM.fullmatch(name) or name == BREAKGLASS:
         faults.append(f"{name} is a name of the system: give the operator another one")
     if not account.get("keys"):
@@ -101,7 +101,7 @@ def account_faults(account: dict[str, Any], plain: bool, today: date) -> list[st
                     f"{name} was an operator until {until}, which is past: remove the entry, which locks the account"
                 )
         except ValueError:
-            faults.append(f"{name} has until {str(until)!r}, which is no day: write it as 2027-06-30")
+            faults.append(f"{name} has until {str(until)!r}, which is not a day: write it as 2027-06-30")
     return faults
 
 

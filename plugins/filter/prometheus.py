@@ -17,7 +17,7 @@ def prometheus_rules(
         made: dict[str, Any] = objectives.prometheus_rules(slo, alerts, jobs, runbooks)
     except objectives.ObjectiveError as error:
         raise AnsibleFilterError(
-            f"{error}. docs/operate/metrics.md says what objectives and alerts are made of."
+            f"{error}. docs/operate/metrics.md describes objectives and alerts."
         ) from None
     return made
 

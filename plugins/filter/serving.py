@@ -153,7 +153,7 @@ def sharing_faults(
     faults = []
     if host in groups.get("engines", []) and not offered_engines(models):
         faults.append(
-            "it is in engines and has no engine that it could offer: name a model that runs here, or take it out of engines"
+            "it is in engines, but has no engine to offer: name a model that runs here, or remove it from engines"
         )
     if host not in groups.get("serve", []):
         return faults
@@ -318,9 +318,7 @@ def weights_faults(model: dict[str, Any]) -> list[str]:
             f"it is both the model {model['model']} and the release {model['release']}: name one of them"
         )
     if "release" in model and not NAME.fullmatch(str(model["release"])):
-        problems.append(
-            f"its release is {model['release']!r}: take a name that `llmkeep release list` prints"
-        )
+        problems.append(f"its release is {model['release']!r}: use a name that `llmkeep release list` prints")
     return problems
 
 
@@ -388,7 +386,7 @@ def remote_faults(remote: dict[str, Any], hosts: dict[str, str]) -> list[str]:
             "driver remote needs `remote` with `socket`, the path of a UNIX socket, or `url`, https://HOST:PORT"
         )
     problems += [
-        f"the socket {path} is no absolute path" for path in remote.get("socket") or [] if path[:1] != "/"
+        f"the socket {path} is not an absolute path" for path in remote.get("socket") or [] if path[:1] != "/"
     ]
     for url in remote.get("url") or []:
         parts = urlsplit(url)
@@ -400,7 +398,8 @@ def remote_faults(remote: dict[str, Any], hosts: dict[str, str]) -> list[str]:
             )
         elif parts.hostname not in hosts and not is_address(parts.hostname or ""):
             problems.append(
-                f"{url} names no host of this inventory, and no host asks DNS: take one of {', '.join(hosts)}, or an address"
+                f"{url} names no host of this inventory, and hosts do not use DNS: use one of {', '.join(hosts)}, or "
+                "an address"
             )
     return problems
 

@@ -34,7 +34,7 @@ def job_faults(jobs: list[dict[str, Any]], models: list[str], host: str, hosts: 
         if count > 1:
             faults.append(f"{name} is the name of {count} jobs: each has a directory and a unit of its own")
         if not NAME.fullmatch(name):
-            faults.append(f"{name!r} is no name of a job: take a-z, 0-9 and -, at most 63")
+            faults.append(f"{name!r} is not a valid job name: use a-z, 0-9 and -, at most 63")
     faults += [
         f"{job['name']} trains {job['model']}, which is neither in llm_training_models nor in llm_training_releases: "
         f"add it to one, or name one of {models}"
@@ -42,7 +42,7 @@ def job_faults(jobs: list[dict[str, Any]], models: list[str], host: str, hosts: 
         if not job["model"].startswith("/") and job["model"] not in models
     ]
     faults += [
-        f"{job['name']} says scale.nodes {job['scale']['nodes']}, and {len(hosts)} hosts train: leave it out"
+        f"{job['name']} says scale.nodes {job['scale']['nodes']}, and {len(hosts)} hosts train: remove it"
         for job in jobs
         if job.get("scale", {}).get("nodes", len(hosts)) != len(hosts)
     ]

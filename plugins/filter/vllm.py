@@ -57,7 +57,7 @@ def vllm_faults(
     A sentence for each fault.
     """
     if not models:
-        return ["It is an empty list: name a model, or take the host out of [vllm]"]
+        return ["It is an empty list: name a model, or remove the host from [vllm]"]
     problems = []
     if not MEMORY.fullmatch(gpu_memory):
         problems.append(
@@ -75,7 +75,7 @@ def vllm_faults(
             )
         if gpu_count and number not in range(gpu_count):
             problems.append(
-                f"GPU {number} is named, and gpu_health_expect says that there are {gpu_count}, numbered from 0"
+                f"GPU {number} is named, but according to gpu_health_expect there are {gpu_count}, numbered from 0"
             )
     for model in map(set_of, models):
         faults = weights_faults(model) + gpu_faults(model) + option_faults(model.get("options", {}))
@@ -126,8 +126,8 @@ def option_faults(options: dict[str, Any]) -> list[str]:
             problems.append(f"options has {key}, which the role sets: say it by {variable}")
         elif UNSAFE.fullmatch(name.removeprefix("no-")):
             problems.append(
-                f"options has {key}, which is refused: it takes in what was not signed, opens a way past the gateways, "
-                "writes prompts down, or hides vLLM's API from the gateways"
+                f"options has {key}, which is refused: it loads unsigned content, bypasses the gateways, logs prompts, or "
+                "hides vLLM's API from the gateways"
             )
         elif value is None:
             problems.append(f"options has {key} without a value: give it one, true where it takes none")

@@ -172,8 +172,8 @@ def judged(manifest: dict[str, Any], highest: int, url: str) -> int:
     serial = int(manifest["serial"])
     if serial < highest:
         raise mirror.MirrorError(
-            f"{url} has serial {serial}, and this host has had {highest}: an old one was put back. Look at who changed the"
-            " mirror, and add the newest release again (`llmkeep release add`)"
+            f"{url} has serial {serial}, but this host has had {highest}: an old one was put back. Find out who changed the "
+            "mirror, and add the newest release again (`llmkeep release add`)"
         )
     return serial
 
@@ -182,8 +182,8 @@ def in_date(manifest: dict[str, Any], url: str, now: datetime) -> None:
     """Refuse to fetch what has expired."""
     if now >= datetime.fromisoformat(manifest["expires"]):
         raise mirror.MirrorError(
-            f"{url} expired at {manifest['expires']}, and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}: set the clock"
-            " right, or publish and sign the model again"
+            f"{url} expired at {manifest['expires']}, and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}: set the clock, "
+            "or publish and sign the model again"
         )
 
 

@@ -76,7 +76,7 @@ def bring(source: Any, name: str, root: Path, units: list[str], check: bool) -> 
     ]
     if not matches:
         raise mirror.MirrorError(
-            f"the bundle has no bin/{name}; build it where LLMKEEP_MIRROR names a folder that has it"
+            f"the bundle has no bin/{name}; build it with LLMKEEP_MIRROR set to a folder that has it"
         )
     (entry,) = matches
     folder = root / name

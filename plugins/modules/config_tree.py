@@ -215,7 +215,7 @@ def apply(params: dict[str, Any], check: bool) -> Tree:
             run(params["validate"], "the whole tree")
     except (Refused, OSError) as problem:
         tree.put_back()
-        raise Refused(f"{problem}. Everything was put back as it was.") from problem
+        raise Refused(f"{problem}. Everything was restored.") from problem
     return tree
 
 

@@ -188,7 +188,7 @@ def settle(module: AnsibleModule, facts: dict[str, Any], host: Host) -> dict[str
     else:
         before = previous.Previous(**progress.previous)
         changed = previous.restore(before, facts["running"], host.places, previous.run, host / "boot")
-    # Acceptance on the rollback is no step forward.
+    # The rollback's acceptance does not count as progress.
     if state not in ("restored", "undrained") and (state == "noted" or progress.step not in rollout.BACKWARD):
         audit = host / "run/llm-audit/audit.sock" if parameters["recorded"] else None
         rollout.note(host.progress, audit, upgrade.KIND, step, progress, module.log)

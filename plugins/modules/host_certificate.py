@@ -83,7 +83,7 @@ def doubts(
 ) -> list[str]:
     """Why the certificate at path is not the one that should be there."""
     if not path.exists():
-        return ["there is none"]
+        return ["there is no certificate"]
     try:
         leaf = leaf_of(path)
     except Refused as problem:
@@ -100,7 +100,7 @@ def doubts(
         reasons.append("it was revoked")
     issuing = CERTIFICATE.findall(chain)[0]
     if issuing.strip() not in path.read_text(errors="replace"):
-        reasons.append("it was not issued by the estate's issuing certificate of today")
+        reasons.append("it was not issued by the estate's present issuing certificate")
     elif not reasons:
         try:
             openssl("verify", "-x509_strict", "-CAfile", str(root), "-untrusted", str(path), str(path))
@@ -177,7 +177,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
                 atomic.remove(key)
         changed = key_in_place(key, params["group"], check) or changed
     if check and (changed or not key.exists()):
-        return {"changed": True, "reasons": ["there is none"], "request": "", "days_left": -1}
+        return {"changed": True, "reasons": ["there is no certificate"], "request": "", "days_left": -1}
     public_key = (params["public_key"] or openssl("pkey", "-in", str(key), "-pubout")).strip()
     if params["certificate"]:
         if not check:

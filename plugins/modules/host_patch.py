@@ -12,7 +12,7 @@ description:
   - C(begun) saves the versions that are to be replaced, with copies of their packages, before anything changes. A patch that
     was interrupted keeps what was saved when it began.
   - C(drained) and C(undrained) give the orders to C(llm-gpu), as the operator C(patch), where the host has it.
-  - C(installed) upgrades all packages, and leaves configuration as it is.
+  - C(installed) upgrades all packages, and keeps configuration files.
   - C(restarted) restarts the units that run replaced files, gateways last and one after the other.
   - C(booting) has the newest kernel boot once; C(booted) makes the kernel that runs the default.
   - C(noted) saves I(step).
@@ -42,7 +42,7 @@ options:
   one_way:
     description: >-
       Packages whose data no older version reads, each with the unit that saves the data. It is started before such a package
-      is upgraded, and a rollback leaves the package as it is.
+      is upgraded, and a rollback keeps the package.
     type: dict
     default: {}
   seconds: {description: Longest time to wait., type: int, default: 60}
@@ -183,12 +183,13 @@ def begin(parameters: dict[str, Any], progress: rollout.Progress, host: Host) ->
     older = upgrades.repositories(host / "etc/apt/sources.list.d/llmkeep.sources", parameters["serials"])
     one_way = set(previous.packages) & set(parameters["one_way"])
     for name in one_way:
-        del previous.packages[name]  # a rollback leaves it as it is
+        del previous.packages[name]  # a rollback keeps it
     lacking = upgrades.keep(previous, aside, host / "var/cache/apt/archives", older, upgrades.run)
     if lacking and not parameters["without_rollback"]:
         raise rollout.Failed(
             f"there is no rollback for {len(lacking)} of {len(previous.packages)} packages, which neither apt's archives nor"
-            f" the mirror's bundles have: {', '.join(lacking)}. Nothing was changed. Go on without, by --without-rollback"
+            f" the mirror's bundles have: {', '.join(lacking)}. Nothing was changed. To continue without a rollback, use "
+            "--without-rollback"
         )
     for unit in sorted({parameters["one_way"][name] for name in one_way}):
         upgrades.run(["systemctl", "start", unit])

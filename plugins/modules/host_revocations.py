@@ -72,7 +72,7 @@ def rules(addresses: list[str]) -> str:
         known = sorted({ipaddress.ip_address(address) for address in addresses}, key=str)
     except ValueError as error:
         raise Refused(
-            f"{error}: ansible_host of a revoked host has to be an address, for the firewall"
+            f"{error}: ansible_host of a revoked host must be an address, for the firewall"
         ) from None
     return "".join(
         FIREWALL.format(family="ip6" if address.version == 6 else "ip", address=address) for address in known
@@ -94,7 +94,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     lists = LISTS.match(text)
     if not lists:
         raise Refused(
-            "the control node published no revocation lists; run `llmkeep pki crl` there, which says what it lacks"
+            "the control node published no revocation lists; run `llmkeep pki crl` there, which names the reason"
         )
     place, probe = Path(params["directory"]) / "crl.pem", Path(params["directory"]) / "revoked.pem"
     firewall, before = Path(params["firewall"]), text_of(place)

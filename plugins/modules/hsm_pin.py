@@ -214,8 +214,8 @@ class Rotation:
             if not self.shown(label, NEW):
                 raise token_keys.Fault(
                     "pin_wrong",
-                    f"the token {label} does not take the new PIN, which it was set to: it was changed since. Nothing"
-                    " was sealed; find out who it was before any host is restarted",
+                    f"the token {label} rejects the new PIN, to which it was set: the PIN was changed since. Nothing was "
+                    "sealed; find out who changed it before any host is restarted",
                 )
         return changed
 

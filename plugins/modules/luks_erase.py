@@ -156,7 +156,7 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
         still = opening(disk.path, pin, seconds)
         if still:
             raise Refused(
-                f"{', '.join(still)} still opens {name}, and would open every backup of its header; nothing was erased."
+                f"{', '.join(still)} still opens {name} and every backup of its header; nothing was erased."
                 " Destroy that key in the HSM first (playbooks/erase.yml does)"
             )
         keep(record_path, record | {"phase": "erasing"})

@@ -69,7 +69,7 @@ DATES = ("recovery_stored", "header_stored", "drilled")
 
 def stem(volume: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*/[a-z0-9][a-z0-9_]*", volume):
-        raise Refused(f"{volume!r} is no volume: it is called HOST/NAME")
+        raise Refused(f"{volume!r} is not a volume's name, which is HOST/NAME")
     return volume.replace("/", "-")
 
 
@@ -89,7 +89,7 @@ def register(folder: Path) -> list[dict[str, Any]]:
             entries.append({name: str(entry[name]) for name in ("uuid", "serial", "volume")})
         except (ValueError, KeyError, TypeError) as problem:
             raise Refused(
-                f"{path} is no entry of the register ({problem}). No disk is judged without it: restore the file"
+                f"{path} is not an entry of the register ({problem}), without which no disk is judged: restore the file"
             ) from problem
     return entries
 
@@ -201,7 +201,7 @@ def main() -> None:
         )
     except FileNotFoundError as problem:
         module.fail_json(
-            msg=f"{problem.filename} is not there: this host is no control node yet, run bootstrap from the stick"
+            msg=f"{problem.filename} does not exist: this host is not a control node, run bootstrap from the medium"
         )
     except Refused as problem:
         module.fail_json(msg=str(problem))

@@ -65,15 +65,15 @@ def passphrase_source(file: Path | None) -> list[str]:
 def opened(path: Path, key: Path, passphrase_file: Path | None) -> bytes:
     """What a CMS file holds, by the escrow key."""
     if not path.exists():
-        raise Refused(f"{path} is not there: run site.yml for the volume's host, which stores it")
+        raise Refused(f"{path} does not exist: run site.yml for the volume's host, which stores it")
     argv = ["openssl", "cms", "-decrypt", "-inform", "PEM", "-binary", "-inkey", str(key), "-in", str(path)]
     argv += passphrase_source(passphrase_file)
     try:
         content: bytes = luks.must(argv, f"open {path}")
     except luks.Failed as problem:
         raise Refused(
-            f"{problem}. Is {key} the escrow key of this estate, and its passphrase right? If so, what is kept here is worthless:"
-            " rotate the volume's recovery key (playbooks/rotate-keys.yml) at once"
+            f"{problem}. Is {key} the escrow key of this estate, and is its passphrase correct? If so, the stored copy is "
+            "useless: rotate the volume's recovery key (playbooks/rotate-keys.yml) at once"
         ) from problem
     return content
 
@@ -98,8 +98,8 @@ def drill(folder: Path, volume: str, key: Path, passphrase_file: Path | None = N
         if header is None or header.uuid != entry["uuid"] or envelope["uuid"] != entry["uuid"]:
             actual = header.uuid if header else "none"
             raise Refused(
-                f"{volume} has the UUID {entry['uuid']}, its header backup {actual}, its recovery key {envelope['uuid']}: one"
-                " of them is of another time. Run site.yml for the host, which stores both anew"
+                f"{volume} has the UUID {entry['uuid']}, its header backup {actual}, its recovery key {envelope['uuid']}: "
+                "one of them is out of date. Run site.yml for the host, which stores both again"
             )
         slot = luks.opens(copy, envelope["recovery_key"].encode())
         if slot is None:

@@ -101,8 +101,9 @@ def settle(parameters: dict[str, Any], check: bool) -> dict[str, Any]:
                 luks.show(disk.path, record["uuid"])
             return {"changed": False, "changes": [], "uuid": record["uuid"], "offset": luks.DATA_OFFSET}
         raise NeedsPerson(
-            f"{disk.path} was marked for the swap {parameters['name']}, UUID {record['uuid']}, and the mark is gone: the disk"
-            f" holds something else. It is not swapped to. Name another disk, or remove {path} and run again, which marks it"
+            f"{disk.path} was marked for the swap {parameters['name']}, UUID {record['uuid']}, but the mark is gone: the "
+            f"disk has other content and is not used for swap. Name another disk, or remove {path} and run again, "
+            "which marks it"
             " if it is blank"
         )
     wrong = against(disk, parameters, record)
@@ -150,7 +151,7 @@ def main() -> None:
     )
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,30}", module.params["name"]):
         module.fail_json(
-            msg=f"{module.params['name']!r} is no name for a swap: small letters, digits, underscore",
+            msg=f"{module.params['name']!r} is not a valid swap name: use lowercase letters, digits and underscores",
             needs_person=False,
         )
     try:

@@ -163,7 +163,7 @@ def main() -> None:
             module.fail_json(msg=f"{uri!r} has to name token and object, and never a PIN", needs_person=False)
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,30}", parameters["name"]):
         module.fail_json(
-            msg=f"{parameters['name']!r} is no name for a volume: small letters, digits, underscore",
+            msg=f"{parameters['name']!r} is not a valid volume name: use lowercase letters, digits and underscores",
             needs_person=False,
         )
     try:

@@ -130,7 +130,7 @@ def copy(source: Mirror, statement: Statement, target: Path, contents: dict[str,
         shutil.rmtree(stale)
     if atomic.status_of(partial) is not None and not atomic.is_safe(partial):
         raise MirrorError(
-            f"{partial} can be changed by another user than root: look at who made it, and remove it"
+            f"{partial} can be changed by a user other than root: find out who created it, and remove it"
         )
     atomic.make_directories(partial, 0o755)
     for entry in listed:
@@ -178,8 +178,8 @@ class Copies:
             standing = int(json.loads((folder / "current" / MANIFEST).read_bytes())["serial"])
         if serial < standing:
             raise MirrorError(
-                f"{source.url} has the bundle {serial}, and this mirror has {standing}: an old bundle opens holes that were"
-                " closed. Run bootstrap on the control node from the newest medium"
+                f"{source.url} has the bundle {serial}, and this mirror has {standing}: an old bundle reintroduces fixed "
+                "vulnerabilities. Run bootstrap on the control node from the newest medium"
             )
         target, current = folder / str(serial), folder / "current"
         whole = is_whole(target, statement, self.params["deep"])
@@ -221,7 +221,7 @@ class Copies:
         statement = source.statement(f"images/{digest}/{RECORD}", "image")
         if statement.document["digest"] != f"sha256:{digest}":
             raise MirrorError(
-                f"{source.url} has another image's record as that of {digest}: look at who changed it"
+                f"{source.url} has another image's record for {digest}: find out who changed it"
             )
         blobs = folder / ".blobs"
         if states(folder / digest, RECORD, statement) and not (
@@ -236,7 +236,7 @@ class Copies:
         for name in (statement.document["digest"], statement.document["sbom"]):
             content = source.small(blob(name), MANIFEST_BYTES)
             if hashlib.sha256(content).hexdigest() != blob_name(name):
-                raise MirrorError(f"{source.url} has other content as {name}: look at who changed it")
+                raise MirrorError(f"{source.url} has other content for {name}: find out who changed it")
             atomic.write_file(blobs / blob_name(name), content, os.geteuid(), os.getegid(), 0o644)
         for entry in referred(blobs, statement.document):
             source.fetch(entry, blobs / entry.sha256)
@@ -315,7 +315,7 @@ def main() -> None:
         for name in params[kind]:
             if not pattern.fullmatch(name):
                 module.fail_json(
-                    msg=f"{kind} has {name!r}, which is no name of one: look at what the control node has there"
+                    msg=f"{kind} has {name!r}, which is not a valid name: check it on the control node"
                 )
     trust = [
         params["ca"],

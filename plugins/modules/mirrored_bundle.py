@@ -57,7 +57,7 @@ def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
     for path in (manifest, signature, keyring):
         if not path.is_file():
             raise Refused(
-                f"{path} is not there: this host was not bootstrapped from the stick. Plug it in, compare"
+                f"{path} does not exist: this host was not bootstrapped from the medium. Connect the medium, compare"
                 " bootstrap's sha256, and run it on this host"
             )
     done = subprocess.run(
@@ -85,14 +85,14 @@ def judged(document: dict[str, Any], highest: int, now: datetime) -> None:
     """Refuse a replayed or an expired bundle."""
     if int(document["serial"]) < highest:
         raise Refused(
-            f"the bundle's serial is {document['serial']}, and this host has seen {highest}: an old bundle would"
-            " open holes that were closed. Bootstrap from the newest stick"
+            f"the bundle's serial is {document['serial']}, but this host has seen {highest}: an old bundle would "
+            "reintroduce fixed vulnerabilities. Bootstrap from the newest medium"
         )
     expires = datetime.fromisoformat(document["expires"])
     if now >= expires:
         raise Refused(
             f"the bundle expired at {document['expires']} and this host's clock says"
-            f" {now:%Y-%m-%dT%H:%M:%SZ}: set the clock right, or bootstrap from a newer stick"
+            f" {now:%Y-%m-%dT%H:%M:%SZ}: set the clock, or bootstrap from a newer medium"
         )
 
 

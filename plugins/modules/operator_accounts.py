@@ -95,7 +95,8 @@ def steps(declared: dict[str, str], present: dict[str, Account], gid: int, group
     for name in sorted(declared.keys() & present.keys()):
         if present[name].gid != gid:
             raise Refused(
-                f"{name} is an account of this host that is no operator's (id {present[name].uid}); nothing was changed. "
+                f"{name} is an account of this host that does not belong to an operator (id {present[name].uid}); nothing "
+                "was changed. "
                 "Give the operator another name, or remove the account"
             )
     plan = []

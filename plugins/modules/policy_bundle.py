@@ -48,13 +48,13 @@ def judged(new: policy.Policy, highest: int, present: bytes, key: str, now: date
     if now >= new.expires:
         raise policy.Refused(
             f"policy revision {new.revision} expired at {new.expires.isoformat()} and this host's clock says"
-            f" {now:%Y-%m-%dT%H:%M:%SZ}: set the clock right, or run `llmkeep policy build` on the control node"
+            f" {now:%Y-%m-%dT%H:%M:%SZ}: set the clock, or run `llmkeep policy build` on the control node"
         )
     if new.revision < highest:
         raise policy.Refused(
-            f"the control node's policy is revision {new.revision}, and this host has had {highest}: an old policy would"
-            " give back what was taken away. Run `llmkeep policy build` on the control node until it is newer; if"
-            " the control node was made anew, remove /var/lib/llmkeep/policy/revision on this host"
+            f"the control node's policy is revision {new.revision}, but this host has had {highest}: an old policy would "
+            "restore revoked permissions. Run `llmkeep policy build` on the control node until it is newer; if the control "
+            "node was reinstalled, remove /var/lib/llmkeep/policy/revision on this host"
         )
     try:
         old = policy.opened(present, key) if new.revision == highest else None

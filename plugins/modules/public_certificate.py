@@ -10,7 +10,7 @@ description:
   - Generates the key C(public.key) on the host if there is none, or if it was retired.
   - Installs a certificate for it as C(public.pem), which holds the chain and the key, so that one rename replaces both.
     With a new key, C(public.pem) keeps the former one until the certificate for the new one is there.
-  - A certificate that replaces another is verified as it is served; where that fails, the former one is put back.
+  - A replaced certificate is verified as clients receive it; if that fails, the former one is restored.
   - The private key never leaves the host and appears in no output.
 author: [llmkeep contributors (@llmkeep)]
 options:
@@ -93,7 +93,7 @@ def keys_here(params: dict[str, Any], key: Path, place: Path) -> dict[str, str]:
     keys += PRIVATE_KEY.findall(place.read_text(errors="replace")) if place.exists() else []
     key_of = {}
     for each in keys:
-        with suppress(Refused):  # a file that was damaged is written anew
+        with suppress(Refused):  # a damaged file is replaced
             key_of[public_part(each)] = each
     return key_of
 

@@ -101,7 +101,7 @@ def make(source: Any, listed: list[Any], target: Path, serial: object, over_debi
     path = run([*python, "-c", "import sys; print(*sys.path, sep='\\n')"]).splitlines()
     if lacking := wheels.faults(files, path):
         raise Refused(
-            f"{target.name} is not whole: {'; '.join(lacking)}; resolve the lock anew, and build the bundle again"
+            f"{target.name} is not whole: {'; '.join(lacking)}; resolve the lock again, and build the bundle again"
         )
     run([*python, "-S", "-W", "ignore", "-c", wheels.COMPILE], wheels.sources(target))
     run(["sync", "--file-system", str(target)])

@@ -147,7 +147,7 @@ def readiness(path: str) -> str:
         connection.request("GET", "/readyz", headers={"Connection": "close"})
         answer = connection.getresponse()
         text = answer.read(500).decode(errors="replace")
-        # Sick GPUs are no reason against a release, and what mends them may be one.
+        # Unhealthy GPUs do not prevent a release, which may be their repair.
         return "" if answer.status == 200 or QUARANTINED in text else f"{answer.status} {text}"
     except (OSError, http.client.HTTPException) as problem:
         return f"{type(problem).__name__}: {problem}"
@@ -237,15 +237,15 @@ def failed(rollout: Rollout, unit: Unit, problem: Refused) -> str:
     """Go back where there is something to go back to; the sentence for the operator."""
     message = f"release {rollout.release} does not work here: {problem}"
     if not unit.former or unit.former == rollout.release:
-        return f"{message} There is no other release to roll back to: fix what it says, and run this again."
+        return f"{message} There is no other release to roll back to: fix the reported problem, and run this again."
     try:
         rollout.go_back(unit.former)
     except Refused as second:
         return f"{message} The rollback to {unit.former} failed too: {second} Look at this host now; the others were not touched."
     names = ", ".join(each.name for each in rollout.moved)
     return (
-        f"{message} {names} run release {unit.former} again and serve; what else there is never left it."
-        " Carry a bundle whose payload works, and run this again."
+        f"{message} {names} run release {unit.former} again and serve; the other services were not changed. Use a bundle "
+        "whose payload works, and run this again."
     )
 
 

@@ -110,7 +110,7 @@ def main() -> None:
             re.compile(check["match"] or "")
         except re.error as problem:
             module.fail_json(
-                msg=f"{check['id']}: match is no regular expression ({problem}): {check['match']}"
+                msg=f"{check['id']}: match is not a regular expression ({problem}): {check['match']}"
             )
     results = run(module.params["checks"])
     for result in results:
@@ -127,7 +127,7 @@ def main() -> None:
         module.fail_json(
             msg=f"{len(failed)} of {len(results)} checks failed. "
             + " | ".join(lines)
-            + ". Run site.yml to bring the host to its declared state; what fails again is named here.",
+            + ". Run site.yml to bring the host to its declared state; remaining failures are listed here.",
             checks=results,
         )
     module.exit_json(changed=False, checks=results)

@@ -115,8 +115,8 @@ def handed_over(cms: str, key: str, certificate: str) -> bytes:
         )
     except sealing.Failed as problem:
         raise Refused(
-            f"what was handed over does not open with {key}: {problem}. It was encrypted to another certificate"
-            f" than {certificate}; run the role again, which encrypts it to the one of today"
+            f"the encrypted secret cannot be decrypted with {key}: {problem}. It was encrypted to another certificate"
+            f" than {certificate}; run the role again, which encrypts it to the present one"
         ) from problem
     return secret
 
@@ -171,7 +171,7 @@ def own(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
     changed = not path.exists()
     if changed and not params["create"]:
         raise Refused(
-            f"{path} is not there, and is not for this module to make: seal the secret yourself, by pipe and"
+            f"{path} does not exist, and this module does not create it: seal the secret yourself, by pipe and"
             f" without a newline: `systemd-ask-password -n SECRET | systemd-creds encrypt --name={name} - {path}`"
         )
     if changed and check:
@@ -179,7 +179,7 @@ def own(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
     new = secrets.token_hex(params["bytes"])
     if changed:
         store(path, name, (f"current {new}\n" if step else new).encode(), units)
-    way_out = "a new secret is made, and what the old one protected has to be issued anew"
+    way_out = "a new secret is made, and everything that the old one protected must be issued again"
     secret = opened(path, name, way_out)
     if step and not changed:
         ring = turned(secret.decode(), step, new).encode()
@@ -210,7 +210,7 @@ def main() -> None:
     name, size = module.params["name"], module.params["bytes"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", name):
         module.fail_json(
-            msg=f"{name!r} is no name for a credential; use letters, digits, dot, dash and underscore"
+            msg=f"{name!r} is not a valid credential name; use letters, digits, dot, dash and underscore"
         )
     if not 15 <= size <= 256:
         module.fail_json(msg=f"bytes is {size}; take 15 to 256")

@@ -9,7 +9,7 @@ short_description: Retire Elasticsearch's first password, and install documents 
 description:
   - Gives the superuser the password in the sealed credential C(elasticsearch.elastic), by the one of the first start
     (C(elasticsearch.bootstrap)), which is refused from then on.
-  - Puts each document that is not there or differs. Keys that Elasticsearch adds are no difference.
+  - Puts each document that is missing or differs. Keys that Elasticsearch adds are ignored.
   - Runs on the host of Elasticsearch.
 author: [llmkeep contributors (@llmkeep)]
 options:

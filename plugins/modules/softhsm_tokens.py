@@ -69,15 +69,15 @@ def one(tokens: list[Any], label: str, known: dict[str, str]) -> Any:
     if not fitting and label in known:
         raise token_keys.Fault(
             "token_missing",
-            f"the token {label} (serial {known[label]}) is gone, and with it every host's key. No new one is made by"
-            " itself: volumes would not open by it. Put the token's directory back from a copy; if it is lost for"
-            " good, take it out of the record, run again, and enrol the hosts' new keys",
+            f"the token {label} (serial {known[label]}) is gone, and with it every host's key. No new one is made "
+            "automatically, since it could not open volumes. Restore the token's directory from a copy; if it is lost, "
+            "remove it from the record, run again, and enrol the hosts' new keys",
         )
     if fitting and known.get(label, fitting[0].serial) != fitting[0].serial:
         raise token_keys.Fault(
             "token_reinitialised",
-            f"the token {label} was initialized again: its serial is {fitting[0].serial}, and was {known[label]}."
-            " Put the old one back from a copy, or take it out of the record and enrol the hosts' new keys",
+            f"the token {label} was initialized again: its serial is {fitting[0].serial}, formerly {known[label]}. Restore "
+            "the old one from a copy, or remove it from the record and enrol the hosts' new keys",
         )
     return fitting[0] if fitting else None
 

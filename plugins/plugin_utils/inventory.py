@@ -134,7 +134,7 @@ def limit_faults(limit: str, names: Iterable[str]) -> Iterator[str]:
         if re.fullmatch(r"[\w.-]+", name) and name not in known:  # the others are patterns
             near = nearest(name, known)
             hint = f"did you mean {near}?" if near else f"take one of {', '.join(known)}"
-            yield f"the limit {name} is no host and no group; {hint}"
+            yield f"the limit {name} is not a host or group; {hint}"
 
 
 # ---------------------------------------------------------------- one host
@@ -152,7 +152,7 @@ def unknown_variables(names: Iterable[str], known: Mapping[str, Options]) -> Ite
         hint = (
             f"did you mean {near}?" if near else f"it has {', '.join(sorted(known[role])) or 'no variables'}"
         )
-        yield f"{name} is no variable of the role {role}; {hint}"
+        yield f"{name} is not a variable of the role {role}; {hint}"
 
 
 def type_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> Iterator[str]:
@@ -221,7 +221,7 @@ def keepalived_faults(
             yield f"keepalived_addresses has {address!r}: write an IP address, without a prefix"
             continue
         if version == 6 and not values.get("base_ipv6"):
-            yield f"keepalived_addresses has {address}, and IPv6 is off: set base_ipv6 to true, or take the address out"
+            yield f"keepalived_addresses has {address}, but IPv6 is off: set base_ipv6 to true, or remove the address"
         for host in sorted(
             name for name, own in addresses.items() if ipaddress.ip_address(address) == as_address(own)
         ):
@@ -234,7 +234,7 @@ def keepalived_faults(
 
 
 def as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """None for what is no address, which placement_faults tells."""
+    """None for an invalid address, which placement_faults reports."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -301,7 +301,7 @@ def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> It
             try:
                 budgets.setdefault(holding[-1]["name"], {})[size] = human_to_bytes(f"{budget}{prefix}")
             except ValueError:
-                yield f"{size} is {budget!r}, which is no size: write one such as {defaults.get(size)}"
+                yield f"{size} is {budget!r}, which is not a size: write one such as {defaults.get(size)}"
     for volume in volumes:
         asked = budgets.get(volume["name"], {})
         try:
@@ -353,7 +353,7 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         jobs = ", ".join(job["name"] for job in values["llm_training_jobs"])
         yield (
             f"it is in slurm_node, and llm_training_jobs has {jobs}, which systemd would start beside Slurm's: submit these to"
-            " Slurm (docs/operate/slurm.md), or take the host out of slurm_node"
+            " Slurm (docs/operate/slurm.md), or remove the host from slurm_node"
         )
     if "prometheus" in mine and not (values.get("prometheus_webhook") or values.get("prometheus_mail")):
         yield "its alerts would reach no operator: set prometheus_webhook or prometheus_mail (docs/operate/metrics.md)"
@@ -372,7 +372,7 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
     serving = sorted({"control", "mirror"} & {*mine})
     if "edge" in mine and values.get("edge_key_source") == "hsm" and (authority or serving):
         cause = f"edge_client_ca_file is {authority}" if authority else f"it is in {' and '.join(serving)}"
-        way_out = "leave edge_client_ca_file empty" if authority else "take it out of edge"
+        way_out = "leave edge_client_ca_file empty" if authority else "remove it from edge"
         yield (
             f"edge_key_source is hsm and {cause}, so nginx would verify clients in the HSM, too (docs/operate/hsm.md): set"
             f" edge_key_source to file, or {way_out}"

@@ -119,7 +119,7 @@ def slo_faults(slo: Any) -> list[str]:
         ]
         if not problems and not band["low"] < band["high"]:
             problems.append(
-                f"utilisation: low is {band['low']} and high is {band['high']}: low has to be lower"
+                f"utilisation: low is {band['low']} and high is {band['high']}: low must be lower"
             )
         faults += problems
     return faults

@@ -37,7 +37,7 @@ def models_of(
 
 
 def trouble(host: str, survey: Survey, title: str) -> str:
-    """Why no other host's change, a `title`, may begin because of this one; empty if there is no reason."""
+    """The reason why this host's state prevents other hosts' changes, called `title`; empty if there is none."""
     if survey.get("unreachable"):
         return f"{host} does not answer"
     if "engines" not in survey:

@@ -125,8 +125,9 @@ def search(root: Path, owners: dict[str, str], inventory: Installed) -> None:
             here = f"/{Path(place).relative_to(root)}"
             entries += len(directories) + len(names)
             if entries > MOST:
-                raise Refused(f"{here}: there are more than {MOST} files below {', '.join(FOLDERS)}: what is not one of the "
-                              "host's own folders belongs on a volume elsewhere")  # fmt: skip
+                raise Refused(
+                    f"{here}: there are more than {MOST} files below {', '.join(FOLDERS)}: move data of other programs elsewhere"
+                )
             if {"MANIFEST.json", "MANIFEST.json.sig"} <= set(names):
                 directories.clear()  # a bundle or a release: carried, not installed
                 continue
@@ -201,7 +202,7 @@ def is_program(descriptor: int, here: str, name: str) -> bool:
 
 
 def members(descriptor: int, name: str) -> set[str]:
-    """SHA-256 of the files in a tar archive; none for a file that is no archive."""
+    """SHA-256 of the files in a tar archive; none for a file that is not an archive."""
     digests: set[str] = set()
     with opened(descriptor, name) as file, contextlib.suppress(tarfile.TarError, EOFError):
         if file:

@@ -68,7 +68,7 @@ class Mirror:
         """Does not connect yet. The certificate, whose key lies beside it as .key, is shown to the mirror."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "https" or not parts.hostname:
-            raise MirrorError(f"{url!r} is no address of a mirror; write it as https://NAME:PORT")
+            raise MirrorError(f"{url!r} is not the address of a mirror; write it as https://NAME:PORT")
         self.url, self.keyring = url, keyring
         self.folder = parts.path.rstrip("/")
         try:
@@ -122,7 +122,7 @@ class Mirror:
         if len(content) > most:
             self.connection.close()
             raise MirrorError(
-                f"{self.url}/{name} is longer than {most} bytes; do not use this mirror, look at who changed it"
+                f"{self.url}/{name} is longer than {most} bytes; do not use this mirror, find out who changed it"
             )
         return content
 
@@ -144,13 +144,13 @@ class Mirror:
             if done.returncode != 0:
                 raise MirrorError(
                     f"{name} of {self.url} has no valid signature by a key in {self.keyring}"
-                    f" ({done.stderr.strip()[-300:]}); do not use this mirror, look at who changed it"
+                    f" ({done.stderr.strip()[-300:]}); do not use this mirror, find out who changed it"
                 )
             document: dict[str, Any] = json.loads(signed.read_bytes())
             if (stated := document.get("type")) != kind:
                 raise MirrorError(
-                    f"{name} of {self.url} is signed as {stated!r}, and {kind!r} is needed; build or sign it again,"
-                    " and look at who changed the mirror"
+                    f"{name} of {self.url} is signed as {stated!r}, and {kind!r} is needed; build or sign it again, and "
+                    "find out who changed the mirror"
                 )
             return Statement(document, signed.read_bytes(), signature.read_bytes())
 
@@ -181,7 +181,7 @@ class Mirror:
                 return
             partial.unlink()
             raise MirrorError(
-                f"{self.url}/{entry.path} has sha256 {actual}, the signed manifest says {entry.sha256};"
+                f"{self.url}/{entry.path} has sha256 {actual}, but the signed manifest says {entry.sha256};"
                 " run `llmkeep bundle verify` on the mirror"
             )
         raise MirrorError(
@@ -261,7 +261,7 @@ def not_trusted_yet(module: Any, *files: Any) -> bool:
     if not module.check_mode or not lacking:
         return False
     module.warn(
-        f"the mirror was not asked, since {', '.join(lacking)} would be placed before: what it has is not shown"
+        f"the mirror was not asked, since {', '.join(lacking)} would be placed first: its content is unknown"
     )
     return True
 
@@ -283,6 +283,6 @@ def entries(manifest: dict[str, Any], folder: str = "") -> list[Entry]:
             files.append(Entry(path, int(item["size"]), item["sha256"]))
     if not files:
         raise MirrorError(
-            f"bundle {manifest.get('serial')} has nothing under {folder}/; name what it has, or carry another"
+            f"bundle {manifest.get('serial')} has nothing under {folder}/; name a folder that it has, or use another bundle"
         )
     return sorted(files, key=lambda entry: entry.path)

@@ -50,7 +50,7 @@ def opened(content: bytes, key: str) -> Policy:
     if actual != signed:
         differ = sorted(set(actual.items()) ^ set(signed.items()))[0][0]
         raise Refused(
-            f"{differ} of the policy bundle is not what was signed: it was changed, added or taken away after"
+            f"{differ} of the policy bundle differs from what was signed: it was changed, added or removed after"
             " `llmkeep policy build`. Build it again on the control node"
         )
     return described(files)
@@ -70,7 +70,8 @@ def described(files: dict[str, bytes]) -> Policy:
     if named != str(revision) or roots != ROOTS or expires.tzinfo is None:
         raise Refused(
             f"the policy bundle says revision {named} and {revision}, roots {roots}, expires {meta['expires']};"
-            f" there is one revision, the roots are {ROOTS}, a time has its zone. Build it with `llmkeep policy build`"
+            f" the revisions must be equal, the roots {ROOTS}, and the time needs a zone. Build it with `llmkeep "
+            "policy build`"
         )
     return Policy(revision, expires, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
 
@@ -89,7 +90,7 @@ def unpacked(content: bytes) -> dict[str, bytes]:
                     or sum(map(len, files.values())) + member.size > MOST_BYTES
                 ):
                     raise Refused(
-                        f"{member.name!r} in the policy bundle is no file, is there twice, or makes it larger than"
+                        f"{member.name!r} in the policy bundle is not a file, is a duplicate, or makes it larger than"
                         f" {MOST_BYTES >> 20} MiB. Build it with `llmkeep policy build`"
                     )
                 files[name] = stream.read()
@@ -114,7 +115,7 @@ def signed_hashes(signatures: bytes | None, key: str) -> dict[str, str]:
         kinds = {item["algorithm"] for item in payload["files"]}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as problem:
         raise Refused(
-            f"{SIGNATURES} of the policy bundle is no signature ({type(problem).__name__}: {problem})."
+            f"{SIGNATURES} of the policy bundle is not a signature ({type(problem).__name__}: {problem})."
             " Build it with `llmkeep policy build`"
         ) from problem
     claims = (header.get("alg"), header.get("kid"), payload.get("scope", ""), sorted(kinds))
@@ -125,7 +126,7 @@ def signed_hashes(signatures: bytes | None, key: str) -> dict[str, str]:
         )
     if not verified(f"{head}.{body}".encode(), signature, key):
         raise Refused(
-            "the policy bundle's signature does not fit the control node's key: it was changed, or signed by another"
+            "the policy bundle's signature does not match the control node's key: it was changed, or signed by another"
             " key. Do not use it; find out who put it there, and build it again with `llmkeep policy build`"
         )
     return hashes
@@ -145,7 +146,7 @@ def verified(message: bytes, signature: bytes, key: str) -> bool:
         der = b""
     if len(der) != 91 or not der.startswith(P256):
         raise Refused(
-            f"the policy key ({len(der)} bytes) is no public key on P-256; make it with `llmkeep policy init`"
+            f"the policy key ({len(der)} bytes) is not a public key on P-256; make it with `llmkeep policy init`"
         )
     if len(signature) != 64:
         return False

@@ -43,7 +43,7 @@ class Progress:
         self.say(f"{name}: {self._amount()}, fetching the rest")
 
     def add(self, size: int) -> None:
-        """So many more bytes are on the disk; fewer, where a file begins anew."""
+        """Count bytes written to the disk; a negative number where a file is started over."""
         self.fetched += size
         if self.clock() - self.last_report >= EVERY:
             self.last_report = self.clock()

@@ -108,7 +108,7 @@ def _compare(path: Path, stream: io.FileIO, sha256: str) -> None:
     except OSError as problem:
         raise Altered(path, f"cannot be read: {problem.strerror}") from None
     if actual != sha256:
-        raise Altered(path, f"has sha256 {actual}, the signed manifest says {sha256}")
+        raise Altered(path, f"has sha256 {actual}, but the signed manifest says {sha256}")
 
 
 def record_of(folder: Path) -> Path:

@@ -61,9 +61,7 @@ def unpack(wheel: Path, environment: Path) -> None:
             )
             install(source, target, {"INSTALLER": b"llmkeep\n"})
         except (InstallerError, WheelFile.validation_error) as problem:
-            raise Refused(
-                f"{wheel.name} is no wheel that can be installed: {problem}; build the bundle again"
-            ) from None
+            raise Refused(f"{wheel.name} cannot be installed: {problem}; build the bundle again") from None
 
 
 def sources(environment: Path) -> str:

@@ -46,7 +46,7 @@ def deployed_serial(path: Path) -> int:
         return 0
     if not text.isdecimal():
         raise Refused(
-            f"{path} holds {text[:40]!r}, which is no serial. Write the serial of the image that was deployed last into it"
+            f"{path} holds {text[:40]!r}, which is not a serial. Write the serial of the last deployed image into it"
         )
     return int(text)
 
@@ -72,7 +72,7 @@ def image_record(path: Path, keyring: Path, highest: int = 0) -> dict[str, Any]:
     if done.returncode != 0:
         raise Refused(
             f"the image record {path} has no valid signature by a key in {keyring} ({done.stderr.strip()[-300:]})."
-            " Do not deploy this image; look at who changed the record"
+            " Do not deploy this image; find out who changed the record"
         )
     try:
         document = dict(json.loads(content))
@@ -80,7 +80,7 @@ def image_record(path: Path, keyring: Path, highest: int = 0) -> dict[str, Any]:
         past = (now := datetime.now(UTC)) >= datetime.fromisoformat(expires)
     except (KeyError, TypeError, ValueError) as problem:
         raise Refused(
-            f"{path} is signed, and is no record of an image ({type(problem).__name__}: {problem})."
+            f"{path} is signed, but is not an image record ({type(problem).__name__}: {problem})."
             " Bring image.json of an image that this version's `llmkeep image build` made"
         ) from None
     # The same key signs the bundle's manifest and apt's InRelease.
@@ -91,12 +91,12 @@ def image_record(path: Path, keyring: Path, highest: int = 0) -> dict[str, Any]:
     if past:
         raise Refused(
             f"the image record {path} expired at {expires}, and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}."
-            " Set the clock right, or build an image of a newer bundle"
+            " Set the clock, or build an image from a newer bundle"
         )
     if serial < highest:
         raise Refused(
-            f"the image record {path} has serial {serial}, and {highest} was deployed from here: an old image brings back holes"
-            " that were closed. Bring one of that serial or a later one, or set kubernetes_allow_older to the reason"
+            f"the image record {path} has serial {serial}, and {highest} was deployed from here: an old image reintroduces "
+            "fixed vulnerabilities. Use one with that serial or a later one, or set kubernetes_allow_older to the reason"
         )
     return document
 
@@ -111,8 +111,8 @@ def rendered(
     """
     if not files.is_safe(overlay):
         raise Refused(
-            f"the overlay {overlay} is not there, or others than root can change what is in it."
-            " Bring the folder, and give it to root, mode 0755 or less"
+            f"the overlay {overlay} does not exist, or users other than root can change its content. Create the folder, and "
+            "give it to root, mode 0755 or less"
         )
     with tempfile.TemporaryDirectory(prefix="llmkeep-overlay-") as folder:
         kustomization = {

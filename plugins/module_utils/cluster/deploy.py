@@ -120,7 +120,7 @@ def taken_back(cluster: Cluster, manifests: Sequence[Manifest], record: Record, 
     previous = record.applied()
     if previous == list(manifests):
         return (
-            "It is the revision that was healthy before, so there is none to roll back to: look at the reason"
+            "It is the last healthy revision, so there is none to roll back to: read the reason"
         )
     answer = rollout.apply(cluster, previous) if previous else None
     if answer is not None and not answer.ok:
@@ -133,4 +133,4 @@ def taken_back(cluster: Cluster, manifests: Sequence[Manifest], record: Record, 
     record.end()
     if previous:
         return "The revision before was applied again and is healthy"
-    return f"There was none before: what was made is removed again, but for objects of the kinds {', '.join(rollout.KEPT)}"
+    return f"There was no earlier revision: created objects are removed, except those of the kinds {', '.join(rollout.KEPT)}"

@@ -56,7 +56,7 @@ def key_files(content: bytes, path: Path) -> dict[str, str]:
     try:
         if content.count(b"[") + content.count(b"{") > MOST_OPENED:
             raise TypeError("more lists and objects than any kubeconfig has")
-        # Texts alone: what YAML makes of dates, tags and merge keys is no part of a kubeconfig.
+        # Strings only: YAML's dates, tags and merge keys do not belong in a kubeconfig.
         config = yaml.load(content, yaml.BaseLoader)  # noqa: S506 -- it makes texts, lists and dicts
         context = next(
             each["context"] for each in config["contexts"] if each["name"] == config["current-context"]
@@ -66,11 +66,11 @@ def key_files(content: bytes, path: Path) -> dict[str, str]:
         server = cluster["server"]
         files_of_it = {key: user[key] for key in ("client-key", "tokenFile") if user.get(key)}
         if not all(isinstance(each, str) and "\0" not in each for each in (server, *files_of_it.values())):
-            raise TypeError("a server or a file that is no text")
+            raise TypeError("a server or a file that is not a string")
         unverified = cluster.get("insecure-skip-tls-verify", "false") != "false"
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError, StopIteration):
         raise Refused(
-            f"{path} is no kubeconfig with a current context, its cluster and its user. Write one by `kubectl config`"
+            f"{path} is not a kubeconfig with a current context, its cluster and its user. Write one with `kubectl config`"
         ) from None
     if unverified:
         raise Refused(

@@ -136,7 +136,7 @@ def pods(cluster: Cluster, workload: Manifest) -> list[Manifest]:
 
 
 def release(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
-    """Delete pods of StatefulSets that are not ready: their controller waits for them, and never replaces them by itself."""
+    """Delete pods of StatefulSets that are not ready: their controller waits for them, and never replaces them."""
     for each in manifests:
         if each["kind"] == "StatefulSet":
             remove(cluster, [pod for pod in pods(cluster, each) if not is_ready(pod)])

@@ -67,7 +67,7 @@ def leaf_of(path: Path) -> Leaf:
     names = re.findall(r"(?:DNS|IP Address):([^,\s]+)", shown)
     key = re.search(r"-----BEGIN PUBLIC KEY-----.+-----END PUBLIC KEY-----", shown, re.DOTALL)
     if not ends or not key:
-        raise Refused(f"openssl x509 said nothing of {path} that is understood: {shown[:200]!r}")
+        raise Refused(f"the output of openssl x509 on {path} cannot be parsed: {shown[:200]!r}")
     return Leaf(
         frozenset(normal(name) for name in names),
         key[0],
@@ -76,12 +76,12 @@ def leaf_of(path: Path) -> Leaf:
 
 
 def key_in_place(path: Path, group: str, check: bool) -> bool:
-    """Make the key where there is none; True when something was or would be changed."""
+    """Make the key if there is none; True if something was or would be changed."""
     gid = atomic.group_id(group)
     if gid is None:
         if check:
             return True
-        raise Refused(f"there is no group {group!r} on this host; the role makes it first")
+        raise Refused(f"there is no group {group!r} on this host; the role must create it first")
     if not path.exists():
         if not check:
             key = openssl("genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")

@@ -125,7 +125,7 @@ def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
         outcome = json.loads(out)["checks"][name]
         return str(outcome["observed"]), outcome["ok"] is True
     except (ValueError, KeyError, TypeError):
-        return f"nothing is said of {name}: {ended_with(code, out, err)}", False
+        return f"there is no result for {name}: {ended_with(code, out, err)}", False
 
 
 def limited(check: dict[str, Any]) -> dict[str, Any] | None:

@@ -61,8 +61,8 @@ def _open_folder(path: Path, links: int = 0) -> int:
             if shared or not _is_roots(status):
                 raise Unsafe(
                     errno.EPERM,
-                    f"uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o} could change what is in it, and"
-                    " root changes nothing below: give it to root, mode 0755 or less",
+                    f"uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o} could change its content, so root "
+                    "changes nothing below it: give it to root, mode 0755 or less",
                     str(Path(*path.parts[: number + 1])),
                 )
     except BaseException:
@@ -91,7 +91,7 @@ def read(path: Path) -> bytes:
         descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return stream.read()
 
 
@@ -120,7 +120,7 @@ def sha256_of(path: Path) -> str:
 
 
 def user_id(name: str) -> int | None:
-    """The uid of a user, or None where there is no such user (yet)."""
+    """The uid of a user, or None if there is no such user (yet)."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -128,7 +128,7 @@ def user_id(name: str) -> int | None:
 
 
 def group_id(name: str) -> int | None:
-    """The gid of a group, or None where there is no such group (yet)."""
+    """The gid of a group, or None if there is no such group (yet)."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
@@ -174,7 +174,7 @@ def write_file(path: Path, content: bytes, uid: int, gid: int, mode: int) -> Non
 
 
 def link(path: Path, target: str) -> None:
-    """Point a symlink at target by one rename: there is no moment without it."""
+    """Point a symlink at target by one rename, so that it always exists."""
     beside = path.parent / f".{path.name}.{os.getpid()}.new"
     with folder(path.parent) as parent:
         with contextlib.suppress(FileNotFoundError):

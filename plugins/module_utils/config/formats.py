@@ -17,6 +17,6 @@ def require(path: object, document: object, refusal: Callable[[str], Exception])
     if isinstance(document, dict) and isinstance(number, int) and number > FORMAT:
         writer = f"bundle serial {document['bundle']}" if "bundle" in document else "a newer bundle"
         raise refusal(
-            f"{path} has format {number}, and this llmkeep reads {FORMAT}: {writer} wrote it. It was left as it is; run bootstrap"
+            f"{path} has format {number}, and this llmkeep reads {FORMAT}: {writer} wrote it. It was not changed; run bootstrap"
             " of the control node from a bundle at least as new"
         )

@@ -1,7 +1,7 @@
 """What the kernel applies of a unit's MemoryMax and IPAddressDeny, read from the kernel.
 
 systemd starts a unit all the same where the kernel has no means to enforce its limits: in a container without the memory
-controller, or where seccomp refuses bpf(). So a unit's property proves nothing by itself.
+controller, or where seccomp refuses bpf(). So a unit's property alone proves nothing.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def piped(argv: list[str], content: bytes, brings: str) -> bytes:
     try:
         done = subprocess.run(argv, input=content, capture_output=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
-        raise Failed(f"{argv[0]} is not on this host; {brings} brings it") from None
+        raise Failed(f"{argv[0]} is not installed on this host; {brings} installs it") from None
     except subprocess.TimeoutExpired:
         raise Failed(f"{what} did not end within {SECONDS} s") from None
     if done.returncode != 0:
@@ -57,7 +57,7 @@ def encrypted_to(certificate: str, secret: bytes) -> str:
             )
         except Failed as problem:
             raise Failed(
-                f"the secret was not encrypted to the certificate of the other host: {problem}. It has to be one"
-                " with an elliptic key, as the role pki makes it (/etc/llmkeep/pki/host.pem)"
+                f"the secret was not encrypted to the certificate of the other host: {problem}. The certificate needs an "
+                "elliptic-curve key, like the one from role pki (/etc/llmkeep/pki/host.pem)"
             ) from problem
     return cms.decode()

@@ -60,7 +60,7 @@ def run(argv: list[str], doing: str) -> None:
         )
     except FileNotFoundError:
         raise Refused(
-            f"{doing}: there is no program {argv[0]!r} on this host; install its package first"
+            f"{doing}: {argv[0]} is not installed on this host; install its package first"
         ) from None
     except subprocess.TimeoutExpired:
         raise Refused(f"{doing}: {' '.join(argv)} did not end within {VALIDATE_SECONDS} s") from None
@@ -79,7 +79,7 @@ def put_directory(tree: Tree, entry: dict[str, Any]) -> None:
     status = atomic.status_of(path)
     if status is not None and not stat.S_ISDIR(status.st_mode):
         raise Refused(
-            f"{path} is to be a directory and is a file or link; look at it, and move it away by hand"
+            f"{path} must be a directory, but is a file or link; examine it, and move it away by hand"
         )
     if status is None:
         tree.note(f"directory: {path} made")
@@ -113,7 +113,7 @@ def remember(path: Path) -> Callable[[], None]:
         return lambda: atomic.link(path, target)
     if not stat.S_ISREG(status.st_mode):
         raise Refused(
-            f"{path} is to be a file or link and is something else; look at it, and move it away by hand"
+            f"{path} must be a file or link, but is something else; examine it, and move it away by hand"
         )
     content = atomic.read(path)
     return lambda: atomic.write_file(
@@ -161,7 +161,7 @@ def prepare_file(tree: Tree, entry: dict[str, Any], secret: str | None) -> Path 
             old = atomic.read(path)
         elif not stat.S_ISLNK(status.st_mode):
             raise Refused(
-                f"{path} is to be a file and is a directory or device; look at it, and move it away by hand"
+                f"{path} must be a file, but is a directory or device; examine it, and move it away by hand"
             )
     if entry.get("block"):
         content = with_block(old or b"", entry["block"], content)
@@ -177,7 +177,7 @@ def prepare_file(tree: Tree, entry: dict[str, Any], secret: str | None) -> Path 
         return None
     if not path.parent.is_dir():
         raise Refused(
-            f"{path.parent} is no directory; name it in directories, or install the package that brings it"
+            f"{path.parent} is not a directory; name it in directories, or install the package that creates it"
         )
     return Path(atomic.write_beside(path, content, *owner, mode))
 

@@ -57,9 +57,7 @@ def there(unit: str, state: dict[str, str], check: bool) -> bool:
         return True
     if check and state["LoadState"] == "not-found":
         return False
-    raise Refused(
-        f"{unit} is {state['LoadState']} on this host; its package or unit file has to be there first"
-    )
+    raise Refused(f"{unit} is {state['LoadState']} on this host; install its package or unit file first")
 
 
 def others(pattern: str, declarations: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """NVIDIA's cards and NVSwitches of a host, as sysfs lists its PCI devices. No driver is needed to read them.
 
-The role's check runs this file by itself: cards.py DEVICES GENERATION... prints the cards, and exits with 1 if there is none or
+The role's check runs this file alone: cards.py DEVICES GENERATION... prints the cards, and exits with 1 if there is none or
 one of another generation. Standard library only.
 """
 

@@ -108,8 +108,8 @@ def depends(name: str, kind: str) -> list[str]:
         output = run(["apt-cache", "depends", "--no-recommends", "--no-suggests", name])
     except Failed:
         raise Failed(
-            f"the mirror has no package {name}, so no driver can be built for that kernel. {UNTOUCHED}. Build the bundle with"
-            " the headers of the kernel that it brings (artifacts.yml, apt)"
+            f"the mirror has no package {name}, so no driver can be built for that kernel. {UNTOUCHED}. Build the bundle "
+            "with the headers of its kernel (artifacts.yml, apt)"
         ) from None
     return re.findall(rf"^ +Depends: ({kind})$", output, re.MULTILINE)
 

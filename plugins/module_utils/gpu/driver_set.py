@@ -35,7 +35,7 @@ def misfits(
     """Why the set cannot run on this host with this kernel; nothing if it can."""
     name = driver_set["name"]
     if not cards:
-        yield "it has no GPU of NVIDIA on its PCI bus: take it out of the group gpu, or look at the card's seat"
+        yield "it has no NVIDIA GPU on its PCI bus: remove it from the group gpu, or check how the card is seated"
     for card in cards:
         title = f"the GPU {card.address} (PCI id 10de:{card.device:04x})"
         if not card.generation:
@@ -47,8 +47,8 @@ def misfits(
             )
     if switches and not driver_set["fabric_manager"]:
         yield (
-            f"it has {switches} NVSwitches, and the set {name} has no fabric manager, without which CUDA does not start:"
-            " set gpu_set to one that has"
+            f"it has {switches} NVSwitches, but the set {name} has no fabric manager, without which CUDA does not start: "
+            "set gpu_set to one that has it"
         )
     limits = driver_set["kernel"]
     if not numbers(limits["from"]) <= numbers(kernel) < numbers(limits["below"]):

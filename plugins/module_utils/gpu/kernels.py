@@ -29,7 +29,7 @@ def run(argv: list[str]) -> str:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
         raise Failed(
-            f"{argv[0]} is not on this host, whose kernels lie in /boot: install grub-efi-amd64"
+            f"{argv[0]} is not installed on this host, whose kernels are in /boot: install grub-efi-amd64"
         ) from None
     if done.returncode != 0:
         raise Failed(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr.strip()}")

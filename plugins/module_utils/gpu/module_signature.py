@@ -5,7 +5,7 @@ A signed module ends with a detached PKCS#7 message, twelve bytes that say how l
 (struct module_signature in the kernel's include/linux/module_signature.h). The message must verify by exactly this
 certificate, by any issuer. Prints each fault; exits with 1 if there is one, or no module.
 
-Standard library and openssl only: the role's check runs this file by itself.
+Standard library and openssl only: the role's check runs this file alone.
 """
 
 from __future__ import annotations

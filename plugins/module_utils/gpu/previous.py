@@ -52,8 +52,8 @@ def current(kernel: str, sets: list[dict[str, Any]], places: dkms.Places, call: 
     if len(drivers) != 1:
         present = ", ".join(f"{name} {version}" for name, version, _ in drivers) or "no driver"
         raise dkms.Failed(
-            f"dkms has {present} of gpu_sets installed for the kernel {kernel}, so there is no rollback to one set: bring"
-            " the host to a set of llmkeep by `llmkeep site --tags gpu` first"
+            f"dkms has {present} of gpu_sets installed for the kernel {kernel}, so there is no rollback to one set: first "
+            "install a set of llmkeep with `llmkeep site --tags gpu`"
         )
     name, version, _ = drivers[0]
     known = [each["name"] for each in sets if each["dkms"]["name"] == name and each["driver"] == version]
@@ -76,8 +76,8 @@ def keep(previous: Previous, places: dkms.Places, call: Call, archives: Path) ->
     shutil.copytree(places.of(driver), folder / "modules")
     if lacking := debs.keep(previous.packages, folder, archives, call):
         raise dkms.Failed(
-            f"{', '.join(lacking)}: installed, and neither in {archives} nor on the mirror, so there is no rollback; nothing was"
-            f" changed. Put the .deb into {archives}, from the bundle that it came with"
+            f"{', '.join(lacking)}: installed, but neither in {archives} nor on the mirror, so there is no rollback; "
+            f"nothing was changed. Put the .deb from its bundle into {archives}"
         )
 
 

@@ -2,7 +2,7 @@
 
 Its exit code is of no use: 0.7.2, Debian 13's, ends with 1 for a certificate that is enrolled, later ones for one that is not.
 
-The role's check runs this file by itself: secure_boot.py CERTIFICATE prints why a reboot is refused, and exits with 1 then.
+The role's check runs this file alone: secure_boot.py CERTIFICATE prints why a reboot is refused, and exits with 1 then.
 Standard library and mokutil only.
 """
 

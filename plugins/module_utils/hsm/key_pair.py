@@ -129,9 +129,9 @@ def described(
     if known and known["public_sha256"] != facts["public_sha256"]:
         raise Fault(
             "key_missing",
-            f"the key {settings.label} in the token {token.label} is another one than until now (public part"
+            f"the key {settings.label} in the token {token.label} differs from the previous one (public part"
             f" {facts['public_sha256'][:12]}, was {known['public_sha256'][:12]}). Restore the old one from the HSM's"
-            f" backup, or take the token out of {settings.record}, run again, and enrol the new key",
+            f" backup, or remove the token from {settings.record}, run again, and enrol the new key",
         )
     return facts
 

@@ -33,8 +33,8 @@ def refuse_again(credential: Path, sealed: bytes) -> None:
     if known.exists() and known.read_text() == digest(sealed):
         raise Fault(
             "pin_wrong",
-            f"the HSM refused the PIN in {credential} before. It is not shown again until another one is sealed"
-            f" (docs/operate/hsm.md). If it was the HSM's PIN that was mended, remove {known}",
+            f"the HSM rejected the PIN in {credential} before. It is not tried again until another one is sealed"
+            f" (docs/operate/hsm.md). If the HSM's PIN was corrected instead, remove {known}",
         )
 
 

@@ -96,8 +96,8 @@ def bounded(work: Callable[[Callable[[str], None]], Any], seconds: int, user: st
     if late:
         raise Fault(
             "slow",
-            f"the HSM gave no answer within {seconds} s; it was asked to {step}. Look at the way to it and at its"
-            " load, then run again; nothing was changed but, if it was asked to log in, one login may be counted",
+            f"the HSM gave no answer within {seconds} s; it was asked to {step}. Check the connection to it and its load, "
+            "then run again; nothing was changed, but a requested login may have been counted",
         )
     if not lines or "step" in lines[-1]:
         raise Fault(
@@ -125,7 +125,7 @@ def say(writer: int, work: Callable[[Callable[[str], None]], Any], user: str) ->
     except (pkcs11.Error, OSError, ValueError, subprocess.SubprocessError) as problem:
         gone = isinstance(problem, pkcs11.Error) and problem.gone
         words = "the HSM went away" if gone else "the HSM failed"
-        message = f"{words}: {problem}. See its own log and the way to it, and run again"
+        message = f"{words}: {problem}. Check its log and the connection to it, and run again"
         tell({"fault": "absent" if gone else "failed", "message": message})
     finally:
         os._exit(0)
@@ -136,7 +136,7 @@ def become(user: str) -> None:
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise Fault("absent", f"there is no account {user} on this host; the HSM's role makes it") from None
+        raise Fault("absent", f"there is no account {user} on this host; the HSM's role creates it") from None
     os.initgroups(user, entry.pw_gid)
     os.setgid(entry.pw_gid)
     os.setuid(entry.pw_uid)
@@ -187,19 +187,19 @@ def ask(
 def gone(session: Any, token: Any, settings: Settings) -> Fault:
     """Fault for a recorded key that is missing; SoftHSM and others keep a token's serial when it is reinitialised."""
     way_out = (
-        " What it opened opens by the other token or the recovery key. Restore it from the HSM's backup; to go on"
-        f" with a new key, take the token out of {settings.record}, run again, and enrol it"
+        " Its volumes can be opened with the other token or the recovery key. Restore it from the HSM's backup; to continue "
+        f"with a new key, remove the token from {settings.record}, run again, and enrol it"
     )
     if not session.find({}):
         return Fault(
             "token_reinitialised",
-            f"the token {token.label} (serial {token.serial}) is empty, and had the key {settings.label}: it was made"
-            f" anew, or all that it held was deleted. No new key is made by itself.{way_out}",
+            f"the token {token.label} (serial {token.serial}) is empty, but had the key {settings.label}: it was "
+            f"initialized again, or its objects were deleted. No new key is made automatically.{way_out}",
         )
     return Fault(
         "key_missing",
-        f"the key {settings.label} is gone from the token {token.label}, which holds others: it was deleted. No new"
-        f" one is made by itself.{way_out}",
+        f"the key {settings.label} is gone from the token {token.label}, which holds others: it was deleted. No new one is "
+        f"made automatically.{way_out}",
     )
 
 
@@ -214,11 +214,11 @@ def loaded(settings: Settings) -> Any:
     except (OSError, AttributeError) as problem:
         raise Fault(
             "absent",
-            f"{settings.module} is no PKCS#11 module that loads here ({problem}); set hsm_module right",
+            f"{settings.module} is not a loadable PKCS#11 module ({problem}); correct hsm_module",
         ) from problem
     except pkcs11.Error as problem:
         raise Fault(
-            "absent", f"the HSM is not reached by {way}: {problem}. See that it and the way to it run"
+            "absent", f"the HSM is not reached by {way}: {problem}. Check it and the connection to it"
         ) from problem
     raise Fault(
         "absent",
@@ -234,8 +234,8 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
         serials = ", ".join(token.serial for token in fitting)
         raise Fault(
             "two_tokens",
-            f"{len(fitting)} tokens are called {label} (serials {serials}), so which one is meant is not known."
-            " Nothing was logged in to. Give one of them another label, or take it off",
+            f"{len(fitting)} tokens are called {label} (serials {serials}), so the choice is ambiguous. No login was made. "
+            "Give one of them another label, or disconnect it",
         )
     if not fitting:
         names = ", ".join(sorted(token.label or "(no label)" for token in tokens))
@@ -247,9 +247,9 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
     if known and known["serial"] != token.serial:
         raise Fault(
             "token_reinitialised",
-            f"the token {label} was made anew: its serial is {token.serial}, and was {known['serial']}. Its keys are"
-            " gone, and no new one is made by itself. Volumes open by the other token or the recovery key; restore"
-            f" the token from its backup, or take it out of {settings.record}, run again, and enrol the new key",
+            f"the token {label} was initialized again: its serial is {token.serial}, formerly {known['serial']}. Its keys "
+            "are gone, and no new one is made automatically. Volumes can be opened with the other token or the recovery "
+            f"key; restore the token from its backup, or remove it from {settings.record}, run again, and enrol the new key",
         )
     if not token.flags & pkcs11.USER_PIN_INITIALIZED:
         raise Fault(
@@ -260,8 +260,8 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
     if token.pin_flags:
         raise Fault(
             "pin_held_back",
-            f"the token {label} says {', '.join(token.pin_flags)}, so no login was tried: it might be the last one."
-            " Log in once by hand with the right PIN, which clears it, or unblock the PIN at the HSM",
+            f"the token {label} says {', '.join(token.pin_flags)}, so no login was tried: a failed one might be the last. "
+            "Log in once by hand with the correct PIN, which clears it, or unblock the PIN at the HSM",
         )
     return token
 
@@ -278,8 +278,8 @@ def log_in(session: Any, token: Any, pin: bytes) -> None:
         if problem.code == pkcs11.PIN_INCORRECT:
             raise Fault(
                 "pin_wrong",
-                f"the token {token.label} does not take the PIN that is sealed here. It was tried once, and is not shown"
-                " again until another one is sealed (docs/operate/hsm.md)",
+                f"the token {token.label} rejects the PIN that is sealed here. It was tried once, and is not tried again "
+                "until another one is sealed (docs/operate/hsm.md)",
             ) from problem
         raise
 
@@ -308,8 +308,8 @@ def recorded(path: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise Fault(
             "token_reinitialised",
-            f"{path}, by which a token that was made anew is known, cannot be read ({problem}). Restore it, or remove"
-            " it if the tokens are surely those that the volumes were enrolled with",
+            f"{path}, which identifies known tokens, cannot be read ({problem}). Restore it, or remove it if the tokens are "
+            "certainly those with which the volumes were enrolled",
         ) from problem
 
 

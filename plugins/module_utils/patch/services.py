@@ -73,7 +73,7 @@ def by_reboot(units: Iterable[str]) -> list[str]:
 
 
 def replace_nginx(old: int, pid_file: Path, seconds: float) -> int:
-    """Start nginx anew in place of the process `old`, with its listening sockets; returns the new process.
+    """Replace the nginx process `old`, with its listening sockets; returns the new process.
 
     A restart refuses connections until the longest answer of before has ended (nginx.org, Controlling nginx: Upgrading Executable
     on the Fly). Raises Failed where the new one does not start; the old one serves on then.
@@ -83,7 +83,7 @@ def replace_nginx(old: int, pid_file: Path, seconds: float) -> int:
     while (new := _process(pid_file)) in (None, old):
         if time.monotonic() > end:
             raise Failed(
-                f"nginx did not start anew beside process {old} within {seconds:g} s, which serves on: see its journal"
+                f"no new nginx started beside process {old} within {seconds:g} s; the old one continues to serve: see its journal"
             )
         time.sleep(0.1)
     os.kill(old, signal.SIGQUIT)

@@ -48,7 +48,7 @@ def ask(
 
 
 def do(method: str, path: str, body: Any = None, user: str = "elastic") -> Any:
-    """JSON of the answer; Refused if it is no success."""
+    """JSON of the answer; Refused if the request failed."""
     status, answer = ask(method, path, body, user)
     if not 200 <= status < 300:
         raise refusal(method, path, status, answer)

@@ -98,12 +98,12 @@ def disk_at(device: Path) -> Disk:
         mode = real.stat()
     except OSError as problem:
         raise Unusable(
-            f"{device} is not there ({problem.strerror}): compare with `lsblk --output NAME,SERIAL,SIZE`"
+            f"{device} cannot be read ({problem.strerror}): compare with `lsblk --output NAME,SERIAL,SIZE`"
         ) from None
     if stat.S_ISREG(mode.st_mode):
         return Disk(real, real.name, mode.st_size, None)  # an image file's serial is its name
     if not stat.S_ISBLK(mode.st_mode):
-        raise Unusable(f"{device} is no block device and no image file: name the disk")
+        raise Unusable(f"{device} is not a block device or an image file: name the disk")
     block = Path(f"/sys/dev/block/{os.major(mode.st_rdev)}:{os.minor(mode.st_rdev)}").resolve()
     whole = block.parent if (block / "partition").exists() else block
     return Disk(real, serial_in(whole), int((block / "size").read_text()) * 512, block)
@@ -264,7 +264,7 @@ def reading(disk: Disk, start: int = 0) -> Iterator[Finding]:
 
 
 def contents(descriptor: int, disk: Disk, start: int) -> Iterator[Finding]:
-    # Blocks that others read before say nothing about the disk: have them read anew.
+    # Blocks that others read before say nothing about the disk: read them again.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     for offset, length in pieces(disk.size):
         if offset < start:

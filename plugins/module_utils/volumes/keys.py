@@ -35,7 +35,7 @@ def bootstrap_key(of: Volume) -> bytes:
     file = of.at(BOOTSTRAP)
     key = b""
     if file.exists():
-        with contextlib.suppress(luks.Failed):  # sealed by a host that was since installed anew
+        with contextlib.suppress(luks.Failed):  # sealed before the host was reinstalled
             key = sealing.unseal(f"{of.name}.{BOOTSTRAP}", file.read_bytes())
     if key and luks.opens(of.path, key) is not None:
         return key
@@ -51,8 +51,9 @@ def bootstrap_key(of: Volume) -> bytes:
             else:
                 return key
     raise (Refused if problems else NeedsPerson)(
-        f"no key that this host has opens {of.name} ({of.path}): {'; '.join(problems) or 'no token is enrolled'}."
-        " If the HSM is away, bring it back and run again; otherwise open it by the recovery key (docs/operate/storage.md)"
+        f"no key on this host opens {of.name} ({of.path}): {'; '.join(problems) or 'no token is enrolled'}."
+        " If the HSM is unreachable, restore the connection and run again; otherwise open it with the recovery key "
+        "(docs/operate/storage.md)"
     )
 
 
@@ -110,8 +111,8 @@ def enrol(of: Volume, owner: str, uri: str, key: bytes) -> None:
     except luks.Failed as problem:
         luks.wipe(of.path, slot)
         raise Refused(
-            f"the key at {uri} enrols but does not open {of.name}, so its slot was taken away again: {problem}."
-            " A path to the HSM that cannot derive (pkcs11-proxy is one) is no path: see docs/operate/storage.md"
+            f"the key at {uri} enrols but does not open {of.name}, so its slot was removed again: {problem}. The connection "
+            "to the HSM must support key derivation (pkcs11-proxy does not): see docs/operate/storage.md"
         ) from problem
     of.own(slot, owner)
     of.changes.append(f"enrol {owner} in slot {slot} of {of.name}")

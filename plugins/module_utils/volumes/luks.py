@@ -48,7 +48,7 @@ def run(argv: list[str], content: bytes = b"", seconds: int = SECONDS, **more: A
             argv, input=content, capture_output=True, timeout=seconds, check=False, env=environment(), **more
         )
     except FileNotFoundError:
-        raise Failed(f"there is no program {argv[0]} on this host: install its package first") from None
+        raise Failed(f"{argv[0]} is not installed on this host: install its package first") from None
     except subprocess.TimeoutExpired:
         raise Failed(f"{argv[0]} {argv[1]} did not end within {seconds} s") from None
     return done.returncode, done.stdout, done.stderr.decode(errors="replace").strip()
@@ -146,7 +146,7 @@ def refused(words: str) -> None:
     if "is incorrect" in words or "No token could be unlocked with this PIN" in words:
         raise Fault(
             "pin_wrong",
-            "the token refused the PIN. It was tried once, and will not be tried again: put the right one in the"
+            "the token rejected the PIN. It was tried once, and will not be tried again: put the correct one in the"
             " vault (docs/operate/storage.md) before its lock-out counter ends",
         )
 
@@ -257,7 +257,7 @@ def close(mapping: str) -> None:
         if code == 0:
             return
         time.sleep(0.1 * attempt)
-    raise Failed(f"{mapping} cannot be closed: {words[-600:]}. See who uses it by `lsblk` and `fuser`")
+    raise Failed(f"{mapping} cannot be closed: {words[-600:]}. Find its users with `lsblk` and `fuser`")
 
 
 def backup(device: Path) -> bytes:

@@ -121,7 +121,7 @@ def adopted(of: Volume, check: bool) -> bool:
             return True
     raise NeedsPerson(
         f"the register has {of.known_as} with the UUID {header.uuid} on this disk, and none of its slots is for"
-        f" {of.tokens[HSM]}: open it by the recovery key (docs/operate/storage.md)"
+        f" {of.tokens[HSM]}: open it with the recovery key (docs/operate/storage.md)"
     )
 
 
@@ -159,12 +159,12 @@ def compare(of: Volume, check: bool) -> None:
     if unowned:
         raise NeedsPerson(
             f"{of.path} ({of.name}) has key slots without a known owner: {unowned}. Find out who added"
-            f" them; `systemd-cryptenroll --wipe-slot={unowned[0]} {of.path}` takes one away"
+            f" them; `systemd-cryptenroll --wipe-slot={unowned[0]} {of.path}` removes one"
         )
     moved = [owner for owner in lacking if of.token_of(owner, header) is not None]
     if set(moved) - set(of.rotate):
         raise NeedsPerson(
-            f"{of.name} is enrolled with another key of {', '.join(moved)} than is wanted now"
+            f"{of.name} is enrolled with another key of {', '.join(moved)} than the present one"
             f" ({', '.join(of.tokens[owner] for owner in moved)}): playbooks/rotate-keys.yml changes keys"
         )
     if RECOVERY not in lacking and of.stored.get("recovery") != of.known.recovery_sha256:
@@ -182,18 +182,18 @@ def compare(of: Volume, check: bool) -> None:
         if ESCROWED not in of.rotate:
             raise NeedsPerson(
                 f"the recovery key of {of.name} is encrypted to another escrow key (certificate"
-                f" {of.known.escrow_sha256[:12]}) than is wanted now: playbooks/rotate-keys.yml with luks_rotate"
-                " [escrow] makes it anew, or take the old certificate back"
+                f" {of.known.escrow_sha256[:12]}) than the present one: playbooks/rotate-keys.yml with luks_rotate [escrow] "
+                "makes a new one, or restore the old certificate"
             )
         lacking.append(RECOVERY)
     renewed = sorted({*lacking, *of.rotate} - {ESCROWED})
     if renewed:
-        of.changes.append(f"enrol {', '.join(renewed)} of {of.name} anew")
+        of.changes.append(f"enrol {', '.join(renewed)} of {of.name} again")
         if not check:
             slots = [slot for owner in renewed for slot in of.known.owned_by(owner)]
             of.known.retiring = [
                 slot for slot in slots if slot in header.slots
-            ]  # a free number is given anew
+            ]  # a free number is reused
             of.save(KEYS)
 
 

@@ -111,8 +111,8 @@ class Volume:
         if header is None:
             raise NeedsPerson(
                 f"volume {self.name}, UUID {self.known.uuid}, was made on {self.path}, which has no LUKS2 header now."
-                " Restore the header backup (docs/operate/storage.md). If the volume may go, say so by `luks_destroy` with"
-                f" the serial {self.serial}"
+                " Restore the header backup (docs/operate/storage.md). If the volume may be erased, set `luks_destroy` to "
+                f"the serial {self.serial}"
             )
         if header.uuid != self.known.uuid:
             raise NeedsPerson(

@@ -93,7 +93,7 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
     journal = "journalctl --boot --unit 'systemd-cryptsetup@llm_*' --output=cat"
     try:
         boot(estate)
-        held_back = "before. It is not shown again until another one is sealed"
+        held_back = "before. It is not tried again until another one is sealed"
         within(240, "it is held back", lambda: held_back in estate.on("llm1", journal))
         for _ in range(3):  # as they are each 15 s
             for name in ("data", "audit"):

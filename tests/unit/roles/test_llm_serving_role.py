@@ -293,7 +293,7 @@ def test_a_unit_is_given_more_time_to_stop_than_its_answers_are(made: Any, name:
         ([{"name": "a", "driver": "continuous", "model": "b", **BATCH, "batch_tokens": 9}], "batch_tokens is 9 and slots 16"),
         ([{"name": "a", "driver": "remote"}], "driver remote needs `remote`"),
         ([{"name": "a", "driver": "echo", "remote": {"socket": ["/s"]}}], "driver echo takes no remote"),
-        ([{"name": "a", "driver": "remote", "remote": {"socket": ["s"]}}], "the socket s is no absolute path"),
+        ([{"name": "a", "driver": "remote", "remote": {"socket": ["s"]}}], "the socket s is not an absolute path"),
         ([{"name": "a", "driver": "remote", "remote": {"url": ["http://10.0.0.2:80"]}}], "would carry prompts in clear"),
         ([{"name": "a", "driver": "remote", "remote": {"url": ["https://gpu9:1"]}}], "names no host of this inventory"),
     ],
@@ -399,7 +399,7 @@ def test_a_model_and_its_adapters_are_answered_by_the_same_engines_of_another_ho
     ("host", "models", "groups", "fault"),
     [
         ("edge1", [], {"serve": ["edge1"]}, "its gateways have no model"),
-        ("llm1", [], {"engines": ["llm1"]}, "it is in engines and has no engine"),
+        ("llm1", [], {"engines": ["llm1"]}, "it is in engines, but has no engine"),
         (
             "edge1",
             [{"name": "coder", "driver": "echo"}],

@@ -129,7 +129,7 @@ def test_only_the_other_host_is_let_in_and_only_the_trainer_goes_out(made: Any) 
     ("jobs", "said"),
     [
         ([JOB, JOB], "sql is the name of 2 jobs"),
-        ([{**JOB, "name": "SQL"}], "'SQL' is no name of a job"),
+        ([{**JOB, "name": "SQL"}], "'SQL' is not a valid job name"),
         (
             [{**JOB, "model": "other"}],
             "sql trains other, which is neither in llm_training_models nor in llm_training_releases",

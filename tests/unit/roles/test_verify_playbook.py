@@ -128,7 +128,7 @@ def test_what_is_not_enforceable_is_listed_and_is_no_failure(
 def test_a_limit_that_names_no_host_is_refused_instead_of_reported_as_done(tmp_path: Path) -> None:
     ended, output, report = reported(tmp_path, [HELD], limit="llm1,lm1,localhost")
     assert (ended, report) == (2, {})
-    assert "the limit lm1 is no host and no group; did you mean llm1?" in " ".join(output.split())
+    assert "the limit lm1 is not a host or group; did you mean llm1?" in " ".join(output.split())
 
 
 def test_the_report_has_each_host_s_roles_and_those_whose_checks_ran_to_their_end(tmp_path: Path) -> None:

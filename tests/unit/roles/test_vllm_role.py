@@ -129,7 +129,7 @@ def test_what_vllm_s_parser_does_not_take_is_told_by_model_and_option(
         ({"trust-remote-code": True}, "trust-remote-code, which is refused"),
         ({"api_key": "k"}, "api_key, which is refused"),
         ({"port": 8000}, "port, which is refused"),
-        ({"enable-log-requests": True}, "writes prompts down"),
+        ({"enable-log-requests": True}, "logs prompts"),
         ({"chat-template": "--trust-remote-code"}, "a value does not start with a dash"),
         ({"middleware": ["a.b"]}, "middleware, which is refused"),
         ({"lora-target-modules": ["q", "--host"]}, "a value does not start with a dash"),
@@ -169,7 +169,7 @@ def test_ordinary_options_are_let_through() -> None:
 def test_a_gpu_that_the_host_has_not_is_told() -> None:
     assert vllm_filters.vllm_faults([CODER], "24G", [], 2) == []
     assert vllm_filters.vllm_faults([CODER], "24G", [], 1) == [
-        "GPU 1 is named, and gpu_health_expect says that there are 1, numbered from 0"
+        "GPU 1 is named, but according to gpu_health_expect there are 1, numbered from 0"
     ]
 
 

@@ -281,7 +281,7 @@ def test_a_wrong_pin_is_tried_once_in_all_and_no_pin_while_the_token_warns(
         assert host.exitcode == 0
     said = [heard.get() for _ in hosts]
     assert sum("tried once" in words for words in said) == 1
-    assert sum("refused the PIN" in words and "before" in words for words in said) == 3
+    assert sum("rejected the PIN" in words and "before" in words for words in said) == 3
     assert (tmp_path / "logins").read_text() == "login\n"
     estate.hsm.seal("user-pin", right)
     # SoftHSM warns after one wrong PIN.

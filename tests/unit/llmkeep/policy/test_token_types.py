@@ -26,5 +26,5 @@ def test_a_break_glass_grant_is_no_signature_of_a_policy(
     with pytest.raises(policy_bundle.PolicyRefused, match="Invalid audience") as refused:
         policy_bundle.judged(bundle, key)
     assert refused.value.code == policy_bundle.UNSIGNED
-    with pytest.raises(placed.Refused, match=r"is no signature .*'files'"):
+    with pytest.raises(placed.Refused, match=r"is not a signature .*'files'"):
         placed.opened(bundle, key.decode())

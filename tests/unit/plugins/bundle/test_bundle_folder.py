@@ -244,7 +244,7 @@ def test_a_program_that_somebody_changed_is_mended(served: Served, certificate: 
 
 def test_a_program_that_the_bundle_lacks_is_told(served: Served, certificate: Path, tmp_path: Path) -> None:
     publish(served, {"other": b"x"}, "bin")
-    with pytest.raises(mirror.MirrorError, match="has no bin/opa; build it where LLMKEEP_MIRROR"):
+    with pytest.raises(mirror.MirrorError, match="has no bin/opa; build it with LLMKEEP_MIRROR set"):
         program(served, certificate, tmp_path)
 
 

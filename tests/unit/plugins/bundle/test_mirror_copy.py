@@ -126,7 +126,7 @@ def test_an_interrupted_copy_goes_on(served: Served, copied: Copied, tmp_path: P
 def test_an_older_bundle_is_refused(served: Served, copied: Copied, tmp_path: Path) -> None:
     copied()
     sign(served, "", "bundle", 6, {"apt/InRelease": b"index"})
-    assert "has the bundle 6, and this mirror has 7: an old bundle opens holes" in copied()["msg"]
+    assert "has the bundle 6, and this mirror has 7: an old bundle reintroduces fixed vulnerabilities" in copied()["msg"]
     assert (tmp_path / "srv/bundle/current").readlink() == Path("7")
 
 
@@ -184,13 +184,13 @@ def test_a_blob_that_is_not_as_its_digest_says_is_refused(
 ) -> None:
     name = add_image(served, b"first")
     served.files[f"v2/llmkeep/blobs/sha256%3A{name}"] = b"{}"
-    assert f"has other content as sha256:{name}" in copied(images=[name])["msg"]
+    assert f"has other content for sha256:{name}" in copied(images=[name])["msg"]
     assert not (tmp_path / f"srv/images/{name}/image.json").exists()
 
 
 @pytest.mark.parametrize("given", [{"releases": ["../etc"]}, {"images": ["latest"]}])
 def test_names_that_lead_elsewhere_are_refused(given: dict[str, list[str]], copied: Copied) -> None:
-    assert "which is no name of one" in copied(**given)["msg"]
+    assert "which is not a valid name" in copied(**given)["msg"]
 
 
 def test_check_mode_asks_nothing_before_the_host_trusts_the_control_node(

@@ -114,7 +114,7 @@ def with_signatures(content: dict[str, bytes], of: dict[str, bytes]) -> bytes:
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "no signature": (lambda: small_policy.packed(GOOD), "has no .signatures.json"),
-    "a signature by another key": (lambda: small_policy.signed(GOOD, FOREIGN), "does not fit"),
+    "a signature by another key": (lambda: small_policy.signed(GOOD, FOREIGN), "does not match"),
     "a signature under another key's name": (
         lambda: small_policy.signed(GOOD, KEY, {"kid": "default"}),
         "('ES256', 'default', '', ['SHA-256'])",
@@ -130,10 +130,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "two signatures": (
         lambda: small_policy.packed({**GOOD, ".signatures.json": b'{"signatures": ["a.b.c", "a.b.c"]}'}),
-        "is no signature",
+        "is not a signature",
     ),
     "a changed rule": (lambda: with_signatures(small_policy.files(8, rego=OPEN), GOOD), "authz.rego of"),
-    "changed data": (lambda: with_signatures(small_policy.files(9), GOOD), "is not what was signed"),
+    "changed data": (lambda: with_signatures(small_policy.files(9), GOOD), "differs from what was signed"),
     "a file more": (
         lambda: with_signatures(small_policy.files(8, **{"llm/x.rego": "package llm.x"}), GOOD),
         "llm/x.rego of",
@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "an older revision": (
         lambda: small_policy.signed(small_policy.files(6), KEY),
-        "is revision 6, and this host has had 7",
+        "is revision 6, but this host has had 7",
     ),
     "another policy under the revision in place": (
         lambda: small_policy.signed(small_policy.files(7, rego=OPEN), KEY),
@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
             {**GOOD, ".signatures.json": small_policy.signatures(GOOD, KEY, {})},
             ("llm/authz/authz.rego", OPEN.encode()),
         ),
-        "is there twice",
+        "is a duplicate",
     ),
     "half of it": (lambda: small_policy.signed(GOOD, KEY)[:300], "cannot be unpacked"),
     "no tarball": (lambda: b"policy", "cannot be unpacked"),
@@ -210,7 +210,7 @@ def test_an_old_policy_is_refused_where_the_newer_one_was_removed(tmp_path: Path
 )
 def test_a_key_that_is_none_is_told(tmp_path: Path, key: str) -> None:
     answer, _ = run(tmp_path, small_policy.signed(GOOD, KEY), key)
-    assert "is no public key on P-256" in answer["msg"]
+    assert "is not a public key on P-256" in answer["msg"]
 
 
 # OPA heeds neither revisions nor expiry, takes any name in the header, and lets the last of two files win.

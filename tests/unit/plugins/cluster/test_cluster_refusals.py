@@ -54,7 +54,7 @@ def test_a_kubeconfig_without_tls_is_refused(estate: Estate) -> None:
 def test_a_file_that_is_no_kubeconfig_is_refused_without_its_content(estate: Estate) -> None:
     altered(estate, lambda content: content.update({"current-context": "secret"}))
     said = estate.refused()
-    assert "is no kubeconfig with a current context" in said
+    assert "is not a kubeconfig with a current context" in said
     assert "secret" not in said
 
 
@@ -118,7 +118,7 @@ def test_a_secret_in_a_manifest_is_refused(estate: Estate) -> None:
 def test_an_overlay_that_others_change_is_refused(estate: Estate) -> None:
     (estate.folder / "overlay").mkdir()
     (estate.folder / "overlay").chmod(0o777)
-    assert "others than root can change what is in it" in estate.refused()
+    assert "users other than root can change its content" in estate.refused()
 
 
 def test_an_object_without_a_namespace_is_refused(estate: Estate) -> None:

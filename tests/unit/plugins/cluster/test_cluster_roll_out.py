@@ -84,7 +84,7 @@ def test_a_roll_out_that_fails_is_taken_back_with_the_pods_reason(estate: Estate
 
 def test_a_first_roll_out_that_fails_leaves_nothing_but_its_namespace(estate: Estate) -> None:
     estate.pod["nodeSelector"] = NOWHERE
-    assert "There was none before" in estate.refused(seconds=2)
+    assert "There was no earlier revision" in estate.refused(seconds=2)
     assert estate.names("deployment") == estate.names("pdb") == []
 
 

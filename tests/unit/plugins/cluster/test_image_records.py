@@ -53,7 +53,7 @@ def test_a_bundles_manifest_is_refused(tmp_path: Path, keys: Path) -> None:
 
 def test_signed_text_that_is_no_record_is_refused(tmp_path: Path, keys: Path) -> None:
     path = signed(tmp_path, keys, "Origin: llmkeep\nSuite: trixie\n")
-    with pytest.raises(declared.Refused, match="is no record of an image"):
+    with pytest.raises(declared.Refused, match="is not an image record"):
         declared.image_record(path, keys / "keyring.pgp")
 
 
@@ -66,5 +66,5 @@ def test_the_serial_deployed_last_is_remembered(content: str | None, serial: int
 
 def test_a_serial_that_is_no_number_is_refused_and_does_not_count_as_none(tmp_path: Path) -> None:
     (tmp_path / "image.serial").write_text(json.dumps(None))
-    with pytest.raises(declared.Refused, match="holds 'null', which is no serial"):
+    with pytest.raises(declared.Refused, match="holds 'null', which is not a serial"):
         declared.deployed_serial(tmp_path / "image.serial")

@@ -120,7 +120,7 @@ def test_a_tree_that_its_program_refuses_is_put_back_whole(tmp_path: Path) -> No
     (tmp_path / "folder").mkdir(mode=0o700)
     (tmp_path / "empty").mkdir(mode=0o700)
     before = everything_in(tmp_path)
-    with pytest.raises(config_tree.Refused, match="put back"):
+    with pytest.raises(config_tree.Refused, match="Everything was restored"):
         config_tree.apply(
             wanted(
                 directories=[
@@ -165,7 +165,7 @@ def test_the_validator_sees_the_new_content_before_it_is_in_place(tmp_path: Path
 
 
 def test_a_missing_validator_is_named_and_nothing_changes(tmp_path: Path) -> None:
-    with pytest.raises(config_tree.Refused, match="no program 'no-such-program'"):
+    with pytest.raises(config_tree.Refused, match="no-such-program is not installed on this host"):
         config_tree.apply(
             wanted(
                 files=[{"dest": str(tmp_path / "a"), "content": "x", "validate": ["no-such-program", "%s"]}]
@@ -213,8 +213,8 @@ def test_a_symlink_in_the_place_of_a_file_is_replaced_and_its_target_left_alone(
     ("parts", "message"),
     [
         ({"files": [{"dest": "/nowhere/a", "content": "x", "owner": "no-such-user"}]}, "user 'no-such-user'"),
-        ({"files": [{"dest": "/no-such-folder/a", "content": "x"}]}, "/no-such-folder is no directory"),
-        ({"files": [{"dest": "/etc", "content": "x"}]}, "/etc is to be a file"),
+        ({"files": [{"dest": "/no-such-folder/a", "content": "x"}]}, "/no-such-folder is not a directory"),
+        ({"files": [{"dest": "/etc", "content": "x"}]}, "/etc must be a file"),
         ({"files": [{"dest": "/nowhere/a", "content": "x", "mode": "rw"}]}, "not octal"),
     ],
 )

@@ -99,5 +99,5 @@ def test_refuses_what_is_no_list_and_a_name_in_place_of_an_address(estate: Estat
     with pytest.raises(module.Refused, match="llmkeep pki crl"):
         module.settle({**wanted(estate), "published": "cat: no such file"}, False)
     estate.revoke("train1")
-    with pytest.raises(module.Refused, match="has to be an address"):
+    with pytest.raises(module.Refused, match="must be an address"):
         module.settle(wanted(estate, train1="train1"), False)

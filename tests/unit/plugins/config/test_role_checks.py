@@ -115,7 +115,7 @@ def test_findings_of_one_program_are_asked_by_one_start(tmp_path: Path) -> None:
     results = checks.run([told(code, id=f"role.{name}", named=name) for name in names])
     assert [result["ok"] for result in results] == [True, False, False]
     assert [result["observed"] for result in results][:2] == ["1 of 1", "2 lacks"]
-    assert "nothing is said of three" in results[2]["observed"]
+    assert "there is no result for three" in results[2]["observed"]
     assert (tmp_path / "log").read_text() == "started\n"
 
 
@@ -123,7 +123,7 @@ def test_findings_of_one_program_are_asked_by_one_start(tmp_path: Path) -> None:
 def test_a_finding_that_is_not_told_has_failed(code: str) -> None:
     result = check(code, named="it")
     assert (result["ok"], result["expected"]) == (False, "it holds")
-    assert "nothing is said of it" in result["observed"]
+    assert "there is no result for it" in result["observed"]
 
 
 def test_what_a_host_cannot_enforce_is_told_and_fails_nothing(

@@ -90,7 +90,7 @@ def test_the_last_part_of_a_path_is_never_followed(secret: Path, tmp_path: Path)
 
 def test_a_pipe_that_is_put_there_holds_no_reader_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "file")
-    with pytest.raises(OSError, match="it is no regular file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         files.read(tmp_path / "file")
 
 

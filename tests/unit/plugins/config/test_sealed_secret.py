@@ -146,7 +146,7 @@ def test_what_was_encrypted_to_another_host_is_refused_and_nothing_is_sealed(
         check=True,
     )
     with pytest.raises(
-        sealed_secret.Refused, match=r"(?s)does not open with .*other.key.*run the role again"
+        sealed_secret.Refused, match=r"(?s)cannot be decrypted with .*other.key.*run the role again"
     ):
         hand_over(tmp_path, {**host, "key": str(other)})
     assert not (tmp_path / "host/unit.pin").exists()
@@ -161,7 +161,7 @@ def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("creds")
 def test_a_secret_that_comes_from_elsewhere_is_not_made_up(tmp_path: Path) -> None:
     path = tmp_path / "llmkeep.hsm-pin"
-    with pytest.raises(sealed_secret.Refused, match=r"is not there.*seal the secret yourself"):
+    with pytest.raises(sealed_secret.Refused, match=r"does not exist.*seal the secret yourself"):
         sealed_secret.settle(params("llmkeep.hsm-pin", create=False), path, False)
     assert not path.exists()
 

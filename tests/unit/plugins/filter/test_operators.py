@@ -36,12 +36,12 @@ def test_an_operator_with_a_token_is_taken() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"name": "Alice"}, "'Alice' is no name of an account"),
-        ({"name": "a;reboot"}, "'a;reboot' is no name of an account"),
-        ({"name": "a\nroot"}, "is no name of an account"),
-        ({"name": "../alice"}, "is no name of an account"),
-        ({"name": "%sudo"}, "is no name of an account"),
-        ({"name": "ALL"}, "is no name of an account"),
+        ({"name": "Alice"}, "'Alice' is not a valid account name"),
+        ({"name": "a;reboot"}, "'a;reboot' is not a valid account name"),
+        ({"name": "a\nroot"}, "is not a valid account name"),
+        ({"name": "../alice"}, "is not a valid account name"),
+        ({"name": "%sudo"}, "is not a valid account name"),
+        ({"name": "ALL"}, "is not a valid account name"),
         ({"name": "root"}, "root is a name of the system"),
         ({"name": "llm-gateway"}, "llm-gateway is a name of the system"),
         ({"name": "breakglass"}, "breakglass is a name of the system"),
@@ -65,7 +65,7 @@ def test_an_operator_with_a_token_is_taken() -> None:
         ({"units": ["--state.service"]}, "the unit '--state.service'"),
         ({"units": []}, "alice has status and no units"),
         ({"until": "2026-12-01"}, "until 2026-12-01, which is past: remove the entry"),
-        ({"until": "soon"}, "until 'soon', which is no day"),
+        ({"until": "soon"}, "until 'soon', which is not a day"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(change: dict[str, Any], reason: str) -> None:

@@ -73,11 +73,11 @@ def test_eight_a100_are_served_by_every_set(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("devices", "name", "told"),
     [
-        ([], "nvidia-580-open", "it has no GPU of NVIDIA on its PCI bus"),
+        ([], "nvidia-580-open", "it has no NVIDIA GPU on its PCI bus"),
         ([gpu(K80)], "debian-550", "the GPU 0000:00:00.0 (PCI id 10de:102d) is of no generation"),
         ([gpu(V100)], "nvidia-580-open", "is volta, and the set nvidia-580-open (open) serves turing, ampere,"),
         ([gpu(A100), gpu(B200)], "debian-550", "the GPU 0000:01:00.0 (PCI id 10de:2901) is blackwell"),
-        ([gpu(H100), (cards.NVIDIA, H100_SWITCH, 0x068000)], "debian-550", "it has 1 NVSwitches, and the set debian-550 has no"),
+        ([gpu(H100), (cards.NVIDIA, H100_SWITCH, 0x068000)], "debian-550", "it has 1 NVSwitches, but the set debian-550 has no"),
     ],
 )  # fmt: skip
 def test_cards_that_the_set_does_not_serve_are_named(

@@ -155,7 +155,7 @@ def test_a_host_without_a_driver_of_the_sets_has_no_way_back(host: Host) -> None
 def test_a_package_that_cannot_be_had_again_is_named_before_anything_changes(host: Host) -> None:
     (host.archives / "libcuda1_1%3a1.0-1_amd64.deb").unlink()
     with pytest.raises(
-        dkms.Failed, match=r"libcuda1 1:1\.0-1: installed, and neither in .* nothing was changed"
+        dkms.Failed, match=r"libcuda1 1:1\.0-1: installed, but neither in .* nothing was changed"
     ):
         host.keep(host.before())
 

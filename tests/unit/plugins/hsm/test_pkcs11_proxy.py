@@ -102,7 +102,7 @@ def test_a_volume_is_refused_and_no_slot_stays(estate: Estate, proxy: str) -> No
     done = by_the_proxy(estate, proxy, sys.executable, program, estate.root, "{}")
     assert done.returncode != 0
     assert "enrols but does not open" in done.stderr, done.stderr
-    assert "taken away again" in done.stderr
+    assert "removed again" in done.stderr
     assert "CKM_ECDH1_DERIVE" in done.stderr
     assert estate.ways_in() == {"bootstrap"}
     assert len(luks.read(estate.disk).slots) == 1

@@ -75,6 +75,6 @@ def test_two_tokens_of_one_label_are_refused_and_neither_is_touched(lab: Double)
 def test_another_pin_than_the_tokens_own_is_told(lab: Double) -> None:
     lab.make_tokens()
     lab.seal("user-pin", "another-pin")
-    with pytest.raises(hsm.Fault, match="does not take the PIN") as told:
+    with pytest.raises(hsm.Fault, match="rejects the PIN") as told:
         lab.make_tokens()
     assert told.value.kind == "pin_wrong"

@@ -165,7 +165,7 @@ def test_an_nginx_that_does_not_start_anew_serves_on(nginx: tuple[Path, int]) ->
     old = int((folder / "nginx.pid").read_text())
     good = (folder / "nginx.conf").read_text()
     (folder / "nginx.conf").write_text("nothing of nginx's;")
-    with pytest.raises(rollout.Failed, match=rf"nginx did not start anew beside process {old} within 1 s"):
+    with pytest.raises(rollout.Failed, match=rf"no new nginx started beside process {old} within 1 s"):
         services.replace_nginx(old, folder / "nginx.pid", 1)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
         assert answer.status == 200

@@ -29,7 +29,7 @@ def host(name: str = "llm1", groups: tuple[str, ...] = ("serve",), **values: Any
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("edge_prot", "edge_prot is no variable of the role edge; did you mean edge_port?"),
+        ("edge_prot", "edge_prot is not a variable of the role edge; did you mean edge_port?"),
         ("llmserving_models", "no role reads llmserving_models; did you mean llm_serving_models?"),
         ("edge_quite_something", "it has edge_burst, edge_port"),
     ],
@@ -125,7 +125,7 @@ def test_a_limit_of_hosts_groups_and_patterns_is_accepted(limit: str) -> None:
 @pytest.mark.parametrize("limit", ["lm1", "llm1,lm1", "serve:!lm1"])
 def test_a_limit_that_names_nothing_is_told_with_the_nearest_name(limit: str) -> None:
     assert list(rules.limit_faults(limit, ["all", "serve", "llm1"])) == [
-        "the limit lm1 is no host and no group; did you mean llm1?"
+        "the limit lm1 is not a host or group; did you mean llm1?"
     ]
 
 
@@ -210,7 +210,7 @@ def test_two_edges_with_one_address_and_a_name_are_accepted() -> None:
             {"keepalived_addresses": ["10.0.0.2"]},
             "has 10.0.0.2, which is llm2.estate.internal's: choose an unused",
         ),
-        ({"keepalived_addresses": ["fd00::9"]}, "has fd00::9, and IPv6 is off: set base_ipv6 to true"),
+        ({"keepalived_addresses": ["fd00::9"]}, "has fd00::9, but IPv6 is off: set base_ipv6 to true"),
         (
             {"keepalived_name": "ask.example.org"},
             "is ask.example.org, which the estate's authority does not certify",
@@ -283,7 +283,7 @@ def test_a_budget_that_is_no_size_is_told() -> None:
         groups=("storage",), luks_volumes=[volume(mount="/var/log", units=[])], base_journal_max="much"
     )
     (fault,) = rules.volume_faults(values, rules.specifications(ROLES))
-    assert fault == "base_journal_max is 'much', which is no size: write one such as 1G"
+    assert fault == "base_journal_max is 'much', which is not a size: write one such as 1G"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def driver_set(name: str, driver: str, below: str = "13.0") -> dict[str, Any]:
         (
             ("vllm",),
             {"gpu_set": "own", "gpu_sets": [driver_set("own", "570.1")]},
-            "or later: build a bundle of profile gpu-debian, whose wheels are of CUDA 12, or install such a driver yourself",
+            "or later: build a bundle of profile gpu-debian, whose wheels are for CUDA 12, or install such a driver yourself",
         ),
         (
             ("vllm",),
@@ -402,7 +402,7 @@ def test_what_a_roles_preflight_would_refuse_by_the_inventory_alone_is_told(
 
 def test_a_version_beside_the_driver_set_is_no_variable() -> None:
     (fault,) = rules.unknown_variables(["gpu_driver_version"], rules.specifications(ROLES))
-    assert fault.startswith("gpu_driver_version is no variable of the role gpu; ")
+    assert fault.startswith("gpu_driver_version is not a variable of the role gpu; ")
 
 
 def test_equal_faults_of_several_hosts_are_one_line_with_their_names() -> None:
@@ -410,7 +410,7 @@ def test_equal_faults_of_several_hosts_are_one_line_with_their_names() -> None:
     hosts = {name: host(name, ("control", "mirror", "serve"), **shared) for name in ("llm1", "llm2")}
     groups = {"all": list(hosts), "control": ["llm1"], "mirror": ["llm1"], "serve": list(hosts)}
     (fault,) = rules.faults(groups, hosts, KNOWN)
-    assert fault.startswith("llm1, llm2: edge_prot is no variable")
+    assert fault.startswith("llm1, llm2: edge_prot is not a variable")
 
 
 def test_what_a_role_would_refuse_later_is_told_now() -> None:

@@ -86,7 +86,7 @@ def test_a_wrong_objective_is_refused_with_its_value(change: dict[str, Any], tol
         ({"objectives": ["Fast"]}, "objective 1 is 'Fast': write a mapping"),
         (
             {"utilisation": {"low": 0.9, "high": 0.7, "busy": "b", "waiting": "w", "runbook": "r"}},
-            "low is 0.9 and high is 0.7: low has to be lower",
+            "low is 0.9 and high is 0.7: low must be lower",
         ),
         ({"utilisation": {"low": 0.7}}, "utilisation lacks busy, high, runbook, waiting"),
     ],

@@ -206,8 +206,8 @@ def test_an_erasure_shows_a_wrong_pin_once(estate: Estate, capsys: pytest.Captur
         "pin_credential": str(estate.root / "hsm-pin"),
     }
     before = estate.disk.read_bytes()
-    assert "the token refused the PIN" in called(luks_erase, given, capsys)["msg"]
-    assert "not shown again until another one is sealed" in called(luks_erase, given, capsys)["msg"]
+    assert "the token rejected the PIN" in called(luks_erase, given, capsys)["msg"]
+    assert "not tried again until another one is sealed" in called(luks_erase, given, capsys)["msg"]
     assert estate.disk.read_bytes() == before
 
 
