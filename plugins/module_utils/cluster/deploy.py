@@ -119,9 +119,7 @@ def taken_back(cluster: Cluster, manifests: Sequence[Manifest], record: Record, 
     """Go back to what was healthy last; what came of it, as a sentence."""
     previous = record.applied()
     if previous == list(manifests):
-        return (
-            "It is the last healthy revision, so there is none to roll back to: read the reason"
-        )
+        return "It is the last healthy revision, so there is none to roll back to: read the reason"
     answer = rollout.apply(cluster, previous) if previous else None
     if answer is not None and not answer.ok:
         return f"The revision before could not be applied again: {explained(answer.error)}"

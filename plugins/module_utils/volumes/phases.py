@@ -191,9 +191,7 @@ def compare(of: Volume, check: bool) -> None:
         of.changes.append(f"enrol {', '.join(renewed)} of {of.name} again")
         if not check:
             slots = [slot for owner in renewed for slot in of.known.owned_by(owner)]
-            of.known.retiring = [
-                slot for slot in slots if slot in header.slots
-            ]  # a free number is reused
+            of.known.retiring = [slot for slot in slots if slot in header.slots]  # a free number is reused
             of.save(KEYS)
 
 

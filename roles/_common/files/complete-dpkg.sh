@@ -1,12 +1,12 @@
 #!/bin/sh
-# What dpkg had begun when the power went: said, and completed before anything else is installed. Functions for /bin/sh, because Python itself
-# may be among it.
+# Report what dpkg left unfinished at a power cut, and complete it before anything else is installed. These are functions for /bin/sh, because Python itself
+# may be among the unfinished packages.
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 dpkg_admin=${DPKG_ADMINDIR:-${DPKG_ROOT:-}/var/lib/dpkg}
 policy_rc_d=${DPKG_ROOT:-}/usr/sbin/policy-rc.d
-no_service_starts=$(printf '#!/bin/sh\nexit 101') # as ansible.builtin.apt writes it, and takes it away when it ends
+no_service_starts=$(printf '#!/bin/sh\nexit 101') # as ansible.builtin.apt writes it, and removes it when it ends
 
-# One line each: a journal that was not closed, without which apt refuses; packages neither in nor out; a ban on services that outlived its apt.
+# One line each: a journal that was not closed, which makes apt refuse to run; half-installed packages; a ban on starting services that outlived its apt run.
 half_done() {
     entries=$(find "$dpkg_admin/updates" -name '[0-9]*' | wc -l)
     [ "$entries" = 0 ] || echo "entries in dpkg's journal: $entries"
@@ -15,7 +15,7 @@ half_done() {
     [ "$(cat "$policy_rc_d" 2> /dev/null)" != "$no_service_starts" ] || echo "$policy_rc_d lets no service start"
 }
 
-# Another apt or dpkg may be at work, which is not half done: it is given 300 s.
+# Another apt or dpkg may be running, which is not an unfinished state: wait up to 300 s for it.
 configure_all() {
     tries=150
     until said=$(dpkg --force-confdef --force-confold --configure -a 2>&1 < /dev/null); do
@@ -25,13 +25,13 @@ configure_all() {
     done
 }
 
-# Prints what was half done, or where it could not be completed what still is, and ends with 1. Arguments are apt-get's, for its sources.
+# Prints what was unfinished; exits with 1, printing the rest, if it could not be completed. The arguments are passed to apt-get, for its sources.
 complete() {
     found=$(half_done)
     [ -n "$found" ] || return 0
     [ -e "$policy_rc_d" ] || { printf '%s\n' "$no_service_starts" > "$policy_rc_d" && chmod 0755 "$policy_rc_d"; }
     configure_all || :
-    # What was cut while it was unpacked has to be unpacked again, from what the mirror has now.
+    # A package that was interrupted while it was unpacked has to be unpacked again, from the mirror's current files.
     if half_done | grep -qvxF "$policy_rc_d lets no service start"; then
         for step in update 'install --fix-broken'; do
             # shellcheck disable=SC2086 # two words
@@ -45,7 +45,7 @@ complete() {
     printf '%s\n' "$found"
 }
 
-# Whether each package is installed and marked as wanted by itself, so that apt would change nothing.
+# Check that each package is installed and marked as manually installed, so that apt would change nothing.
 all_there() {
     said=$(dpkg-query --show --showformat='${db:Status-Abbrev}\n' -- "$@" 2> /dev/null) || return
     if printf '%s\n' "$said" | grep -qv '^ii '; then return 1; fi

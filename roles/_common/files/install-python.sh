@@ -1,6 +1,6 @@
 #!/bin/sh
-# Python from the mirror, on a bare Debian: ROOT and KEYRING are files in base64, MIRROR_NAME, MIRROR_ADDRESS and MIRROR_URL say where it is.
-# It follows complete-dpkg.sh, whose functions it uses.
+# Install Python from the mirror on a bare Debian: ROOT and KEYRING are files in base64, MIRROR_NAME, MIRROR_ADDRESS and MIRROR_URL say where it is.
+# It is appended to complete-dpkg.sh, whose functions it uses.
 set -eu
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 umask 022
@@ -19,7 +19,7 @@ Signed-By: /etc/apt/keyrings/llmkeep.pgp
 END
 sources='-o Dir::Etc::sourcelist=/run/llmkeep/apt/mirror.sources -o Dir::Etc::sourceparts=/dev/null
   -o Acquire::https::CAInfo=/etc/llmkeep/pki/root.pem -o Acquire::EnableSrvRecords=false'
-# shellcheck disable=SC2086,SC3044 # several words; the function is of complete-dpkg.sh
+# shellcheck disable=SC2086,SC3044 # several words; the function is defined in complete-dpkg.sh
 complete $sources
 get() {
   # shellcheck disable=SC2086 # several words

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""key_permissions.py URL NAMESPACE CREDENTIAL [INDEX]: what Elasticsearch lets the key in a sealed credential of this host do.
+"""key_permissions.py URL NAMESPACE CREDENTIAL [INDEX]: what Elasticsearch permits the key in a sealed credential of this host.
 
-Prints a line each: what was tried, and the status. NAMESPACE is the last part of the names of its streams. A document without
-a timestamp is refused as a document (400) where it may be created, so nothing is left behind. With INDEX, what would show its
-documents, change its mapping or delete it is tried as well, so only where none of that may succeed.
+Prints a line for each attempt: the action and the HTTP status. NAMESPACE is the last part of the names of the host's streams.
+Where creating is permitted, a document without a timestamp is rejected as invalid (400), so nothing is left behind. With INDEX,
+actions that would read its documents, change its mapping or delete it are tried as well: use it only where none may succeed.
 """
 
 import base64
@@ -20,7 +20,7 @@ Attempt = tuple[str, str, str, object]
 
 
 def on(index: str) -> tuple[Attempt, ...]:
-    """Attempts to see what an index has, and to change more than whole documents."""
+    """Attempts to read an index, and to change more than whole documents."""
     return (
         (f"search {index}", "GET", f"/{index}/_search", None),
         (f"get from {index}", "GET", f"/{index}/_doc/1", None),
@@ -33,7 +33,7 @@ def on(index: str) -> tuple[Attempt, ...]:
 
 def main() -> int:
     where, namespace, credential = urlsplit(sys.argv[1]), sys.argv[2], sys.argv[3]
-    own = f"logs-llmkeep.system-{namespace}"  # which the journal's first entry made
+    own = f"logs-llmkeep.system-{namespace}"  # created by the journal's first entry
     key = subprocess.run(
         ["systemd-creds", "decrypt", f"--name={credential}", f"/etc/credstore.encrypted/{credential}", "-"],
         capture_output=True,

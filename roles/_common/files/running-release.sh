@@ -1,5 +1,5 @@
 #!/bin/sh
-# running-release.sh FOLDER UNIT…: exit 1 at the first unit whose process is not of the release that its link in FOLDER names.
+# running-release.sh FOLDER UNIT…: exit 1 at the first unit whose process does not belong to the release that its link in FOLDER names.
 folder=$1
 shift
 for unit; do

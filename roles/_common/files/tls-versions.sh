@@ -1,5 +1,5 @@
 #!/bin/sh
-# tls-versions.sh ADDRESS:PORT…: of each listener, what becomes of a handshake by TLS 1.2 and by TLS 1.3, with the certificate of this host.
+# tls-versions.sh ADDRESS:PORT…: for each listener, the outcome of a handshake with TLS 1.2 and with TLS 1.3, with this host's certificate.
 pki=/etc/llmkeep/pki
 for listener; do
   for version in tls1_2 tls1_3; do

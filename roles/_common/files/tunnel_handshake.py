@@ -1,7 +1,7 @@
-"""tunnel_handshake.py UNIT SOCKET: what stunnel's UNIT says of the server that a connection through SOCKET leads to.
+"""tunnel_handshake.py UNIT SOCKET: what stunnel's UNIT logs about the server behind SOCKET.
 
-Printed are the server's address, the host name that its certificate was verified for, and the TLS version. Exit 1 where
-stunnel ends the connection, or has not said the last one after 6 s.
+Prints the server's address, the host name for which its certificate was verified, and the TLS version. Exit 1 if
+stunnel ends the connection, or has not logged the TLS version after 6 s.
 """
 
 import socket

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""without_certificate.py NAME PORT: what the server there says to a client that shows no certificate and waits for it."""
+"""without_certificate.py NAME PORT: the server's answer to a client that sends no certificate and waits."""
 
 import socket
 import ssl

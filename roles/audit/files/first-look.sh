@@ -1,5 +1,5 @@
 #!/bin/sh
-# first-look.sh FOLDER HOST…: have the witness look once where FOLDER has no verifier of a HOST. What it finds is for the checks to say.
+# first-look.sh FOLDER HOST…: run the witness once if FOLDER lacks the verifier of a HOST. The checks report its findings.
 kept=$1
 shift
 for host; do

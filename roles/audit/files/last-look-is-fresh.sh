@@ -1,7 +1,7 @@
 #!/bin/sh
-# last-look-is-fresh.sh MINUTES: exit 1 where the witness's last complete look, which ends with this file, is older.
+# last-look-is-fresh.sh MINUTES: exit 1 if the witness's last complete run, whose end updates this file, is older.
 findings=/var/lib/llmkeep/witness/findings.json
-# The first look may still be running where one is planned.
+# If a first run is scheduled, it may still be in progress.
 for _ in $(seq 60); do
   ended=$(stat --format=%Y "$findings" 2> /dev/null)
   age=$(( ($(date +%s) - ${ended:-0}) / 60 ))

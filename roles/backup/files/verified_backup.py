@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """verified_backup.py FILE REPOSITORY: age of the newest verified backup, and whether it is in REPOSITORY, as named findings.
 
-FILE is what `llmkeep backup verify` wrote. A backup from the future has a wrong age, and counts as old.
+FILE is what `llmkeep backup verify` wrote. A backup dated in the future has a wrong age, and counts as old.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-OLDEST = 2 * 86400  # seconds, as alert BackupTooOld has it
+OLDEST = 2 * 86400  # seconds, as in the alert BackupTooOld
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Exit 1 where there is a sealing key, and journald does not seal by it.
+# Exit 1 if a sealing key exists but journald does not use it.
 [ -e "/var/log/journal/$(cat /etc/machine-id)/fss" ] || exit 0
 journalctl --file="/var/log/journal/$(cat /etc/machine-id)/system.journal" --header | grep --quiet '^Compatible flags:.* SEALED' && exit 0
 echo "there is a sealing key, and the journal is not sealed by it"

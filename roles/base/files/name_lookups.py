@@ -1,7 +1,7 @@
-"""Which NSS modules and DNS servers name lookups ask, as the findings of two checks: `lookup`, by getaddrinfo(), and `dns`,
+"""The NSS modules and DNS servers that name lookups use, as the findings of two checks: `lookup`, by getaddrinfo(), and `dns`,
 by a program that queries DNS itself.
 
-Runs in a network namespace in which every address is its own, so that nothing leaves the host and no answer is awaited.
+Runs in a network namespace to which every address is local, so nothing leaves the host and no answer is awaited.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import socket
 import subprocess
 from pathlib import Path
 
-NAME = "verify.invalid."  # RFC 6761: no server knows it
-LOOPBACK = "127.0.0.1"  # glibc's DNS server where none is configured
+NAME = "verify.invalid."  # RFC 6761: no server resolves it
+LOOPBACK = "127.0.0.1"  # the server that glibc uses if none is configured
 ETH_P_ALL, ETH_P_IPV6 = 0x0003, 0x86DD
 INTERNET, HOST_ADDRESS = 1, 1
 
@@ -24,14 +24,14 @@ def enter_own_network() -> None:
     os.unshare(os.CLONE_NEWNET)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["ip", "route", "add", "local", "default", "dev", "lo"], check=True)
-    # Fails where the kernel has no IPv6, and so no DNS server is reached by it.
+    # Fails if the kernel has no IPv6, in which case no DNS server is reached over it.
     subprocess.run(
         ["ip", "-6", "route", "add", "local", "default", "dev", "lo"], check=False, stderr=subprocess.DEVNULL
     )
 
 
 def destinations(wire: socket.socket) -> set[str]:
-    """Where UDP and TCP packets went that WIRE has seen."""
+    """Destinations of the UDP and TCP packets that WIRE received."""
     addresses: set[str] = set()
     while True:
         try:
@@ -44,7 +44,7 @@ def destinations(wire: socket.socket) -> set[str]:
 
 
 def asked_by_getaddrinfo(wire: socket.socket) -> set[str]:
-    """Servers, and NSS modules but those for files and DNS, which are parts of libc."""
+    """Servers, and NSS modules other than those for files and DNS, which are part of libc."""
     with contextlib.suppress(OSError):
         socket.getaddrinfo(NAME, None)
     return destinations(wire) | set(re.findall(r"libnss_\w+", Path("/proc/self/maps").read_text()))

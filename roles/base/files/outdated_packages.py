@@ -1,6 +1,6 @@
-"""Installed packages that are older than the bundle's, by the package list that apt has of it, as the finding `current`.
+"""Installed packages that are older than the bundle's, according to apt's package list, as the finding `current`.
 
-A held package is named and is no failure: role gpu holds a driver and its kernel, an operator what has to stay.
+A held package is named but is not a failure: role gpu holds a driver and its kernel, and operators hold others.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 LISTS = Path("/var/lib/apt/lists")
 SHOWN = 10
-# Else apt-cache would write them.
+# Otherwise apt-cache would write its caches.
 NO_CACHE_FILES = ["--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache="]
 FORMAT = "--showformat=${db:Status-Want} ${db:Status-Status} ${binary:Package}\n"
 OFFERED = re.compile(r"^ +-?\d+ .* Packages$", re.MULTILINE)
@@ -22,7 +22,7 @@ def output(*argv: str) -> str:
 
 
 def installed_packages() -> dict[str, bool]:
-    """Name: whether it is held."""
+    """By name: whether it is held."""
     lines = [line.split() for line in output("dpkg-query", "--show", FORMAT).splitlines()]
     return {
         name: wish == "hold" for wish, state, name in lines if state not in ("not-installed", "config-files")
@@ -30,7 +30,7 @@ def installed_packages() -> dict[str, bool]:
 
 
 def offered_packages(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Name: version here, and the one that apt would install; packages that no list has are left out."""
+    """By name: the installed version, and the one that apt would install; packages that are in no list are left out."""
     blocks = re.split(r"^(?=\S)", output("apt-cache", *NO_CACHE_FILES, "policy", *names), flags=re.MULTILINE)
     return {
         block.partition(":\n")[0]: (versions[1], versions[2])

@@ -1,3 +1,3 @@
-"""Take 64 MiB of memory, and touch each page of it."""
+"""Allocate 64 MiB of memory and touch each page."""
 
 taken = b"x" * (64 << 20)

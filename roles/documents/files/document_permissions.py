@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""document_permissions.py URL CREDENTIAL: what Elasticsearch lets the key in a sealed credential of this host do.
+"""document_permissions.py URL CREDENTIAL: what Elasticsearch permits the key in a sealed credential of this host.
 
-Prints a line each: what was tried, and the status. A document with a field that the index does not have is refused as a
-document (400) where it may be written, no document has the id that is deleted, and no index the name with `none`, so nothing is
-changed. The index need not be there.
+Prints a line for each attempt: the action and the HTTP status. Nothing is changed: where writing is permitted, a document with
+an unmapped field is rejected as invalid (400), and neither the deleted document nor the index named with `none` exists. The
+index of documents need not exist.
 """
 
 import base64
@@ -53,7 +53,7 @@ def main() -> int:
         )
         link.request(method, path, None if body is None else json.dumps(body), headers)
         status = link.getresponse().status
-        # Without the alias the document is refused as well: there is no such index, and none may be made by writing.
+        # Without the alias the document is refused as well: the index does not exist, and writing must not create one.
         print(f"{attempt}: {400 if status == 404 and attempt == 'write a document' else status}")
         link.close()
     return 0

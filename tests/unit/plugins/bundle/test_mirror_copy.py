@@ -126,7 +126,10 @@ def test_an_interrupted_copy_goes_on(served: Served, copied: Copied, tmp_path: P
 def test_an_older_bundle_is_refused(served: Served, copied: Copied, tmp_path: Path) -> None:
     copied()
     sign(served, "", "bundle", 6, {"apt/InRelease": b"index"})
-    assert "has the bundle 6, and this mirror has 7: an old bundle reintroduces fixed vulnerabilities" in copied()["msg"]
+    assert (
+        "has the bundle 6, and this mirror has 7: an old bundle reintroduces fixed vulnerabilities"
+        in copied()["msg"]
+    )
     assert (tmp_path / "srv/bundle/current").readlink() == Path("7")
 
 
