@@ -42,7 +42,17 @@ class EngineAccess:
 
     def reload(self) -> None:
         """Take in changed files; connections that are there stay."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        before = children.read_text().split()
         os.kill(self.process.pid, signal.SIGHUP)
+
+        def accepts(worker: str) -> bool:
+            try:
+                return b"shutting down" not in Path(f"/proc/{worker}/cmdline").read_bytes()
+            except FileNotFoundError:
+                return False
+
+        eventually("the workers of before accept no more", lambda: not any(map(accepts, before)))
 
 
 @contextmanager

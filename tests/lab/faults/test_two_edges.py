@@ -209,14 +209,17 @@ Asked = AbstractContextManager[list[dict[str, Any]]]
 
 @pytest.fixture
 def asked(edges: Lab, ca: Path, keys: list[str], tmp_path: Path) -> Callable[..., Asked]:
-    """Clients that ask an address within a block, each by a key of its own; afterwards, what became of each request."""
+    """Clients that ask an address within a block, each by a key of its own, and were answered at its beginning; afterwards, what
+    became of each request.
+    """
     unused = iter(keys)
 
     @contextmanager
     def clients(
         address: str, retries: int, seconds: float, stream: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
-        until = tmp_path / address
+        until, count = tmp_path / address, tmp_path / f"{address}-answers"
+        count.touch()
         given = {
             "url": f"https://{address}/v1",
             "ca": str(ca),
@@ -225,6 +228,7 @@ def asked(edges: Lab, ca: Path, keys: list[str], tmp_path: Path) -> Callable[...
             "seconds": seconds,
             "stream": stream,
             "until": str(until),
+            "count": str(count),
         }
         answers: list[dict[str, Any]] = []
 
@@ -235,6 +239,7 @@ def asked(edges: Lab, ca: Path, keys: list[str], tmp_path: Path) -> Callable[...
         client = threading.Thread(target=load)
         client.start()
         try:
+            within(60, "answers", lambda: count.stat().st_size > 2 * CLIENTS)
             yield answers
         finally:
             until.touch()
@@ -290,7 +295,6 @@ def test_a_host_with_an_engine_that_loses_its_network_under_load_loses_no_reques
     for host in ENGINES:
         within(60, f"the engine of {host}", partial(running, edges, host))
     with asked(ADDRESSES["ops1"], retries=0, seconds=30) as answers:
-        time.sleep(5)
         edges.run("cut", "llm2")
         time.sleep(9)
         edges.run("join", "llm2")
@@ -309,7 +313,6 @@ def test_a_host_with_an_engine_that_reboots_under_load_ends_the_answers_that_it_
         within(60, f"the engine of {host}", partial(running, edges, host))
     began = invocation(edges)
     with asked(ADDRESSES["ops1"], retries=0, seconds=30, stream=True) as answers:
-        time.sleep(4)
         edges.on(
             "llm2", "systemd-run --quiet --on-active=0.1 --timer-property=AccuracySec=10ms systemctl reboot"
         )
@@ -334,18 +337,21 @@ def test_each_edge_has_an_address_and_both_have_its_certificate(edges: Lab, ca: 
 
 
 def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_that_ask_again(
-    edges: Lab, asked: Callable[..., Asked]
+    edges: Lab, asked: Callable[..., Asked], tmp_path: Path
 ) -> None:
     within(60, "each edge has its address", lambda: at_home(edges))
-    with (
-        asked(ADDRESS, retries=20, seconds=3) as answers,
-        asked(ADDRESSES["ops1"], retries=0, seconds=30) as others,
-    ):
-        time.sleep(6)
-        killed = time.time()
-        edges.run("power-off", "llm1")
-        within(60, "ops1 has both", lambda: holders(edges) == holders(edges, SECOND) == ["ops1"])
-        time.sleep(8)
+    count = tmp_path / f"{ADDRESS}-answers"
+    try:
+        with (
+            asked(ADDRESS, retries=20, seconds=3) as answers,
+            asked(ADDRESSES["ops1"], retries=0, seconds=30) as others,
+        ):
+            killed, before = time.time(), count.stat().st_size
+            edges.run("power-off", "llm1")
+            within(60, "ops1 has both", lambda: holders(edges) == holders(edges, SECOND) == ["ops1"])
+            within(60, "answers after it", lambda: count.stat().st_size > before + 4 * CLIENTS)
+    finally:
+        edges.run("power-on", "llm1", check=False)
     # llm1 had an engine, too: at the other edge, not even a client that asks once notices.
     assert not [each for each in others if "failed" in each or not each["right"]]
     assert not [each for each in answers if "failed" in each or not each["right"]]
@@ -361,7 +367,6 @@ def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_tha
     assert after > 2 * CLIENTS
     assert len(answers) - after > 2 * CLIENTS
     # The address goes back to its edge, and each answer is on record.
-    edges.run("power-on", "llm1")
     within(120, "each edge has its address again", lambda: at_home(edges))
     recorded = {
         json.loads(line).get("http.request.id")
