@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -284,6 +285,19 @@ def logged(
     elasticsearch(made, "GET", "/logs-llmkeep.*/_count")
     answers(open_client(made))
     return made
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Playwright is in the payload's environment alone, which has the same Python."""
+    sys.path.append(str(ROOT / "payload/tests/helpers"))
+    sys.path += map(str, ROOT.glob("payload/.venv/lib/python3.*/site-packages"))
+    from browser import CHROMIUM, launched  # type: ignore[import-not-found]
+
+    if not CHROMIUM:
+        pytest.skip("needs chromium-headless-shell of requirements.apt")
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,13 @@ import http.client
 import json
 import runpy
 import ssl
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
+from browsing import ask, signed_in
 from estate import ROOT, WITH_LOGS, Client, Lab, elasticsearch, open_client, request, within
 
 SOURCE = "/etc/llmkeep/policy/source"
@@ -20,11 +23,26 @@ MARKERS = {"handbook": "heron-7461", "plans": "crane-9953"}
 TENANTS = {"handbook": "research", "plans": "sales"}
 RULE = "Travel is booked a week ahead, by the form with the number {}."
 MODEL = "smollm2-135m-instruct"
-FILES = runpy.run_path(str(ROOT / "payload/tests/helpers/document_files.py"))
+ALIASES = "handbook-assistant: {model: quoting, collections: [handbook]}"
+HELPERS = ROOT / "payload/tests/helpers"
+FILES = runpy.run_path(str(HELPERS / "document_files.py"))
 BINARY = {
     "manual.pdf": FILES["pdf"](FILES["drawn"]("The first page."), FILES["drawn"]("The plover-31 runs.")),
     "letter.docx": FILES["docx"](FILES["paragraph"]("The dunlin-52 waits.")),
 }
+QUOTING = {
+    "name": "quoting",
+    "driver": "remote",
+    "remote": {"socket": ["/run/quoting/api.sock"], "revision": "1", "fields": ["structured_outputs"]},
+}
+SERVE = """
+import threading
+from pathlib import Path
+from scripted_upstream import QuotingUpstream, answer
+server = QuotingUpstream(Path("/run/quoting/api.sock"))
+server.models = answer({"object": "list", "data": [{"id": "quoting", "max_model_len": 4096}]})
+threading.Event().wait()
+"""
 
 
 def add(lab: Lab, collection: str, text: str) -> str:
@@ -37,8 +55,10 @@ def add(lab: Lab, collection: str, text: str) -> str:
 @pytest.fixture(scope="module")
 def client(logged: Lab) -> Client:
     """With a collection of each of two tenants, and a document with a marker in each."""
-    policy = f"cp -r /opt/llmkeep/tree/policy {SOURCE} && cat > {SOURCE}/llm/collections/data.yaml && llmkeep policy build"
-    logged.on("ops1", policy, given=COLLECTIONS)
+    logged.on("ops1", f"cp -r /opt/llmkeep/tree/policy {SOURCE}")
+    for folder, data in {"collections": COLLECTIONS, "aliases": ALIASES}.items():
+        logged.on("ops1", f"cat > {SOURCE}/llm/{folder}/data.yaml", given=data)
+    logged.on("ops1", "llmkeep policy build")
     logged.on("ops1", f"llmkeep site {WITH_LOGS} --tags opa", timeout=300)
     for collection, marker in MARKERS.items():
         assert "added  1 passages  rules.md" in add(logged, collection, RULE.format(marker))
@@ -197,6 +217,70 @@ def test_what_a_writer_uploads_through_the_edge_is_found_by_its_tenant_alone(
         (each["event.action"], each["user.id"]) for each in events if "document." in each["event.action"]
     }
     assert by_user == {("document.added", "eve@lab"), ("document.removed", "eve@lab")}
+
+
+@pytest.fixture(scope="module")
+def quoting(logged: Lab) -> Iterator[None]:
+    """On llm1 a stand-in for a model that cites, which none of the lab does: the model `quoting` quotes the best passage."""
+    logged.send("llm1", "/opt/quoting", {"scripted_upstream.py": HELPERS / "scripted_upstream.py"})
+    logged.on("llm1", "cat > /opt/quoting/serve.py", given=SERVE)
+    properties = "--property=User=nobody --property=RuntimeDirectory=quoting --property=UMask=0"
+    logged.on("llm1", f"systemd-run --unit=quoting {properties} python3.13 /opt/quoting/serve.py")
+    hosts = yaml.safe_load((ROOT / "inventory/lab/hosts.yml").read_text())["all"]["children"]["serve"]
+    models = [*hosts["vars"]["llm_serving_models"], QUOTING]
+    inventory = {"all": {"children": {"serve": {"vars": {"llm_serving_models": models}}}}}
+    logged.on("ops1", "mkdir /root/quoting && cat > /root/quoting/hosts.yml", given=json.dumps(inventory))
+    logged.on("ops1", f"llmkeep site {WITH_LOGS} -i /root/quoting --tags llm_serving", timeout=600)
+    yield
+    logged.on("llm1", "systemctl stop quoting")
+
+
+@pytest.mark.usefixtures("quoting")
+@pytest.mark.parametrize(
+    ("language", "name", "content", "question", "sentence", "source"),
+    [
+        (
+            "en",
+            "meals.pdf",
+            FILES["pdf"](FILES["drawn"]("The first page."), FILES["drawn"]("Meals are paid by receipt.")),
+            "How are meals paid?",
+            "Meals are paid by receipt.",
+            "meals.pdf, page 2",
+        ),
+        (
+            "zh",
+            "差旅规定.docx",
+            FILES["docx"](FILES["paragraph"]("出差须提前一周预订。")),
+            "出差要提前多久预订？",
+            "出差须提前一周预订。",
+            "差旅规定.docx，第 1 页",
+        ),
+    ],
+    ids=["in English", "in Chinese"],
+)
+def test_a_person_adds_a_document_on_the_page_and_an_answer_shows_its_page_and_passage(
+    client: Client,
+    keys: dict[str, str],
+    chromium: Any,
+    language: str,
+    name: str,
+    content: bytes,
+    question: str,
+    sentence: str,
+    source: str,
+) -> None:
+    with signed_in(chromium, client, "/", keys["handbook"], language) as person:
+        person.locator("#documents summary").click()
+        person.locator("#add-documents").set_input_files([{"name": name, "mimeType": "", "buffer": content}])
+        # It is listed before it can be found, and can be removed only afterwards.
+        person.locator("#documents li", has_text=name).get_by_role("button").wait_for()
+        person.locator("#model option[value='handbook-assistant']").wait_for(state="attached")
+        person.locator("#model").select_option("handbook-assistant")
+        answer, _ = ask(person, question)
+        [summary] = answer.locator(".source summary").all_inner_texts()
+        assert summary.endswith(source)
+        assert sentence in str(answer.locator(".source p").text_content())
+        assert answer.locator(".unsupported").count() == 0
 
 
 @pytest.mark.usefixtures("client")

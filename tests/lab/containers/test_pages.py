@@ -9,12 +9,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from browsing import ask, signed_in
 from estate import HOSTS, LAB, QUESTION, ROOT, Client, Lab, answered, answers, request
 from waiting import until
 
@@ -43,47 +42,8 @@ def pages(estate: Lab) -> Lab:
     return estate
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """Playwright is in the payload's environment alone, which has the same Python."""
-    sys.path.append(str(ROOT / "payload/tests/helpers"))
-    sys.path += map(str, ROOT.glob("payload/.venv/lib/python3.*/site-packages"))
-    from browser import CHROMIUM, launched  # type: ignore[import-not-found]
-
-    if not CHROMIUM:
-        pytest.skip("needs chromium-headless-shell of requirements.apt")
-    with launched() as browser:
-        yield browser
-
-
 def new_key(lab: Lab, subject: str, role: str) -> str:
     return lab.on("llm1", f"llm-serve keys add --subject {subject} --tenant demo --role {role}").strip()
-
-
-@contextmanager
-def signed_in(chromium: Any, client: Client, page: str, key: str) -> Iterator[Any]:
-    """A tab that is signed in by a key."""
-    from browser import NO_QUOTAS, STREAM_ENDED, tab
-
-    port = urlsplit(client.url).port
-    with tab(chromium, port, "en", "light", 840, STREAM_ENDED, NO_QUOTAS) as opened:
-        opened.set_default_timeout(120_000)
-        opened.goto(page)
-        opened.get_by_label("API").fill(key)
-        opened.keyboard.press("Enter")
-        yield opened
-
-
-def asked(opened: Any, question: str) -> tuple[str, list[dict[str, str]]]:
-    """The answer to a question, once it is whole, and the messages that the page sent for it."""
-    before = opened.locator("article.answer").count()
-    opened.locator("#question").fill(question)
-    with opened.expect_request("**/v1/chat/completions") as sent:
-        opened.keyboard.press("Enter")
-    opened.locator("#send:enabled").wait_for()
-    assert opened.locator("article.answer").count() > before, f"the page says: {opened.inner_text('#status')}"
-    text = opened.locator("article.answer").nth(before).locator(".text").inner_text()
-    return text.strip(), sent.value.post_data_json["messages"]
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +93,11 @@ def test_a_person_asks_twice_on_the_page_that_make_lab_prints_and_the_second_ans
     assert request(client, "GET", "/page/sign-in")[0] == 200, "the printed CA is not the page's"
     with signed_in(chromium, client, url, key) as person:
         person.locator(f"#model option[value='{MODEL}']").wait_for(state="attached")
-        first, _ = asked(person, QUESTION)
+        answer, _ = ask(person, QUESTION)
+        first = answer.locator(".text").inner_text().strip()
         assert "Paris" in first
-        second, messages = asked(person, FOLLOW_UP)
+        answer, messages = ask(person, FOLLOW_UP)
+        second = answer.locator(".text").inner_text()
     assert [message["content"] for message in messages] == [QUESTION, first, FOLLOW_UP]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert "Paris" in second
