@@ -34,7 +34,7 @@ from llmkeep.record.runs import recorded, whole_run
 from llmkeep.resumable import CHUNK, progress
 
 INVENTORY = "/etc/llmkeep/inventory"
-CONNECTION = "Print how the host is reached"  # task of playbooks/candidate.yml
+CONNECTION = "Print the connection of the host"  # task of playbooks/candidate.yml
 USER = "llm-train"  # reads its jobs there; root would read what a link of theirs leads to
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MOST_BYTES = 2 << 40

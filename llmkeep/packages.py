@@ -19,7 +19,7 @@ from llmkeep.playbooks import inventory_path, play, verified_tree
 from llmkeep.record.runs import recorded, whole_run
 
 INVENTORY = "/etc/llmkeep/inventory"
-PRINTED = "Print what is installed"  # task of playbooks/packages.yml
+PRINTED = "List installed packages"  # task of playbooks/packages.yml
 INSTALLED = re.compile(r"[hi]i.?\t([a-z0-9][a-z0-9+.-]{0,126})")  # or on hold
 MOST_BYTES = 4 << 20  # of one host: some 100,000 packages
 MOST_QUOTED = 100

@@ -28,7 +28,7 @@ PROGRAM = "/usr/local/bin/llm-serve"
 JOURNAL = "/var/lib/llm-feedback"
 MEMORY = "/run"
 MOST_BYTES = 128 << 20  # of one host: 1.5 million lines
-MODELS = "Tell the models of the inventory"
+MODELS = "List the models of the inventory"
 QUOTED = 200
 
 

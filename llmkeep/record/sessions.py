@@ -21,7 +21,7 @@ from llmproof.chain import DECODER, files, lines
 
 NAME = "sessions"  # in the witness's folder of a host: the last line
 LEDGER = Path("/var/lib/llmkeep-sudo-output/ledger")  # on a host
-READ = "Read the sessions that are new"  # task of playbooks/witness.yml
+READ = "Read new sessions"  # task of playbooks/witness.yml
 BEGINS = "sessions"  # the line before an answer, by playbooks/files/operator_sessions.py
 BREAKGLASS = "breakglass"
 LONGEST_LINE, LONGEST, MOST_WORDS = 8192, 1024, 32

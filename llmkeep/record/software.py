@@ -15,7 +15,7 @@ from llmkeep.vulnerabilities import database, estate, fixes, waivers
 from llmkeep.vulnerabilities.model import DEBIAN
 
 PLACES = Places()
-PRINTED = "Read what is installed"  # task of playbooks/vulnerabilities.yml
+PRINTED = "List installed software"  # task of playbooks/vulnerabilities.yml
 MOST_BYTES = 16 << 20  # of one host
 
 

@@ -45,7 +45,7 @@ MOST_BYTES = 1 << 20  # of a host's answer, which has 192 KiB of heads in base64
 TAIL_BYTES = 4096  # has the last two heads
 SIGNATURE = re.compile("\n\n— [^\n]+\n\n".encode())  # the end of a head
 BEGINS = "record"  # the line before an answer, by playbooks/files/record_heads.py
-READ, COMPARE = "Read the heads that are new", "Compare the copy of the control node's heads"
+READ, COMPARE = "Read new heads", "Compare the copy of the control node's heads"
 
 
 class Altered(Exception):

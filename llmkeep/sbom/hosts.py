@@ -22,7 +22,7 @@ from llmproof.heads import Signer, Verifier
 from llmproof.sbom import FORMAT, PURPOSE, SUMMARY, file_of, unknown
 
 INVENTORY = "/etc/llmkeep/inventory"
-ROLES, READ = "Name the roles of the host", "Read what is installed"  # tasks of playbooks/components.yml
+ROLES, READ = "List the roles of the host", "List installed components"  # tasks of playbooks/components.yml
 MOST_BYTES = 64 << 20  # of one host
 
 

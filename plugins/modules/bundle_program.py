@@ -54,7 +54,7 @@ def is_there(path: Path, sha256: str) -> bool:
 
 
 def install(source: Any, entry: Any, path: Path) -> None:
-    """Fetch it beside its place, then give it its name."""
+    """Download it beside its destination, and rename it."""
     atomic.make_directories(path.parent, 0o755)
     beside = path.parent / f".{path.name}.new"
     source.fetch(entry, beside)

@@ -31,7 +31,7 @@ def test_the_file_has_the_packages_that_dpkg_calls_installed(tmp_path: Path) -> 
 
 def test_without_all_hosts_there_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(inventory(tmp_path, one=HERE, two=AWAY)) == 1
-    assert "- two: Print what is installed: " in capsys.readouterr().err
+    assert "- two: List installed packages: " in capsys.readouterr().err
     assert not (tmp_path / "installed.yml").exists()
 
 

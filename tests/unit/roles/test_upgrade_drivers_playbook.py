@@ -292,13 +292,15 @@ def test_a_host_whose_way_back_fails_stays_drained_and_is_never_called_done(esta
     code, said = estate.upgrade()
     assert code != 0
     assert (
-        "The upgrade of g1 failed at Ask the models: no answer within 1 s: m at"
+        "The upgrade of g1 failed at Ask the test questions: no answer within 1 s: m at"
         f" {estate.folder}/g1/run/llm-gateway/gateway-1.sock: 200"
     ) in said
-    assert "The rollback failed too, at Restore the set that ran before: dkms install ended with 1" in said
+    assert "The rollback failed too, at Restore the former driver set: dkms install ended with 1" in said
     assert "What is in service there: `llm-gpu status`. No further host was touched" in said
     cause = estate.progress("g1")["cause"]
-    assert (cause.startswith("Ask the models: "), "rollback" in cause) == (True, False), "the first cause"
+    assert (cause.startswith("Ask the test questions: "), "rollback" in cause) == (True, False), (
+        "the first cause"
+    )
     assert (estate.progress("g1")["step"], estate.in_service("g1")) == ("stuck", False)
     assert estate.drivers() == {"g1": NEW, "g2": OLD}
 

@@ -48,7 +48,7 @@ def reported(
     (report,) = [
         play
         for play in yaml.safe_load((ROOT / "playbooks/verify.yml").read_text())
-        if play["name"] == "Report"
+        if play["name"] == "Report the results"
     ]
     (folder / "verify.yml").write_text(yaml.safe_dump([report]))
     (folder / "hosts.yml").write_text(

@@ -419,7 +419,7 @@ def test_a_host_without_a_record_and_one_that_does_not_answer_are_told(
     away = "llm1: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 1}"
     (estate.root / "hosts.yml").write_text(ALL.replace("llm1: {}", away))
     assert estate.collect() == 1
-    assert "llm1: Read the heads that are new" in capfd.readouterr().err
+    assert "llm1: Read new heads" in capfd.readouterr().err
     assert estate.journal == []
 
 

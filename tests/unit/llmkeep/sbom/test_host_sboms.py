@@ -194,14 +194,14 @@ def test_what_a_host_lacks_is_named_with_where_it_belongs(node: Node) -> None:
 def test_a_host_that_does_not_answer_is_never_counted_as_complete(
     node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    node.results.failures = ["llm2: Read what is installed: cannot be reached"]
+    node.results.failures = ["llm2: List installed components: cannot be reached"]
     made = node.make(llm1=answer(), llm2=None)
     assert not made.complete
-    assert made.summary["hosts"]["llm2"]["problem"] == "Read what is installed: cannot be reached"
+    assert made.summary["hosts"]["llm2"]["problem"] == "List installed components: cannot be reached"
     assert "llm2" not in made.documents
     out = capsys.readouterr().out
     assert "NOT COMPLETE: 1 of 2 hosts answered" in out
-    assert "llm2: NOT KNOWN: Read what is installed: cannot be reached" in out
+    assert "llm2: NOT KNOWN: List installed components: cannot be reached" in out
 
 
 def test_an_inventory_without_hosts_is_not_complete(node: Node) -> None:

@@ -60,7 +60,7 @@ def test_preflight_asks_the_bundle_for_the_driver_packages_of_the_inventory(tmp_
     play = next(
         play
         for play in yaml.safe_load((ROOT / "playbooks/preflight.yml").read_text())
-        if play.get("name") == "Preflight of the bundle"
+        if play.get("name") == "Verify the bundle"
     )
     (asked,) = (
         task["llmkeep.estate.mirrored_bundle"]
