@@ -3,5 +3,5 @@
 current=$(readlink -f /opt/llmkeep/current)
 for unit; do
   release=$(readlink -f "/opt/llmkeep/units/$unit")
-  [ "$release" = "$current" ] || { echo "$unit is to run $release, and $current is current"; exit 1; }
+  [ "$release" = "$current" ] || { echo "$unit is linked to $release, but $current is current"; exit 1; }
 done

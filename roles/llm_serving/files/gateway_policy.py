@@ -1,7 +1,7 @@
-"""gateway_policy.py ENGINE PORT…: the findings of two checks about the gateways whose metrics are at these ports.
+"""gateway_policy.py ENGINE PORT…: the findings of two checks of the gateways with metrics at these ports.
 
 `engine`: every gateway's decisions come from ENGINE. `revision`: every gateway decides by the policy revision in place.
-Gateways look for a new policy each second, so they are given PATIENCE seconds in all.
+Gateways look for a new policy each second; together they get PATIENCE seconds.
 """
 
 import json
@@ -16,7 +16,7 @@ PATIENCE = 10.0
 
 
 def shown(port: str) -> tuple[list[str], str]:
-    """A gateway's engines and its revision; empty where it does not answer."""
+    """A gateway's engines and its revision; empty if it does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()

@@ -1,4 +1,4 @@
-"""gateway_status.py STATUS PATH SOCKET…: exit 1 at the first gateway that answers GET PATH otherwise, with its answer."""
+"""gateway_status.py STATUS PATH SOCKET…: exit 1 with the answer of the first gateway that answers GET PATH with another status."""
 
 import http.client
 import socket

@@ -1,3 +1,3 @@
 #!/bin/sh
-# writable-files.sh FOLDER: the files in it that have a write permission; none where there is no such folder.
+# writable-files.sh FOLDER: the files in FOLDER that have a write permission; none if FOLDER does not exist.
 [ ! -d "$1" ] || find "$1" -type f -perm /222
