@@ -1,5 +1,5 @@
 #!/bin/sh
-# block-device-types.sh FOLDER: the types of block device under it, or under the nearest folder above it that exists.
+# block-device-types.sh FOLDER: the types of the block devices under it, or under its nearest existing parent.
 folder=$1
 while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
 device=$(findmnt --noheadings --nofsroot --output SOURCE --target "$folder" | tail -n 1)

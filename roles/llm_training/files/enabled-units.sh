@@ -1,3 +1,3 @@
 #!/bin/sh
-# enabled-units.sh UNIT…: whether each is enabled, a line each; nothing where there is no unit.
+# enabled-units.sh UNIT…: whether each is enabled, one line per unit; nothing without units.
 [ $# = 0 ] || systemctl is-enabled "$@"

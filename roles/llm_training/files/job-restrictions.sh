@@ -1,5 +1,5 @@
 #!/bin/sh
-# job-restrictions.sh UNIT…: exit 1 at the first running job whose process has capabilities, or runs without seccomp or no_new_privs.
+# job-restrictions.sh UNIT…: exit 1 at the first running job that has capabilities, or lacks seccomp or no_new_privs.
 for unit; do
   pid=$(systemctl show --property=MainPID --value "$unit")
   [ "$pid" = 0 ] && continue
