@@ -1,14 +1,14 @@
 #!/usr/bin/python3
-"""logstash-stats [--seconds N] [--while PID] QUESTION: what this host's Logstash says of its pipeline; exit 0 if it is well.
+"""logstash-stats [--seconds N] [--while PID] QUESTION: what this host's Logstash reports about its pipeline; exit 0 if it is well.
 
 answers    its API answers.
 delivers   its queue is empty, or gets shorter at its end.
-refused    documents that were dropped since its start: their host is not the one whose certificate they came by.
-dead       documents that Elasticsearch refused since Logstash's start; the dead letter queue has them.
+refused    documents dropped since its start because they came with another host's certificate.
+dead       documents that Elasticsearch refused since Logstash's start; they are in the dead letter queue.
 queue      kind and size of its queue.
-anonymous  what it answers without a password.
+anonymous  its answer without a password.
 
---seconds: asks again for so long until it is well. --while: and no longer than this process lives.
+--seconds: retry this long until it is well. --while: but no longer than this process lives.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def of(plugins: list[Any], name: str) -> Any:
 
 
 def verdict(question: str, pipeline: Any, before: int) -> tuple[bool, str]:
-    """Whether it is well, and what to print. BEFORE: documents that had left when it was asked first."""
+    """Whether it is well, and what to print. BEFORE: number of documents already sent at the first request."""
     queued, out = pipeline["queue"].get("events_count", 0), pipeline["events"]["out"]
     filters, outputs = pipeline["plugins"]["filters"], pipeline["plugins"]["outputs"]
     refused = of(filters, "foreign").get("events", {}).get("in", 0)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# queue-room.sh FOLDER: MiB that FOLDER may have: what is free where it is, or will be, and what it has already.
+# queue-room.sh FOLDER: MiB that FOLDER may use: the free space of its file system and what it uses already.
 set -eu
 place=$1
 while [ ! -e "$place" ]; do place=$(dirname "$place"); done
