@@ -257,11 +257,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         tmp_path, "logstash", {"faults": "__logstash_faults"}, "ops1", HOSTS | {long: "10.77.0.14"}, given, groups
     )  # fmt: skip
     assert [text.split(":")[0][:60] for text in made["faults"]] == [
-        "the group logstash has 2 hosts, and hosts ship to one",
+        "the group logstash has 2 hosts, but hosts ship to one",
         "no host is in the group search, so there is no Elasticsearch",
         f"a certificate has the first 64 characters of a name, which do not tell {long} from another"[:60],
-        "/var/lib/logstash has room for 4351 MiB, and logstash_queue_mb (4096) and"[:60],
-        "logstash_source is lab, and /lab/bin/logstash is not there",
+        "/var/lib/logstash has room for 4351 MiB, but logstash_queue_mb (4096) and"[:60],
+        "logstash_source is lab, but /lab/bin/logstash is missing",
     ]
 
 
