@@ -292,7 +292,7 @@ def chromium() -> Iterator[Any]:
     """Playwright is in the payload's environment alone, which has the same Python."""
     sys.path.append(str(ROOT / "payload/tests/helpers"))
     sys.path += map(str, ROOT.glob("payload/.venv/lib/python3.*/site-packages"))
-    from browser import CHROMIUM, launched  # type: ignore[import-not-found]
+    from browser import CHROMIUM, launched
 
     if not CHROMIUM:
         pytest.skip("needs chromium-headless-shell of requirements.apt")
