@@ -1,11 +1,11 @@
 #!/usr/bin/python3
 """The encrypted volumes of this host: `llmkeep-volumes status | verify ESCROW | shut | ready NAME | swap NAME`.
 
-status   what an auditor asks, as JSON
-verify   the same as named findings, each with what was seen. ESCROW: what the control node keeps, as JSON by volume
-shut     the negative proof, as a finding: the HSM opens each volume, and without a way to it nothing on this host does
-ready    whether the HSM would open the volume now; asked before each opening, so that a wrong PIN is shown once
-swap     whether the disk of a swap is still the one that was marked for it; asked before each boot writes to it
+status   the state of each volume for an auditor, as JSON
+verify   the same as named findings, each with its observation. ESCROW: what the control node stores, as JSON by volume
+shut     the negative proof, as a finding: the HSM opens each volume, and without access to it nothing on this host does
+ready    whether the HSM would open the volume now; run before each opening, so that a wrong PIN is tried only once
+swap     whether the disk of a swap is still the one that was marked for it; run before each boot writes to it
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import Any
 
 SETTINGS: dict[str, Any] = {}  # of /etc/llmkeep/volumes.json
 HSM = "/usr/local/sbin/llmkeep-hsm"
-LIBRARY = "/usr/local/lib/llmkeep/volumes"  # the rule of never formatting, as the role's modules have it
+LIBRARY = "/usr/local/lib/llmkeep/volumes"  # the rule against formatting, shared with the role's modules
 HSM_AWAY, PIN_HELD_BACK, PIN_WRONG, NO_PIN = (10, 11), 15, 16, 21
 DROPINS = "/usr/local/lib/systemd/system"
 BY_UUID = Path("/dev/disk/by-uuid")
@@ -33,7 +33,7 @@ CRYPTTAB = {"luks", "_netdev", "nofail", "pkcs11-uri=auto", "tries=1"}
 SWAP = {"plain", "swap", "cipher=aes-xts-plain64", "size=512", "nofail"}
 
 Volume = dict[str, Any]  # of SETTINGS["volumes"]
-Line = tuple[bool, str]  # whether it holds, and what was seen
+Line = tuple[bool, str]  # whether it holds, and the observation
 
 
 def output(*argv: str) -> str:
@@ -61,7 +61,7 @@ def header(name: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- before a volume is opened
 def ready(name: str) -> int:
-    """One volume at a time: a wrong PIN is not shown by two at once."""
+    """One volume at a time, so that two do not try a wrong PIN at once."""
     with state("ready.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return asked(name)
@@ -74,7 +74,7 @@ def asked(name: str) -> int:
     print(answer.stdout.strip() or answer.stderr.strip())
     if answer.returncode in (*HSM_AWAY, PIN_HELD_BACK, PIN_WRONG, NO_PIN):
         return answer.returncode
-    # One token or key is amiss. The other one may open it, if the PIN is right: again one login.
+    # One token or key is faulty. The other may open it if the PIN is right: again one login.
     pin = Path(os.environ["CREDENTIALS_DIRECTORY"], "cryptsetup.pkcs11-pin").read_bytes()
     argv = ["cryptsetup", "open", "--test-passphrase", "--token-only", str(BY_UUID / record(name)["uuid"])]
     tried = subprocess.run(argv, input=pin, capture_output=True, timeout=60, check=False)
@@ -87,7 +87,7 @@ def asked(name: str) -> int:
 
 # ---------------------------------------------------------------- before a swap is opened
 def swap(name: str) -> int:
-    """A key that is stored nowhere, and a new file system, at each boot: on another disk than the marked one they end data."""
+    """Each boot sets a new key, stored nowhere, and a new file system: on another disk than the marked one they would destroy data."""
     sys.path.insert(0, LIBRARY)
     import disks  # type: ignore[import-not-found]  # beside the program on the host
 
@@ -103,7 +103,7 @@ def swap(name: str) -> int:
     return 1 if against else 0
 
 
-# ---------------------------------------------------------------- questions; each says what it saw and what does not hold
+# ---------------------------------------------------------------- questions; each reports its observations and what does not hold
 def mounted(volume: Volume) -> Iterator[Line]:
     source = output("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", volume["mount"])
     wrong = source != f"/dev/mapper/llm_{volume['name']}"
@@ -161,7 +161,7 @@ def bootstrap(volume: Volume) -> Iterator[Line]:
 
 
 def kept_of(volume: Volume) -> dict[str, Any] | None:
-    """What the control node keeps of a volume; None where it was not asked."""
+    """What the control node stores for a volume; None if it was not asked."""
     if "escrow" not in SETTINGS:
         return None
     answer: dict[str, Any] = SETTINGS["escrow"].get(volume["name"], {})
@@ -187,7 +187,7 @@ def escrow(volume: Volume) -> Iterator[Line]:
 
 
 def drill(volume: Volume) -> Iterator[Line]:
-    """A drill proves the recovery key of its time. Who has a new one has some days to try it."""
+    """A drill proves the recovery key of its time. A new key has some days until its first drill."""
     known, copy = record(volume["name"]), kept_of(volume)
     if copy is None:
         return
@@ -213,7 +213,7 @@ def crypttab(volume: Volume) -> Iterator[Line]:
 
 
 def opened_by_systemd(name: str, uuid: str | None, key: str, options: set[str]) -> Line:
-    """How systemd opens the device: the unit that it has loaded, which it made of /etc/crypttab."""
+    """How systemd opens the device: its loaded unit, which it generated from /etc/crypttab."""
     unit = f"systemd-cryptsetup@llm_{name}.service"
     shown = output("systemctl", "show", "--property=ExecStart", "--value", unit)
     attached = re.search(rf" attach llm_{re.escape(name)} (\S+) (\S+) (\S+) ;", shown)
@@ -244,7 +244,7 @@ def units(volume: Volume) -> Iterator[Line]:
         properties = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
         waits = properties.get("RequiresMountsFor", "").split()
         if properties.get("LoadState") == "not-found":
-            # A role that comes later brings it; what will make it wait is there already, or not.
+            # A later role installs the unit; the drop-in that makes it wait must exist already.
             dropin = Path(DROPINS, f"{unit}.d", "llmkeep-volumes.conf")
             waits = re.findall(
                 "^RequiresMountsFor=(.+)$", dropin.read_text() if dropin.exists() else "", re.MULTILINE
@@ -254,10 +254,10 @@ def units(volume: Volume) -> Iterator[Line]:
 
 
 def swaps() -> Iterator[Line]:
-    """All swap of the host is in memory or on dm-crypt, and what was asked for is there, with a key that is stored nowhere."""
+    """All swap of the host is in memory or on dm-crypt, and the declared swap is active, with a key that is stored nowhere."""
     used = [Path(line.split()[0]) for line in Path("/proc/swaps").read_text().splitlines()[1:]]
     for path in used:
-        # LVM is called /dev/dm-N too.
+        # LVM devices are named /dev/dm-N too.
         mapping = Path("/sys/class/block", path.name, "dm/uuid")
         crypt = mapping.exists() and mapping.read_text().startswith("CRYPT-")
         yield (
@@ -285,7 +285,7 @@ def of_all(question: Callable[[Volume], Iterable[Line]]) -> list[Line]:
 
 
 def finding(lines: list[Line]) -> dict[str, Any]:
-    """What does not hold; if all does, what was seen."""
+    """What does not hold; if everything does, all observations."""
     wrong = [words for ok, words in lines if not ok]
     return {"ok": not wrong, "observed": " | ".join(wrong or [words for _, words in lines])}
 
@@ -299,7 +299,7 @@ def verify() -> int:
 
 # ---------------------------------------------------------------- the negative proof
 def shut() -> int:
-    """Each volume opens by the HSM now; and where there is no way to it, by nothing that this host has."""
+    """Each volume opens with the HSM now; without access to it, nothing on this host opens one."""
     answer = subprocess.run([HSM], capture_output=True, text=True, timeout=80, check=False)
     if answer.returncode != 0:
         lines = [
@@ -328,7 +328,7 @@ def opens(path: Path, *way: str, secret: bytes) -> bool:
 
 
 def without_the_hsm(volume: Volume, secrets: dict[str, bytes]) -> Iterator[Line]:
-    """On a copy of the header, by a process without network, sockets and devices; the volume itself is not touched."""
+    """Tried on a copy of the header, by a process without network, sockets and devices; the volume itself is not touched."""
     name, pin = volume["name"], secrets[Path(SETTINGS["pin"]).name]
     device = BY_UUID / record(name).get("uuid", "none")
     if not opens(device, "--token-only", secret=pin):
@@ -364,7 +364,7 @@ def without_the_hsm(volume: Volume, secrets: dict[str, bytes]) -> Iterator[Line]
 
 
 def alone(copy: Path, pin: bytes, secrets: dict[str, bytes]) -> list[str]:
-    """What opens the copy where the HSM is out of reach. A volume of its own shows that opening works there."""
+    """What opens the copy without access to the HSM. A volume with a known key shows that opening works there."""
     os.unshare(os.CLONE_NEWNS | os.CLONE_NEWNET)
     script = (
         'mount --make-rprivate /; mkdir "$0/dev"; mount -t tmpfs none "$0/dev";'

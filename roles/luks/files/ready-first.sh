@@ -1,3 +1,3 @@
 #!/bin/sh
-# ready-first.sh UNIT…: of how many volumes `llmkeep-volumes ready` is run before they are opened.
+# ready-first.sh UNIT…: number of units that run `llmkeep-volumes ready` before they open their volume.
 systemctl show --property=ExecStartPre "$@" | grep --count 'argv\[\]=/usr/local/sbin/llmkeep-volumes ready '
