@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""bounded-downloads URL LIMIT BUNDLE RELEASES: does the mirror refuse one download of weights more than LIMIT at once?
+"""bounded-downloads URL LIMIT BUNDLE RELEASES: does the mirror refuse more than LIMIT concurrent downloads of weights?
 
-Asks for the largest file that often, and reads no more than the answers' status. Exit 0: yes, or nothing served is large enough
-to tell. Exit 1: it says what was answered.
+Requests the largest file LIMIT + 1 times, and reads only the status of the answers. Exit 0: yes, or no served file is large
+enough to tell. Exit 1: prints the answers.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ import sys
 import urllib.parse
 from pathlib import Path
 
-LARGE = 16 << 20  # bytes; what is smaller fits into the buffers of a connection, and holds no place
+LARGE = 16 << 20  # bytes; a smaller file fits into a connection's buffers and occupies no slot
 
 
 def largest(bundle: Path, releases: Path) -> tuple[int, str]:
-    """Size and path on the mirror of the largest file of weights; size 0 where there is none."""
+    """Size and path on the mirror of the largest file of weights; size 0 without any."""
     places = [
         (bundle / "models", "/models"),
         *((path, f"/releases/{path.parent.name}/models") for path in releases.glob("[!.]*/models")),

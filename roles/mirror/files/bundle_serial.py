@@ -1,4 +1,4 @@
-"""bundle_serial.py MANIFEST SEEN: exit 1 where it is no bundle's manifest, or older than the newest one seen here."""
+"""bundle_serial.py MANIFEST SEEN: exit 1 if it is not a bundle's manifest, or is older than the newest one seen here."""
 
 import json
 import sys

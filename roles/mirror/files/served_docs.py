@@ -1,6 +1,6 @@
 """served_docs.py URL SITE POLICY: does the mirror serve the first page of this site, with this Content-Security-Policy?
 
-Exit 0: yes, or the bundle has no site. Exit 1: it says what was answered.
+Exit 0: yes, or the bundle has no site. Exit 1: prints the answer.
 """
 
 import ssl

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """served-file URL FILE|STATUS [METHOD [CERTIFICATE KEY]]: does the mirror answer with this file's bytes, or with this status?
 
-TLS 1.3, the estate's root only; without a client certificate where none is named. Exit 0: yes. Exit 1: it says what was answered.
+TLS 1.3, the estate's root only; without a client certificate unless one is named. Exit 0: yes. Exit 1: prints the answer.
 """
 
 import hashlib
