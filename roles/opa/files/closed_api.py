@@ -1,6 +1,6 @@
-"""OPA's status for each part of its API that only an administrator would use, a line each.
+"""OPA's status for each part of its API that only an administrator would use, one per line.
 
-One process asks for all of them: Python takes a while to start.
+One process requests all of them, since Python starts slowly.
 """
 
 import http.client

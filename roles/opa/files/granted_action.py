@@ -2,7 +2,7 @@
 
 It is printed as opa-query prints it.
 
-What a policy grants, and to whom, is the officer's to decide, so the question comes out of the policy that OPA took in.
+The officer decides what a policy grants, and to whom, so the question is taken from the policy that OPA loaded.
 """
 
 import json

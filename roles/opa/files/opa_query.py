@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """opa-query [--until PATTERN SECONDS] METHOD PATH [BODY]: one question to OPA's socket; prints status and answer.
 
-With --until it asks again, for so many seconds, until what it would print matches the regular expression. Exit 0: OPA
-answered, and so. Exit 1: it prints what OPA said, or why nothing came.
+With --until it retries, for SECONDS, until its output matches the regular expression. Exit 0: OPA answered, with such
+output. Exit 1: prints OPA's last answer, or why none came.
 """
 
 import http.client

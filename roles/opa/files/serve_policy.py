@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""serve-policy FILE PORT: gives FILE to whoever asks on 127.0.0.1, with an ETag that is its sha256.
+"""serve-policy FILE PORT: serves FILE to every client on 127.0.0.1, with its sha256 as ETag.
 
-It is for the OPA that shares this unit's network namespace; nobody else is in there. OPA reads a bundle from a file
-once and never again, and what its --watch takes in it does not verify. From a server it takes a new bundle within its
-polling interval, and keeps the one it has where it refuses the new one.
+Its only client is the OPA that shares this unit's network namespace. OPA reads a bundle from a file once and never
+again, and does not verify what --watch loads. From a server it loads a new bundle within its polling interval, and
+keeps its current one if it refuses the new one.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Policy(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: OPA says what it makes of the file."""
+        """Log nothing: OPA logs whether it accepts the file."""
 
 
 def tell_systemd() -> None:
