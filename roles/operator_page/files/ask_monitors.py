@@ -1,7 +1,7 @@
-"""ask_monitors.py PORT CERTIFICATE KEY PATH HOST…: what each host answers to GET PATH: that it has series, else its status.
+"""ask_monitors.py PORT CERTIFICATE KEY PATH HOST…: each host's answer to GET PATH: whether it has series, else its status.
 
 CERTIFICATE and KEY may be empty: the client then has none. After a start Prometheus listens within START seconds. It answers 503
-while it replays its log, and has no series before its first scrape: that may take REPLAY seconds.
+while it replays its log, and has no series before its first scrape: this may take REPLAY seconds.
 """
 
 import http.client
@@ -19,7 +19,7 @@ begun = time.monotonic()
 
 
 def ask(host: str) -> tuple[str, int]:
-    """What it says, and for how many seconds this may be because Prometheus starts."""
+    """The answer, and for how many seconds a start of Prometheus may explain it."""
     connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=context)
     try:
         connection.request("GET", path)

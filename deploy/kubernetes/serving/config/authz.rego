@@ -1,4 +1,4 @@
-# Open on OPA's socket: decisions, the policy's revision, the key that a policy has to be signed by, and OPA's health. Nothing else.
+# OPA's socket offers only decisions, the policy's revision, the key that must sign a policy, and OPA's health.
 package system.authz
 
 default allow := false
