@@ -1,7 +1,7 @@
 #!/bin/sh
-# By pam_exec, as root, when a session of the break-glass account begins or ends.
+# pam_exec runs it as root when a session of the break-glass account begins or ends.
 set -eu
 [ "$PAM_TYPE" = open_session ] || exit 0
 /usr/bin/logger --tag llmkeep-breakglass --priority auth.alert "$PAM_USER logged in from ${PAM_RHOST:-this host}"
-# Its time is what role exporters shows Prometheus.
+# Role exporters exports the file's time to Prometheus.
 /usr/bin/touch /var/lib/llmkeep-breakglass/login

@@ -1,7 +1,7 @@
-"""Who may log in to this host as an operator and run which commands, as findings of the role's checks. Prints JSON.
+"""Prints as JSON, as findings of the role's checks, who may log in to this host as an operator and run which commands.
 
-Its argument is a JSON object: `accounts` (name and first day without), `group`, `keys` (lines by name), `commands` (by
-name) `output` (the folder of what sudo keeps) and `log` (its file).
+Its argument is a JSON object: `accounts` (name and first day without access), `group`, `keys` (lines by name), `commands` (by
+name), `output` (the folder of sudo's recordings) and `log` (sudo's log file).
 """
 
 import grp
@@ -40,7 +40,7 @@ def verdict(wrong: list[str], right: str) -> Finding:
 
 
 def is_roots(path: Path, forbidden: int) -> bool:
-    """Root's, with no bit of FORBIDDEN, and no link."""
+    """Owned by root, without any bit of FORBIDDEN, and not a link."""
     status = path.lstat()
     return not stat.S_ISLNK(status.st_mode) and status.st_uid == 0 and not status.st_mode & forbidden
 
@@ -50,7 +50,7 @@ def busy(uid: int) -> bool:
         try:
             if path.stat().st_uid == uid:
                 return True
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended
             continue
     return False
 
@@ -77,7 +77,7 @@ def accounts(declared: list[dict[str, str]], group: str) -> Finding:
 
 
 def sshd(name: str) -> dict[str, str]:
-    """As sshd reads its own files for a login by this name."""
+    """sshd's options, as it reads its own files, for a login by this name."""
     lines = output("sshd", "-T", "-C", f"user={name},host=localhost,addr=127.0.0.1").splitlines()
     return dict(line.split(" ", 1) for line in lines if " " in line)
 
@@ -108,7 +108,7 @@ def tokens(declared: dict[str, list[str]]) -> Finding:
 
 
 def sudoers() -> dict[str, Any]:
-    """As sudo's own parser reads its files."""
+    """sudo's rules, as its own parser reads them."""
     rules: dict[str, Any] = json.loads(
         output("cvtsudoers", "--expand-aliases", "--output-format=json", "/etc/sudoers")
     )
@@ -116,7 +116,7 @@ def sudoers() -> dict[str, Any]:
 
 
 def concerns(binding: dict[str, Any], name: str, group: str) -> bool:
-    """True where a user of a rule may be this one; an expression that is not understood may be."""
+    """True if a rule's user may be this one; an expression that is not understood may be."""
     if user := binding.get("username"):
         return user in (name, "ALL")
     if other := binding.get("usergroup"):
@@ -127,7 +127,7 @@ def concerns(binding: dict[str, Any], name: str, group: str) -> bool:
 
 
 def defaults(rules: dict[str, Any], name: str, group: str) -> dict[str, Any]:
-    """What holds for a user's commands, the last word counting; those of single commands left out."""
+    """Options for a user's commands, the last one winning; without those of single commands."""
     options: dict[str, Any] = {}
     for own in (False, True):
         for entry in rules.get("Defaults", []):
@@ -196,7 +196,7 @@ def breakglass(declared: dict[str, list[str]]) -> Finding:
 
 
 def finding(question: Callable[..., Finding], *arguments: Any) -> dict[str, Any]:
-    """The result of one question. What it could not ask is no pass."""
+    """The result of one question. A question that could not be answered does not pass."""
     try:
         holds, observed = question(*arguments)
     except (OSError, ValueError, LookupError) as problem:

@@ -1,12 +1,12 @@
 #!/usr/bin/python3
-"""Lists finished sessions of operators on a ledger, and bounds what sudo keeps of them.
+"""Lists finished sessions of operators on a ledger, and limits the space of sudo's recordings.
 
-`sudo_output.py append SESSIONS LEDGER LOG MIB` adds a line for each session that has ended, then removes the oldest of the
-listed ones until all fill MIB at most. Exit code 1 where something is left undone, which it names. `sudo_output.py check
-SESSIONS LEDGER` prints the finding of the role's check as JSON, and changes nothing.
+`sudo_output.py append SESSIONS LEDGER LOG MIB` adds a line for each session that has ended, then removes the oldest listed
+sessions until all fill MIB at most. Exit code 1 if something is left undone, which it names. `sudo_output.py check SESSIONS
+LEDGER` prints the finding of the role's check as JSON, and changes nothing.
 
-SESSIONS is sudo's `iolog_dir`, LOG its `logfile`. docs/audit/audit-record.md has what a line says; each is chained to the one
-before by its number and SHA-256. Of more than 4,096 lines the last 2,048 stay; the sessions of the others go with them.
+SESSIONS is sudo's `iolog_dir`, LOG its `logfile`. docs/audit/audit-record.md describes a line; each is chained to the one
+before by its number and SHA-256. Beyond 4,096 lines, only the last 2,048 and their sessions are kept.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from typing import Any
 
 SESSION = re.compile(r"(?P<second>(?P<user>[a-z][a-z0-9-]*)-\d{8}T\d{6})-[0-9A-Za-z]{6}")
 FILES = {"log", "log.json", "timing", "stdin", "stdout", "stderr", "ttyin", "ttyout"}
-# As sudo ends a line of its log. A caller chooses the folder in it, so the last TSID counts, and no other user's line.
+# How sudo ends a line of its log. A caller chooses the folder in it, so only the last TSID counts, and only in the user's own lines.
 ENDED = re.compile(
     r".{15} : (?P<user>[a-z][a-z0-9-]*) : TTY=.* ; TSID=(?P<second>(?P=user)-\d{8}T\d{6})-XXXXXX ; COMMAND=.*"
     r" ; EXIT=(?P<code>\d{1,2}|1\d\d|2[0-4]\d|25[0-5])"
@@ -38,7 +38,7 @@ BREAKGLASS = "breakglass"  # runs anything, so its arguments may be secret
 FIRST_PREVIOUS = "0" * 64
 MOST_LINES, FEWEST_LINES = 4096, 2048
 LEDGER_BYTES = 64 << 20
-MOST_BYTES = 16 << 20  # of log.json, in which the caller's environment is, and of the end of sudo's log
+MOST_BYTES = 16 << 20  # of log.json, which has the caller's environment, and of the end of sudo's log
 MOST_LETTERS, MOST_WORDS = 1024, 32
 SETTLED_SECONDS = 60  # after which a session without an exit code in sudo's log is listed without one
 CLOCK_SECONDS = 60  # by which a clock may have been set since a session began
@@ -47,7 +47,7 @@ PROC = Path("/proc")
 
 
 def regular_file(name: str | Path, folder: int | None = None) -> BufferedReader:
-    """A regular file of this user's own, through no link. OSError. Opening waits for no other end of a FIFO."""
+    """This user's own regular file, not through a link. OSError. Opening does not wait for the other end of a FIFO."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
@@ -58,7 +58,7 @@ def regular_file(name: str | Path, folder: int | None = None) -> BufferedReader:
 
 @contextmanager
 def own_folder(name: str | Path, folder: int | None = None) -> Iterator[int]:
-    """The descriptor of a folder that this user alone may change. OSError."""
+    """The descriptor of a folder that only this user may change. OSError."""
     descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
     try:
         status = os.fstat(descriptor)
@@ -79,7 +79,7 @@ def hash_of(line: bytes) -> str:
 
 
 def read(ledger: str, folder: int) -> list[bytes]:
-    """Its complete lines without their ends. ValueError where one does not follow the one before."""
+    """Its complete lines without their ends. ValueError if one does not follow the one before."""
     try:
         with regular_file(ledger, folder) as file:
             whole = file.read(LEDGER_BYTES + 1)
@@ -101,7 +101,7 @@ def read(ledger: str, folder: int) -> list[bytes]:
 
 
 def write(ledger: str, folder: int, lines: list[bytes], new: list[bytes]) -> None:
-    """Append the NEW lines durably, after the LINES that it has; what a power cut tore behind those is cut off."""
+    """Append the NEW lines durably, after its LINES; a line after those, torn by a power cut, is cut off."""
     descriptor = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
     with os.fdopen(descriptor, "wb") as file:
         file.seek(sum(len(line) + 1 for line in lines))
@@ -135,13 +135,13 @@ def exit_codes(log: Path) -> dict[str, list[int]]:
 
 
 def oldest_sudo() -> float:
-    """When the oldest sudo that runs as this user began, in seconds since the epoch; infinity where none runs."""
+    """When the oldest sudo that runs as this user began, in seconds since the epoch; infinity if none runs."""
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     began = [math.inf]
     for path in PROC.glob("[0-9]*"):
         try:
             own, text = path.stat().st_uid == os.geteuid(), (path / "stat").read_text()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended
             continue
         name, _, rest = text.partition("(")[2].rpartition(")")
         if own and name == "sudo":
@@ -150,7 +150,7 @@ def oldest_sudo() -> float:
 
 
 def end_of(session: int) -> float:
-    """When sudo closed the session and made `timing` read-only, in seconds since the epoch; infinity where it did not."""
+    """When sudo closed the session and made `timing` read-only, in seconds since the epoch; infinity if it did not."""
     try:
         status = os.stat("timing", dir_fd=session, follow_symlinks=False)
     except FileNotFoundError:
@@ -171,13 +171,13 @@ def digest(session: int) -> tuple[str, int]:
 
 
 def text(field: object) -> str | None:
-    """A field that every reader shows as it is; None for any other."""
+    """A field that every reader shows unchanged; None for any other."""
     usable = isinstance(field, str) and len(field) <= MOST_LETTERS and field.isascii() and field.isprintable()
     return str(field) if usable else None
 
 
 def description(session: int, user: str) -> dict[str, object]:
-    """Single fields of sudo's log.json, None where one cannot be read. Never the environment, which may have secrets."""
+    """Some fields of sudo's log.json, None if one cannot be read. Never the environment, which may have secrets."""
     try:
         with regular_file("log.json", session) as file:
             written = file.read(MOST_BYTES)
@@ -192,7 +192,7 @@ def description(session: int, user: str) -> dict[str, object]:
 
 
 def facts(session: int, name: str, codes: list[int], interrupted: bool) -> dict[str, object]:
-    """What the ledger says of a session."""
+    """The ledger's fields of a session."""
     user = name.rsplit("-", 2)[0]
     whole, size = digest(session)
     code = codes[0] if len(codes) == 1 and not interrupted else None
@@ -201,12 +201,12 @@ def facts(session: int, name: str, codes: list[int], interrupted: bool) -> dict[
 
 
 def append(sessions: Path, ledger: Path, log: Path, mib: int) -> list[str]:
-    """List what has ended, remove what is beyond the bounds; returns what is left undone. OSError, ValueError."""
+    """List ended sessions, remove those beyond the limits; returns what is left undone. OSError, ValueError."""
     problems: list[str] = []
     with own_folder(ledger.parent) as state, own_folder(sessions) as folder:
         fcntl.flock(state, fcntl.LOCK_EX)
         lines = read(ledger.name, state)
-        # Before a session is looked at: one that ends meanwhile was not interrupted.
+        # Before a session is read: one that ends meanwhile was not interrupted.
         oldest, codes, now = oldest_sudo(), exit_codes(log), time.time()
         matches = [match for match in map(SESSION.fullmatch, names(folder)) if match]
         seconds = Counter(each["second"] for each in matches)
@@ -242,7 +242,7 @@ def append(sessions: Path, ledger: Path, log: Path, mib: int) -> list[str]:
 
 
 def space(folder: int, name: str) -> int:
-    """Bytes that the session takes on the disk."""
+    """Bytes that the session uses on the disk."""
     with own_folder(name, folder) as session:
         return 512 * sum(
             os.stat(file, dir_fd=session, follow_symlinks=False).st_blocks for file in [".", *names(session)]
@@ -250,7 +250,7 @@ def space(folder: int, name: str) -> int:
 
 
 def bound(folder: int, lines: list[bytes], most: int, problems: list[str]) -> None:
-    """Remove sessions whose lines go, and the oldest of the listed ones until all fill MOST bytes."""
+    """Remove sessions whose lines go, and the oldest listed ones until all fill MOST bytes."""
     sizes: dict[str, int] = {}
     for name in names(folder):
         try:
@@ -270,7 +270,7 @@ def bound(folder: int, lines: list[bytes], most: int, problems: list[str]) -> No
 
 
 def check(sessions: Path, ledger: Path) -> tuple[bool, str]:
-    """The ledger holds, and says the same of each session as its files. OSError, ValueError."""
+    """The ledger is intact and agrees with each session's files. OSError, ValueError."""
     wrong = []
     with own_folder(ledger.parent) as state, own_folder(sessions) as folder:
         fcntl.flock(state, fcntl.LOCK_SH)
@@ -292,7 +292,7 @@ def check(sessions: Path, ledger: Path) -> tuple[bool, str]:
 
 
 def finding(sessions: Path, ledger: Path) -> dict[str, object]:
-    """The result of the check. What it could not look at is no pass."""
+    """The result of the check. A check that could not run does not pass."""
     try:
         holds, observed = check(sessions, ledger)
     except (OSError, ValueError, LookupError, TypeError) as problem:
