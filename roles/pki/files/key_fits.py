@@ -1,4 +1,4 @@
-"""Exit 1 where the host's certificate and its key do not belong together."""
+"""Exit 1 if the host's certificate and key do not belong together."""
 
 import ssl
 

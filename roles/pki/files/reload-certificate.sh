@@ -1,6 +1,6 @@
 #!/bin/sh
-# Reloads the units whose names are the names of the files in reload.d. One that fails does not keep the others from it.
-# A unit that can only be restarted reads no revocation list: it is left alone if it started after the certificates came.
+# Reloads the units named by the files in reload.d. If one fails, the others are reloaded all the same.
+# A unit that can only be restarted reads no revocation list: it is left alone if it started after the certificates arrived.
 failed=0
 newest=$(stat --format=%Y /etc/llmkeep/pki/host.pem /etc/llmkeep/pki/edge.pem /etc/llmkeep/pki/public.pem 2> /dev/null | sort --numeric-sort | tail --lines=1)
 for entry in /etc/llmkeep/pki/reload.d/*; do

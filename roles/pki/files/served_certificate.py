@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """served-certificate ADDRESS PORT NAME [FILE [ROOT]]: is the certificate served there the one on disk?
 
-Speaks TLS 1.3, trusts the estate's root only, or ROOT, and asks for NAME. Exit 0: equal. Exit 1: it says what differs.
-A reload takes a moment, so a difference is looked at again for five seconds.
+Uses TLS 1.3, trusts only the estate's root, or ROOT, and asks for NAME. Exit 0: equal. Exit 1: prints the difference.
+A reload takes a moment, so the comparison is retried for five seconds.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def on_disk(path: str) -> str:
 def served(address: str, port: int, name: str, root: str) -> str:
     context = ssl.create_default_context(cafile=root)
     if root != ESTATE:
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # other CAs' certificates lack what it wants
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # other CAs' certificates do not satisfy it
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     with (
         socket.create_connection((address, port), timeout=3) as plain,
