@@ -1,10 +1,10 @@
-"""What Prometheus and Alertmanager on this host say, for their checks.
+"""Prints what Prometheus and Alertmanager on this host report, for their checks.
 
 ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | cluster WANTED | samples | retention | stranger
 
-NAME is the host's full name, as its certificate has it. `targets`, `alertmanagers`, `cluster` and `samples` wait up to
-SECONDS: after a start the first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY
-seconds. They do not wait for a unit that is stopped.
+NAME is the host's full name, as in its certificate. `targets`, `alertmanagers`, `cluster` and `samples` wait up to
+SECONDS, for the first scrape after a start. Before it Prometheus replays its log and answers 503: that may take REPLAY
+seconds. They do not wait for a stopped unit.
 """
 
 import http.client
@@ -30,7 +30,7 @@ class NotReady(Exception):
 
 
 def ask(path: str, port: int = PORTS["prometheus"], *, certificate: bool = True) -> Any:
-    """The JSON of a GET; raises OSError where the server refuses the client, NotReady while it replays its log."""
+    """The JSON of a GET; raises OSError if the server refuses the client, NotReady while it replays its log."""
     context = ssl.create_default_context(cafile="/etc/llmkeep/pki/root.pem")
     if certificate:
         context.load_cert_chain("/etc/llmkeep/pki/host.pem", "/etc/llmkeep/pki/host.key")
@@ -47,7 +47,7 @@ def ask(path: str, port: int = PORTS["prometheus"], *, certificate: bool = True)
 
 
 def until(question: Any, expected: str | None = None, seconds: float = 0) -> str:
-    """The answer to `question` once it is EXPECTED (None: any), or time is up, which begins when the log is replayed."""
+    """The answer to `question` once it is EXPECTED (None: any), or after SECONDS, which begin once the log is replayed."""
     begun = time.monotonic()
     end = begun + seconds
     while True:
@@ -68,7 +68,7 @@ def until(question: Any, expected: str | None = None, seconds: float = 0) -> str
 
 
 def stopped() -> bool:
-    """Whether one of them does not run and is not about to."""
+    """Whether one of the units neither runs nor starts."""
     states = subprocess.run(["systemctl", "is-active", *UNITS], capture_output=True, text=True, check=False)
     return bool({"inactive", "failed"} & {*states.stdout.split()})
 
@@ -126,7 +126,7 @@ def stranger(program: str) -> str:
         ask("/-/healthy", PORTS[program], certificate=False)
     except OSError as error:
         return f"{program}: {getattr(error, 'reason', error)}"
-    except ValueError:  # its answer is no JSON
+    except ValueError:  # its answer is not JSON
         pass
     return f"{program} answers"
 

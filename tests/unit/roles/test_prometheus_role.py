@@ -27,11 +27,11 @@ CASES = {
     "webhook": ("prometheus_mail", {}, ""),
     "unaddressed": ("prometheus_mail", {"to": "a@example.org"}, "lacks from, server"),
     "mail": ("prometheus_webhook", "", ""),
-    "plain": ("prometheus_webhook", "http://relay/", "take an https URL"),
-    "userinfo": ("prometheus_webhook", "http://127.0.0.1:x@relay/", "take an https URL"),
-    "port": ("prometheus_webhook", "http://127.0.0.1:80@relay/", "take an https URL"),
-    "suffix": ("prometheus_webhook", "http://127.0.0.1.relay/", "take an https URL"),
-    "heartbeat": ("prometheus_heartbeat_webhook", "http://relay/", "take an https URL"),
+    "plain": ("prometheus_webhook", "http://relay/", "use an https URL"),
+    "userinfo": ("prometheus_webhook", "http://127.0.0.1:x@relay/", "use an https URL"),
+    "port": ("prometheus_webhook", "http://127.0.0.1:80@relay/", "use an https URL"),
+    "suffix": ("prometheus_webhook", "http://127.0.0.1.relay/", "use an https URL"),
+    "heartbeat": ("prometheus_heartbeat_webhook", "http://relay/", "use an https URL"),
     "megabytes": ("prometheus_disk", "1500MB", ""),
     "pods": (
         "prometheus_clusters",
@@ -46,9 +46,9 @@ CASES = {
     "label": (
         "prometheus_clusters",
         [{"name": "main, x: y", "pods": []}],
-        "Take letters, digits and hyphens",
+        "Use letters, digits and hyphens",
     ),
-    "unitless": ("prometheus_disk", "8G", "Take a whole number and one of MB, GB, TB"),
+    "unitless": ("prometheus_disk", "8G", "Use a whole number and one of MB, GB, TB"),
 }
 
 
