@@ -1,4 +1,4 @@
-# ADDRESS PORT: what Redis' listener says to a host of the estate, to a client without a certificate, and in TLS 1.2.
+# tls.sh ADDRESS PORT: the answer of Redis's listener to a host of the estate, to a client without a certificate, and to TLS 1.2.
 pki=/etc/llmkeep/pki
 ask() {
   timeout 5 redis-cli -h "$address" -p "$port" --tls --cacert $pki/root.pem "$@" ping 2>&1 | grep -o NOAUTH || echo refused
