@@ -1,3 +1,3 @@
 #!/bin/sh -e
-# slurm-epilog: takes the checkpoints' key away again.
+# slurm-epilog: removes the checkpoints' key again.
 rm --recursive --force "/run/llmkeep-slurm/$SLURM_JOB_ID"

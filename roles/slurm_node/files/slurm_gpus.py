@@ -1,12 +1,12 @@
 #!/usr/bin/python3
-"""slurm-gpus: the number of GPUs that NVML finds and that answer; 0 where there is no NVML."""
+"""slurm-gpus: the number of GPUs that NVML finds and that answer; 0 without NVML."""
 
 import ctypes
 import sys
 
 
 def answering() -> int:
-    """GPUs whose UUID NVML reads, by NVML's documented functions; 0 where there is no library or it does not start."""
+    """Number of GPUs whose UUID NVML reads, by its documented functions; 0 if the library is missing or does not start."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
