@@ -1,6 +1,6 @@
 #!/bin/sh
-# foreign-client.sh HANDSHAKE ADDRESS:PORT NAME CLIENT: what openssl says of a handshake with a certificate for CLIENT that is not of the estate's CA;
-# HANDSHAKE is the program tls-handshake.sh.
+# foreign-client.sh HANDSHAKE ADDRESS:PORT NAME CLIENT: openssl's output for a handshake with a certificate for CLIENT that the estate's CA did not
+# sign; HANDSHAKE is the program tls-handshake.sh.
 handshake=$1 address=$2 name=$3 client=$4
 folder=$(mktemp --directory) || exit 2
 trap 'rm -r "$folder"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# tls-handshake.sh ADDRESS:PORT NAME OPTION…: a TLS handshake, by default without a client certificate, and what openssl says of it.
-# With TLS 1.3 a client hears of a refusal only after its own last message; a client that is let in is ended after 8 s.
+# tls-handshake.sh ADDRESS:PORT NAME OPTION…: a TLS handshake, by default without a client certificate, with openssl's output.
+# With TLS 1.3 a client learns of a refusal only after its own last message; an accepted client is ended after 8 s.
 address=$1 name=$2
 shift 2
 timeout 8 openssl s_client -connect "$address" -servername "$name" -CAfile /etc/llmkeep/pki/root.pem \

@@ -1,3 +1,3 @@
 #!/bin/sh
-# unit-secrets.sh UNIT…: the lines of these units that would hand a secret to a process; exit 1 where there is none.
+# unit-secrets.sh UNIT…: the lines of these units that would hand a secret to a process; exit 1 without any.
 systemctl cat "$@" | grep -E '^((Load|Set|Import)Credential|Environment|PassEnvironment)'

@@ -1,7 +1,7 @@
 #!/bin/sh
-# What becomes of an attempt to write to the tokens as the process that serves them sees them.
+# The result of an attempt to write to the tokens in the mount namespace of the process that serves them.
 nsenter --target "$(systemctl show --property=MainPID --value softhsm-server.service)" --mount touch /var/lib/softhsm/tokens/.verify 2>&1
 if [ -e /var/lib/softhsm/tokens/.verify ]; then
   rm /var/lib/softhsm/tokens/.verify
-  echo "what serves the tokens can write to them"
+  echo "the server can write to the tokens"
 fi
