@@ -1,5 +1,5 @@
 #!/bin/sh
-# gpu-memory.sh MIB DECLARED GPU…: exit 1 at the first GPU with less memory than MIB; DECLARED is what the message calls it.
+# gpu-memory.sh MIB DECLARED GPU…: exit 1 at the first GPU with less memory than MIB; DECLARED is that size in the message.
 wanted=$1 declared=$2
 shift 2
 for number; do

@@ -1,5 +1,5 @@
 #!/bin/sh
-# vllm-serve RELEASE MODEL: vLLM with its key, which comes by a credential and goes on in the environment. Arguments are visible to every user.
+# vllm-serve RELEASE MODEL: runs vLLM with its key, from a credential, in the environment. Arguments would be visible to every user.
 VLLM_API_KEY=$(cat "$CREDENTIALS_DIRECTORY/vllm.key") || exit 1
 export VLLM_API_KEY
 release=$(readlink -f "$1") || exit 1

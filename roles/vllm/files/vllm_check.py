@@ -1,7 +1,7 @@
-"""vllm-check CONFIG: whether the vLLM whose Python runs this takes a configuration file. No model is loaded, and no GPU asked.
+"""vllm-check CONFIG: whether the vLLM of this Python accepts a configuration file. No model is loaded, and no GPU used.
 
-Exit 0: its own parser takes every option. Exit 1: on stderr a sentence names the model and the option. Exit 3: this vLLM could
-not be asked.
+Exit 0: its own parser accepts every option. Exit 1: a sentence on stderr names the model and the option. Exit 3: this vLLM
+could not be asked.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ QUIET = {
 
 
 class WrongOption(Exception):
-    """What vLLM does not take, as a sentence without its model."""
+    """An option that vLLM does not accept, as a sentence without its model."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What libraries say while they are imported is not for the operator."""
+    """Hides libraries' output during their import from the operator."""
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -49,7 +49,7 @@ def serve() -> tuple[Any, Any]:
 
 
 def refuse(config: dict[str, Any], command: Any, parser: Any) -> None:
-    """WrongOption at the first option that vLLM does not know, would ignore, or cannot read, or that lacks another one."""
+    """WrongOption at the first option that vLLM does not know, would ignore or cannot read, or that requires another one."""
 
     def error(message: str) -> NoReturn:
         raise WrongOption(message)
@@ -80,7 +80,7 @@ def refuse(config: dict[str, Any], command: Any, parser: Any) -> None:
 
 
 def words(name: str, value: Any) -> list[str]:
-    """What vLLM makes of an entry of its configuration file."""
+    """The arguments that vLLM derives from an entry of its configuration file."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):
@@ -89,7 +89,7 @@ def words(name: str, value: Any) -> list[str]:
 
 
 def divides(config: dict[str, Any]) -> None:
-    """WrongOption where GPUs cannot share the model's heads or layers evenly enough, which vLLM says only while it loads."""
+    """WrongOption if GPUs cannot share the model's heads or layers evenly enough, which vLLM reports only while it loads."""
     model = json.loads(Path(config["model"], "config.json").read_text())
     model = model.get("text_config", model)
     tensor, pipeline = config["tensor-parallel-size"], config["pipeline-parallel-size"]

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """vllm-ready SECONDS STATUS PATH SOCKET…: wait until each server answers GET PATH with STATUS.
 
-Exit 0: each does. Exit 1: prints the first that does not, and its answer. With MAINPID in the environment, which systemd gives,
-nothing is waited for once that process has ended.
+Exit 0: each does. Exit 1: prints the first that does not, and its answer. With MAINPID in the environment, as set by systemd,
+the wait stops once that process has ended.
 """
 
 import http.client
@@ -13,7 +13,7 @@ import time
 
 
 def status(path: str, place: str) -> str:
-    """What a server answers, or why it does not."""
+    """A server's answer, or why there is none."""
     connection = http.client.HTTPConnection("vllm", timeout=10)
     try:
         connection.sock = socket.socket(socket.AF_UNIX)
@@ -28,7 +28,7 @@ def status(path: str, place: str) -> str:
 
 
 def ended() -> bool:
-    """Whether the server's process is known, and gone."""
+    """Whether the server's process is known and has ended."""
     try:
         if process := int(os.environ.get("MAINPID", 0)):
             os.kill(process, 0)
