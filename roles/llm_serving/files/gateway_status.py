@@ -1,4 +1,4 @@
-"""gateway_status.py STATUS PATH SOCKET…: exit 1 with the answer of the first gateway that answers GET PATH with another status."""
+"""gateway_status.py STATUS PATH SOCKET…: exit 1 with the first answer to GET PATH that has another status."""
 
 import http.client
 import socket

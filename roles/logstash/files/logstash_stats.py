@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""logstash-stats [--seconds N] [--while PID] QUESTION: what this host's Logstash reports about its pipeline; exit 0 if it is well.
+"""logstash-stats [--seconds N] [--while PID] QUESTION: what Logstash on this host reports of its pipeline; exit 0 if well.
 
 answers    its API answers.
 delivers   its queue is empty, or gets shorter at its end.

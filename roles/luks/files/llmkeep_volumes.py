@@ -87,7 +87,7 @@ def asked(name: str) -> int:
 
 # ---------------------------------------------------------------- before a swap is opened
 def swap(name: str) -> int:
-    """Each boot sets a new key, stored nowhere, and a new file system: on another disk than the marked one they would destroy data."""
+    """Each boot sets a new key, stored nowhere, and a new file system: on any but the marked disk they would destroy data."""
     sys.path.insert(0, LIBRARY)
     import disks  # type: ignore[import-not-found]  # beside the program on the host
 

@@ -29,7 +29,7 @@ from typing import Any
 
 SESSION = re.compile(r"(?P<second>(?P<user>[a-z][a-z0-9-]*)-\d{8}T\d{6})-[0-9A-Za-z]{6}")
 FILES = {"log", "log.json", "timing", "stdin", "stdout", "stderr", "ttyin", "ttyout"}
-# How sudo ends a line of its log. A caller chooses the folder in it, so only the last TSID counts, and only in the user's own lines.
+# How sudo ends a line of its log. A caller chooses the folder in it, so only the last TSID counts, in lines of its user only.
 ENDED = re.compile(
     r".{15} : (?P<user>[a-z][a-z0-9-]*) : TTY=.* ; TSID=(?P<second>(?P=user)-\d{8}T\d{6})-XXXXXX ; COMMAND=.*"
     r" ; EXIT=(?P<code>\d{1,2}|1\d\d|2[0-4]\d|25[0-5])"
