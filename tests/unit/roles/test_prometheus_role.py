@@ -41,7 +41,7 @@ CASES = {
     "nameserver": (
         "prometheus_clusters",
         [{"name": "main", "pods": [{"address": "bee.cafe"}]}],
-        "take an address",
+        "use an address",
     ),
     "label": (
         "prometheus_clusters",
