@@ -17,6 +17,8 @@ from llmserve.settings import Documents
 
 log = logging.getLogger("llmserve.documents")
 ANSWER_BYTES = 8 * 1024 * 1024
+# Pauses before a search is repeated during which the index was replaced: shares of the deadline, half of it in all.
+PAUSES = (0.01, 0.04, 0.15, 0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,14 @@ def ranked(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(hits, key=lambda hit: (-hit["_score"], hit["_id"]))
 
 
-def complete(answer: dict[str, Any]) -> bool:
-    """Whether repeating the search would change nothing: all shards were searched, or the query does not fit the index."""
+def complete(answer: dict[str, Any], alias: str) -> bool:
+    """Whether repeating the search would change nothing: all shards were searched, the query does not fit the index, or no
+    document was ever added. While the alias is switched to another index, the old one's shards, or the index itself, are missing.
+    """
+    if answer["status"] == 404:
+        return bool(
+            answer["error"]["type"] == "index_not_found_exception" and answer["error"]["index"] == alias
+        )
     return answer["status"] == 400 or (answer["status"] == 200 and not answer["_shards"]["failed"])
 
 
@@ -125,6 +133,16 @@ class Retrieval:
         answers: list[dict[str, Any]] = parse(content)["responses"]
         return answers
 
+    async def complete_answers(self, body: bytes) -> list[dict[str, Any]]:
+        """The response to the searches in BODY, which are repeated until all shards were searched; raises as `answers` does."""
+        for pause in (*PAUSES, None):
+            answers = await self.answers(body)
+            if all(complete(answer, self.settings.index) for answer in answers):
+                return answers
+            if pause is not None:
+                await asyncio.sleep(pause * self.settings.deadline_ms / 1000)
+        raise ValueError(f"a search did not reach all shards in {len(PAUSES) + 1} tries")
+
     async def search(
         self,
         tenant: str,
@@ -142,9 +160,7 @@ class Retrieval:
         body = b"".join(b"{}\n" + serialize(search) + b"\n" for search in searches)
         try:
             async with asyncio.timeout(self.settings.deadline_ms / 1000):
-                answers = await self.answers(body)
-                if not all(map(complete, answers)):
-                    answers = await self.answers(body)  # the index was replaced while it was searched
+                answers = await self.complete_answers(body)
             answer = result(answers, tenant, collections, size, index, language(query))
             if answer.similarity is None:
                 log.warning(

@@ -20,7 +20,7 @@ from waiting import own_port
 from llmserve.api.errors import ApiError
 from llmserve.documents.index import by_vector, by_words, document_id, fused
 from llmserve.documents.passages import Language
-from llmserve.documents.retrieval import ForeignPassage, Retrieval, result
+from llmserve.documents.retrieval import PAUSES, ForeignPassage, Retrieval, result
 from llmserve.settings import Documents
 
 pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
@@ -480,6 +480,53 @@ def test_a_search_that_missed_a_shard_is_no_answer(change: dict[str, Any]) -> No
         result([answered(), answered() | change], "research", {"handbook"}, 8, "documents", "en")
 
 
+class ReplacedIndex(Retrieval):
+    """An index that misses shards for some searches, as Elasticsearch does while an alias is switched."""
+
+    def __init__(self, incomplete: dict[str, Any], searches: int) -> None:
+        super().__init__(Documents(url="http://127.0.0.1:9", model="tiny", index="documents"), None)
+        self.to_come = itertools.chain([[incomplete] * 2] * searches, itertools.repeat([answered()] * 2))
+        self.searches = 0
+
+    async def answers(self, body: bytes) -> list[dict[str, Any]]:
+        self.searches += 1
+        return next(self.to_come)
+
+
+def searched(index: Retrieval) -> None:
+    """Search once."""
+    asyncio.run(index.search("research", ["handbook"], "travel", [0.0] * 32, "a revision", 8))
+
+
+def missing(name: str) -> dict[str, Any]:
+    """The answer to a search of an index that is not there."""
+    return {"status": 404, "error": {"type": "index_not_found_exception", "index": name}}
+
+
+@pytest.mark.parametrize(
+    "incomplete",
+    [answered() | {"_shards": {"failed": 1}}, {"status": 503, "error": {}}, missing("documents-32-0123")],
+)
+def test_a_search_is_repeated_while_its_index_is_replaced(incomplete: dict[str, Any]) -> None:
+    index = ReplacedIndex(incomplete, searches=3)
+    searched(index)
+    assert index.searches == 4
+
+
+def test_a_search_that_always_misses_a_shard_is_refused_within_its_deadline() -> None:
+    index = ReplacedIndex(answered() | {"_shards": {"failed": 1}}, searches=100)
+    with pytest.raises(ApiError) as refused:
+        searched(index)
+    assert refused.value.code == "documents_unavailable"
+    assert index.searches == len(PAUSES) + 1
+
+
+def test_a_search_where_no_document_was_ever_added_is_not_repeated() -> None:
+    index = ReplacedIndex(missing("documents"), searches=1)
+    searched(index)
+    assert index.searches == 1
+
+
 @pytest.mark.parametrize(("tenant", "collections"), [("", ["handbook"]), ("research", [])])
 def test_no_query_is_built_without_tenant_and_collection(tenant: str, collections: list[str]) -> None:
     with pytest.raises(ValueError, match="needs a tenant and a collection"):
@@ -502,12 +549,6 @@ def test_ranks_are_fused_and_words_do_not_go_before_vectors(asked_in: Language) 
 
 def test_without_elasticsearch_the_answer_says_that_nothing_was_searched() -> None:
     settings = Documents(url=f"http://127.0.0.1:{own_port()}", model="tiny")
-
-    async def searched() -> None:
-        await Retrieval(settings, None).search(
-            "research", ["handbook"], "travel", [0.0] * 32, "a revision", 8
-        )
-
     with pytest.raises(ApiError) as refused:
-        asyncio.run(searched())
+        searched(Retrieval(settings, None))
     assert (refused.value.status, refused.value.code) == (503, "documents_unavailable")
