@@ -241,7 +241,7 @@ def _of_replicas(replicas: list[pods.Replica]) -> Iterator[tuple[Path, str | pod
 
 def acknowledge(number: str, reason: str) -> str:
     """Record that an operator acknowledges finding NUMBER, then delete it; returns it. On RecordError it stays."""
-    with alone(wait=True):
+    with alone():
         known = findings.load(KEPT) or Findings()
         if number not in known.altered:
             raise RecordError(
@@ -364,13 +364,11 @@ def _on_record(known: Findings) -> None:
 
 
 @contextmanager
-def alone(wait: bool = False) -> Iterator[None]:
-    """Lock the witness's folder; RecordError while another run holds it, unless WAIT."""
+def alone() -> Iterator[None]:
+    """Lock the witness's folder; wait while another run holds it, as the timer's does for seconds."""
     descriptor = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    except BlockingIOError as error:
-        raise RecordError("another `llmkeep audit collect` is running: wait until it has finished") from error
     finally:
         os.close(descriptor)

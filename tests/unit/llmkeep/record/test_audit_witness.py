@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import syslog
 import tempfile
 import time
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from audit_records import NAME, SEED, checked, event, record, verifier, whole
+from audit_records import NAME, SEED, checked, event, record, whole
 
 from llmkeep import cli
+from llmkeep.playbooks import RunResults
 from llmkeep.record import runs, witness
 from llmkeep.record.witness import Altered, Kept
 from llmproof import heads
@@ -509,10 +511,22 @@ def test_what_a_power_cut_tore_of_the_kept_heads_is_fetched_again(kept: Kept) ->
     assert kept.data() == signed(10, 20, 30, 40)
 
 
-def test_only_one_collects_at_a_time(estate: Estate, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_one_collects_at_a_time(estate: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one waits: an operator's run is not refused because the timer's has just begun."""
     witness.KEPT.mkdir()
-    with witness.alone():
-        assert estate.collect() == 1
-    assert "is running" in capfd.readouterr().err
-    assert files(estate.record)
-    assert verifier(estate.record).name == NAME
+    play = witness._play
+    first_ended: list[bool] = []
+
+    def playing(places: list[Path], tag: str, variables: dict[str, object]) -> RunResults:
+        first_ended.append(first.poll() is not None)
+        return play(places, tag, variables)
+
+    monkeypatch.setattr(witness, "_play", playing)
+    held = ["flock", str(witness.KEPT), "sh", "-c", "echo held; exec sleep 1"]
+    with subprocess.Popen(held, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout
+        assert first.stdout.readline() == "held\n"
+        assert estate.collect() == 0
+    assert first_ended
+    assert all(first_ended)
+    assert (estate.kept / "verifier").exists()
