@@ -189,7 +189,7 @@ def sleeping_run(tree: Path) -> tuple[subprocess.Popen[bytes], str]:
 def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
     started, ansible = sleeping_run(tree)
     started.send_signal(signal.SIGINT)
-    assert started.wait(timeout=20) == 130
+    assert started.wait(timeout=60) == 130
     assert not Path(f"/proc/{ansible}").exists()
     until(lambda: not asleep())  # killed, and dying
     assert not left()
@@ -204,7 +204,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_and_what_a_running_one_ha
     assert (text / "journal.tar.gz").exists()
     for pid in (started.pid, int(ansible), *asleep()):
         os.kill(pid, signal.SIGKILL)
-    started.wait(timeout=20)
+    started.wait(timeout=60)
     assert left() == [text]
     assert cli.main(["site", "-i", "inventory"]) == 0
     assert not left()

@@ -242,7 +242,7 @@ class Edge:
             ],
             input=b"",
             capture_output=True,
-            timeout=10,
+            timeout=60,
             check=False,
         )
         if shown.returncode != 0:
@@ -267,7 +267,7 @@ class Edge:
             ],
             input=b"GET / HTTP/1.1\r\nHost: llm1.estate.internal\r\nConnection: close\r\n\r\n",
             capture_output=True,
-            timeout=10,
+            timeout=60,
             check=False,
         )
         return done.stdout.decode(errors="replace")

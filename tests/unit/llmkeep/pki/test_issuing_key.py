@@ -177,7 +177,7 @@ def test_a_tls_1_3_handshake_takes_the_certificate_that_the_hsm_signed(
         done = subprocess.run(
             ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", root, "-x509_strict", "-brief",
              "-verify_return_error", "-verify_hostname", NAMES[0]],
-            input="Q\n", capture_output=True, text=True, timeout=10, check=False,
+            input="Q\n", capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         serving.kill()
     assert done.returncode == 0, done.stderr
