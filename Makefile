@@ -7,7 +7,8 @@ SHELL := /bin/bash
 # Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other; containers wait most of the time.
 WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
-BY_FILE = $(WORKERS) --dist loadfile --no-loadscope-reorder
+# In CI, a test that fails has a second try, which the suite's summary names; here it fails.
+BY_FILE = $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(filter true,$(CI)),--reruns 1)
 # `make env` compiles our programs, which tests start again and again; what changes later is compiled at each start.
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg

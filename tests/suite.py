@@ -9,7 +9,7 @@ exit status is 1 if a part failed. A part that makes hosts does not run where `l
 CI=true, it has failed.
 
 The commit, and verdicts, CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are
-printed, why tests failed, and each part with its budget in `tests/budget.yml`.
+printed, why tests failed, at the first try or for good, and each part with its budget in `tests/budget.yml`.
 """
 
 import itertools
@@ -99,10 +99,11 @@ class Running:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         tests = json.loads(ledger.read_text()) if ledger.exists() else {}
-        left_out = sum("left_out" in test for test in tests.values())
-        verdict = (
-            f"passed, {left_out} of {len(tests)} tests left out for lack of time" if left_out else "passed"
-        )
+        verdict = "passed"
+        if left_out := sum("left_out" in test for test in tests.values()):
+            verdict += f", {left_out} of {len(tests)} tests left out for lack of time"
+        if retried := sum("failed_first" in test for test in tests.values()):
+            verdict += f", {retried} of {len(tests)} tests at the second try"
         if process.returncode:
             verdict = f"FAILED ({process.returncode}), see {log}"
         cpu = usage.ru_utime + usage.ru_stime + sum(test["hosts"] for test in tests.values())
@@ -192,6 +193,10 @@ def report(ended: list[Outcome], busy: float, commit: str) -> None:
     for name, test in tests.items():
         if "failed" in test:
             print(f"\nFAILED {name}\n{reason(test['failed'])}")
+        elif "failed_first" in test:
+            print(
+                f"\nFLAKY {name}: it passed at the second try, and failed before\n{reason(test['failed_first'])}"
+            )
     print(f"\nThe suite's parts and their budgets, with {busy:.0%} of the cores busy:", *ended, sep="\n")
 
 

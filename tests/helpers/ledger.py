@@ -50,9 +50,10 @@ class Ledger:
         test["wall"] += report.duration
         if report.skipped and TIME_IS_UP in str(report.longrepr):
             test["left_out"] = 1.0
-        if report.failed:
+        if report.outcome in ("failed", "rerun"):
             crash = getattr(report.longrepr, "reprcrash", None)
-            test["failed"] = crash.message if crash else report.longreprtext
+            outcome = "failed" if report.failed else "failed_first"
+            test[outcome] = crash.message if crash else report.longreprtext
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the file, in the process that has all reports."""

@@ -159,6 +159,32 @@ def test_why_a_test_failed_stands_at_the_end_where_a_log_that_was_cut_has_it(fol
     assert "fatal: [llm1]: no disk" in end
 
 
+FLAKY = """
+from pathlib import Path
+
+def test_that_passes_at_the_second_try():
+    there = Path("there").exists()
+    Path("there").touch()
+    assert there, "it was not there"
+
+def test_that_passes():
+    pass
+"""
+
+
+def test_a_test_that_passes_at_the_second_try_is_named_with_its_first_failure(folder: Path) -> None:
+    (folder / "test_flaky.py").write_text(FLAKY)
+    path = os.pathsep.join(map(str, (ROOT / "tests/helpers", ROOT)))
+    words = "-p no:cacheprovider -p ledger --numprocesses 2 --reruns 1 test_flaky.py"
+    (folder / "Makefile").write_text(f"flaky:\n\t@PYTHONPATH={path} {sys.executable} -m pytest {words}\n")
+    done = suite(folder, "flaky")
+    assert done.returncode == 0, done.stdout
+    assert verdicts(done, 1) == ["flaky: passed, 1 of 2 tests at the second try"]
+    named = "FLAKY flaky: test_flaky.py::test_that_passes_at_the_second_try: it passed at the second try"
+    assert f"\n{named}, and failed before\nAssertionError: it was not there" in done.stdout
+    assert "FLAKY flaky: test_flaky.py::test_that_passes:" not in done.stdout
+
+
 def test_the_log_of_a_part_is_kept(folder: Path) -> None:
     suite(folder, "bad")
     assert (folder / ".lab/logs/bad.log").read_text().startswith("of bad\n")
