@@ -131,7 +131,7 @@ def replace(places: Places, name: str, reason: str, by: str, keep_volumes: bool)
         steps.append("the old certificates are revoked")
     # Also what a run that was killed here left.
     revoking.reinstate(places, name, reason, by)
-    with witness.alone(wait=True):
+    with witness.alone():
         aside = set_aside(places, name, keep_volumes, datetime.now(UTC))
     steps += [f"the old machine's records are in {path}" for path in aside]
     return f"{name}: {'; '.join(steps) or 'nothing was left to do'}"
