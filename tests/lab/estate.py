@@ -28,9 +28,11 @@ from ledger import watch
 from lab.cgroup import mount_point
 from lab.cli import require_power
 from lab.instance import Instance, identity
+from llmkeep.bundle import manifest, signing
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / ".venv" / "bin" / "lab"
+BUNDLE = ROOT / ".lab" / "bundle"
 HOSTS = ("ops1", "llm1")
 QUESTION = "Name the capital of France."
 CLIENTS = 4
@@ -306,6 +308,19 @@ def escrow_medium(lab: Lab) -> Iterator[tuple[str, str]]:
         yield "/run/escrow.key", "/run/escrow.passphrase"
     finally:
         lab.on("ops1", f"rm {' '.join(files)}")
+
+
+def sign_as_builder(bundle: manifest.Manifest, folder: Path) -> None:
+    """Write a bundle's manifest to FOLDER, signed by the key that signed the lab's bundle."""
+    manifest.write(folder, bundle)
+    with signing.unlocked(ROOT / ".lab/keys/signing.key", ROOT / ".lab/passphrase") as key:
+        signing.sign(key, folder / manifest.NAME, folder / manifest.SIGNATURE)
+
+
+def carry(lab: Lab, folder: Path) -> None:
+    """Add the files of FOLDER to the bundle in use on the control node, from a medium."""
+    lab.run("plug", "ops1", str(folder))
+    lab.on("ops1", "cp -r /run/lab/stick/. /srv/llmkeep/bundle/current/")
 
 
 def drill(lab: Lab, volume: str) -> None:

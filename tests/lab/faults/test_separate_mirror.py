@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import trained_candidate
-from estate import ROOT, Lab, changed, sign_and_add
+from estate import BUNDLE, ROOT, Lab, changed, sign_and_add, sign_as_builder
 
-from llmkeep.bundle import manifest, signing
+from llmkeep.bundle import manifest
 
 INVENTORY = Path(__file__).with_name("separate_mirror")
 ON_OPS1 = f"-i /root/lab/{INVENTORY.relative_to(ROOT)}"  # where `lab demo` puts it
-BUNDLE, KEYS = ROOT / ".lab/bundle", ROOT / ".lab/keys"
 MEDIUM = "cp -r /media/llmkeep /root/medium && cp /root/manifest/* /root/medium/ && sh /root/medium/bootstrap"
 SERVING = "cd /srv/llmkeep && readlink bundle/current && ls releases"
 # Exit code of bash, or of timeout where no packet comes back.
@@ -31,9 +30,7 @@ def newer(folder: Path) -> Path:
     folder.mkdir()
     bundle = manifest.read(BUNDLE)
     bundle.serial += 1
-    manifest.write(folder, bundle)
-    with signing.unlocked(KEYS / "signing.key", ROOT / ".lab/passphrase") as key:
-        signing.sign(key, folder / manifest.NAME, folder / manifest.SIGNATURE)
+    sign_as_builder(bundle, folder)
     return folder
 
 

@@ -9,12 +9,10 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-from estate import CLIENTS, ROOT, Client, Lab, answers, load
+from estate import BUNDLE, CLIENTS, Client, Lab, answers, carry, load, sign_as_builder
 
-from llmkeep.bundle import manifest, signing
+from llmkeep.bundle import manifest
 
-BUNDLE, KEYS = ROOT / ".lab/bundle", ROOT / ".lab/keys"
-MIRROR = "/srv/llmkeep/bundle/current"
 LINKS = "cd /opt/llmkeep && readlink units/llm-*.service current"
 PIDS = "systemctl show --property=MainPID --value llm-audit.service 'llm-engine@*.service'"
 # A gateway that exits at once. Its configuration passes, since `llm-serve check` does not import it.
@@ -45,7 +43,7 @@ def recorded(content: bytes) -> str:
     return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
 
 
-def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
+def carry_payload(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
     """Put a bundle with another payload on the mirror, signed as its builder would: what changed, by a medium."""
     bundle = manifest.read(BUNDLE)
     (old,) = (BUNDLE / "wheels/serving").glob("llmkeep_payload-*.whl")
@@ -61,11 +59,8 @@ def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
         for entry in bundle.files
     ]
     bundle.serial += serial
-    manifest.write(folder, bundle)
-    with signing.unlocked(KEYS / "signing.key", ROOT / ".lab/passphrase") as key:
-        signing.sign(key, folder / manifest.NAME, folder / manifest.SIGNATURE)
-    lab.run("plug", "ops1", str(folder))
-    lab.on("ops1", f"cp -r /run/lab/stick/. {MIRROR}/")
+    sign_as_builder(bundle, folder)
+    carry(lab, folder)
 
 
 def sha256(path: Path) -> str:
@@ -84,11 +79,11 @@ def test_a_release_whose_gateway_exits_is_left_by_itself_and_fails_no_request(
     answers(client)
     before = estate.on("llm1", LINKS)
     pids = estate.on("llm1", PIDS)
-    carry(estate, tmp_path / "broken", 2, {"llmserve/gateway/process.py": EXITS})
+    carry_payload(estate, tmp_path / "broken", 2, {"llmserve/gateway/process.py": EXITS})
     with load(estate, client) as statuses:
         output = upgrade(estate)
     # What comes after finds a mirror whose payload works.
-    carry(estate, tmp_path / "works", 3, {"llmserve/__init__.py": b"# another release\n"})
+    carry_payload(estate, tmp_path / "works", 3, {"llmserve/__init__.py": b"# another release\n"})
     assert output.strip().endswith("ended with 1"), output[-3000:]
     assert "does not work here: llm-gateway@1.service" in " ".join(output.split())
     assert estate.on("llm1", LINKS) == before
@@ -101,7 +96,7 @@ def test_an_upgrade_under_load_replaces_gateways_then_record_and_engines_and_fai
     estate: Lab, client: Client, tmp_path: Path
 ) -> None:
     before, pids = estate.on("llm1", LINKS).split(), estate.on("llm1", PIDS).split()
-    carry(estate, tmp_path, 4, {"llmserve/__init__.py": b"# with its engine\n"})
+    carry_payload(estate, tmp_path, 4, {"llmserve/__init__.py": b"# with its engine\n"})
     with load(estate, client) as statuses:
         gateways = upgrade(estate)
         pids_between = estate.on("llm1", PIDS).split()
