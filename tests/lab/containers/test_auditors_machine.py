@@ -36,7 +36,7 @@ def finding(urgency: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Machine:
-    """An auditor's: an archive, the noted verifier key, and llmproof alone."""
+    """The auditor's machine: a report's archive, the verifier key noted before, and llmproof alone."""
 
     archive: Path
     verifier: str
@@ -80,7 +80,7 @@ def add_databases(lab: Lab, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def machine(estate: Lab, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """With the report of an estate for which an SBOM and a waiver were made."""
+    """An auditor's machine with the report of an estate that has an SBOM and a waiver."""
     folder = tmp_path_factory.mktemp("auditor")
     add_databases(estate, tmp_path_factory.mktemp("databases"))
     estate.on("ops1", "mkdir -p /etc/llmkeep/waivers && cat > /etc/llmkeep/waivers/openssl.yml", given=WAIVER)
